@@ -312,13 +312,11 @@ class _EntryAxes:
         budget = self.grid.model_dump(include={"delta", "unit", "trust"})
         epsilon = float(params["epsilon"])
         faults = []
-        missing = []
-        for name, of_grid in budget.items():
-            if params[name] is None:
-                missing.append(name)
-            elif params[name] != of_grid:
+        for name, value in budget.items():
+            if params[name] not in (None, value):
                 stated = spelled(params[name])
-                faults.append(f"{name} is {stated} and the grid's is {spelled(of_grid)}")
+                faults.append(f"{name} is {stated} and the grid's is {spelled(value)}")
+        missing = [name for name in budget if params[name] is None]
         if missing and math.isfinite(epsilon):
             faults.append(f"ε = {number(epsilon)} is stated without its {', '.join(missing)}")
         if faults:

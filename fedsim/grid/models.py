@@ -461,11 +461,8 @@ class AlgorithmEntry(_Model):
     @property
     def is_called_by_path(self) -> bool:
         """Return whether tables would show the file or module of its class, as it has no label."""
-        shown_path, _, shown_class = self.display.rpartition(":")
         path, _, class_name = self.name.rpartition(":")
-        if not shown_path:
-            return False
-        return shown_class == class_name and Path(shown_path).name == Path(path).name
+        return path != "" and self.display.endswith(f"{Path(path).name}:{class_name}")
 
     def within(self, folder: Path) -> AlgorithmEntry:
         """Return the same entry with a relative path of its file taken from ``folder``.
@@ -611,17 +608,21 @@ class Grid(_Model):
     def most_cells(self) -> int:
         """Return an upper bound on the number of cells.
 
-        ``evaluation.unseen: each`` counts as one site, and every algorithm as having each scanned
-        parameter.
+        ``evaluation.unseen: each`` counts as one site, and every algorithm as tuned and as having
+        each scanned parameter.
         """
         variants = 0
         for entry in self.algorithms:
-            curves = 1
-            if self.tune.params or entry.tune:
-                curves = len(self.tune.curves)
             axes = self.scan | entry.scan
-            variants += curves * prod(map(len, axes.values()))
-        shared_axes = (self.sets, self.alpha, self.clients, self.epsilon, self.seeds)
+            variants += prod(map(len, axes.values()))
+        shared_axes = (
+            self.sets,
+            self.alpha,
+            self.clients,
+            self.epsilon,
+            self.seeds,
+            self.tune.curves,
+        )
         return prod(map(len, shared_axes)) * variants
 
     @property
@@ -649,29 +650,23 @@ class Grid(_Model):
             where: What the message is about within it. ``encoder: WHERE`` names its encoder.
             public: Whether the message is about the public data set beside it.
         """
-        position = self._position_of(dataset)
-        spec: DatasetSpec | None = self.dataset[position]
+        position = 0
+        while dataset not in self.dataset[position].encoded_by(self.encoder):
+            position += 1
+        spec = self.dataset[position]
         loc: Loc = ("dataset", position)
-        if public:
+        if public and self.public is not None:
             spec = self.public
             loc = ("public",)
         key, _, rest = where.partition(": ")
-        if key == "encoder" and spec is not None:
+        if key == "encoder":
             where = rest
             loc = (*loc, "encoder")
-            if spec.encoder is None and dataset.encoder in self.encoder:
-                loc = ("encoder", self.encoder.index(dataset.encoder))
-            elif spec.encoder is None:
+            if spec.encoder is None:
                 loc = ("encoder", 0)
+                if dataset.encoder in self.encoder:
+                    loc = ("encoder", self.encoder.index(dataset.encoder))
         return ": ".join(filter(None, [self.location(*loc), where]))
-
-    def _position_of(self, dataset: DatasetSpec) -> int:
-        """Return the position on the axis of data sets from which one of ``sets`` comes."""
-        return next(
-            position
-            for position, spec in enumerate(self.dataset)
-            if dataset in spec.encoded_by(self.encoder)
-        )
 
     @property
     def unit_column(self) -> str | None:

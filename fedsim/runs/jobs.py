@@ -64,8 +64,6 @@ class Job:
         asked: returns the name of the worker's method that does the job, then its arguments.
         done: takes every item that the worker yields, but no failure.
         trial: a cell whose algorithm the job runs; None if it runs none.
-        trains: whether the job trains a cell. Then it needs all actors of the cell, and it is ended
-            after the grid's ``cell_timeout``. Any other job runs on a slot of any shape.
     """
 
     run: RunContext
@@ -74,15 +72,20 @@ class Job:
     asked: Callable[[Put], tuple[Any, ...]]
     done: Callable[[Item], None]
     trial: Trial | None = None
-    trains: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether the job is to train a cell.
+
+        Then it needs a slot with all actors of the cell, and it is ended after the grid's
+        ``cell_timeout``. Any other job runs on a slot of any shape.
+        """
+        return False
 
     @property
     def need(self) -> Need:
-        """The actors that the job needs."""
-        prepared = self.run.prepared
-        if self.trains and self.trial is not None:
-            return prepared.need_of(self.trial)
-        return prepared.need
+        """The actors that the job needs: one."""
+        return self.run.prepared.need
 
     @cached_property
     def plug_in(self) -> str:
@@ -99,10 +102,6 @@ class Job:
             )
         else:
             self.done(item)
-
-    def again(self) -> Job:
-        """Return the job that is left to do after the worker was lost."""
-        return self
 
 
 class CellJob(Job):
@@ -141,10 +140,21 @@ class CellJob(Job):
             asked=self._ask,
             done=self.take,
             trial=trial,
-            trains=not trainings,
         )
         self.trainings = list(trainings)
         self.equal = list(equal)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the cell has no training line yet."""
+        return not self.trainings
+
+    @property
+    def need(self) -> Need:
+        """The actors that the job needs: all actors of the cell for a training, else one."""
+        if self.trains:
+            return self.run.prepared.need_of(self.trial)
+        return self.run.prepared.need
 
     @property
     def trials(self) -> list[Trial]:
@@ -162,12 +172,6 @@ class CellJob(Job):
             self._record_evaluation(item.evaluation, item.seconds)
         elif isinstance(item, Failure):
             self._record_failure(item)
-
-    def again(self) -> Job:
-        """Return the job that is left: only the evaluation, once the training line is written."""
-        if not self.trainings:
-            return self
-        return CellJob(self.run, self.trial, self.trainings, self.equal)
 
     def refused(self, failure: Failure) -> PluginError:
         """Return the error for a plug-in whose first training fails.
@@ -192,7 +196,7 @@ class CellJob(Job):
     def _ask(self, put: Put) -> tuple[Any, ...]:
         """Return the worker's method and arguments: ``train`` or ``evaluate``."""
         data = put(self.trial.data_key)
-        if not self.trainings:
+        if self.trains:
             self._begin_log("started")
             checkpoint = self._checkpoint.read_bytes() if self._checkpoint.exists() else None
             # Within a list the data set stays a reference, which the worker hands on to the other

@@ -15,8 +15,9 @@ from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, LocalPool
+from fedsim.training.rehearsal import first_rounds, made_up_cohort
 from fedsim.training.rounds import to_the_end, train
-from fedsim.training.trial import Trial, first_rounds, made_up_cohort
+from fedsim.training.trial import Trial
 from fedsim.words import number
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -57,10 +58,9 @@ def parts_of(trial: Trial) -> Parts:
             shapes[round_.release.name] = {name: tuple(value.shape) for name, value in sums.items()}
             return messages
 
-    cell = trial.cell
     with torch.random.fork_rng(devices=[]):
-        cohort = made_up_cohort(cell.algorithm, cell.params, trial.task, trial.plan, ROWS_A_CLIENT)
-        schedule = first_rounds(cohort.algorithm)
+        cohort = made_up_cohort(trial, ROWS_A_CLIENT)
+        schedule = first_rounds(cohort.algorithm, 1)
         pool = NotingPool([cohort])
         to_the_end(train(cohort.algorithm, pool, trial.plan, Seeds(0), schedule=schedule))
     return cohort, shapes

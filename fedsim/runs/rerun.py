@@ -20,7 +20,7 @@ from fedsim.runs.bench import engine_for
 from fedsim.runs.display import Display
 from fedsim.runs.job_list import entries_of, missing_jobs
 from fedsim.runs.jobs import RunContext
-from fedsim.runs.manifest import prepared_again, write_manifest
+from fedsim.runs.manifest import prepared_again
 from fedsim.runs.prepare import Prepared
 from fedsim.runs.scheduler import Scheduler
 from fedsim.words import counted, print_line
@@ -115,8 +115,7 @@ def _run_in_scratch_folder(prepared: Prepared, cells: Sequence[Cell], console: C
         jobs = missing_jobs(run, (), RunResults(store.folder))
         with engine as running, run.display:
             Scheduler(run, running).run(jobs)
-        write_manifest(store.folder, prepared, entries_of(prepared))
-        results = read_results(scratch)
+        results = replace(read_results(scratch), entries=entries_of(prepared))
         cell_ids = {cell.cell_id for cell in cells}
         rows = [row for row in results.rows if row.cell_id in cell_ids]
         return rows, results.rounds()

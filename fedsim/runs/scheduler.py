@@ -96,10 +96,18 @@ class Slots:
 
 @dataclass
 class Running:
-    """A job on its slot; ``since`` is None until its worker has begun."""
+    """A job on its slot.
+
+    Attributes:
+        job: the job.
+        slot: its slot.
+        limited: whether the job is ended after the grid's ``cell_timeout``.
+        since: when its worker began; None before that.
+    """
 
     job: Job
     slot: Slot
+    limited: bool
     since: float | None = None
 
 
@@ -173,7 +181,7 @@ class Scheduler:
             self.queue.remove(job)
             self.context.display.job_started(job.key, job.name)
             stream = self.engine.start(slot, *job.asked(self._put))
-            self.running[stream] = Running(job, slot)
+            self.running[stream] = Running(job, slot, job.trains)
         self.slots.end_idle()
 
     def _first_that_fits(self) -> Job | None:
@@ -230,7 +238,7 @@ class Scheduler:
         limit = self.resources.cell_timeout or math.inf
         for stream, running in list(self.running.items()):
             seconds = now - (running.since or now)
-            if running.job.trains and seconds > limit:
+            if running.limited and seconds > limit:
                 del self.running[stream]
                 what = f"it ran for longer than cell_timeout ({limit:g} s)"
                 failure = Failure("TimeoutError", what, "", goes_on=True)
@@ -254,4 +262,4 @@ class Scheduler:
         self.context.display.note(f"{job.name}: {failure.message}; it runs again")
         if isinstance(job, CellJob):
             self.context.store.log(job.trial.cell.cell_id, [failure.message])
-        self.queue.appendleft(job.again())
+        self.queue.appendleft(job)

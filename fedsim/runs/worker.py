@@ -13,7 +13,6 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fedsim.data.embeddings import Embeddings
@@ -31,17 +30,10 @@ from fedsim.runs.prepare import Need
 from fedsim.runs.process import Process
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import LocalPool
+from fedsim.training.rehearsal import rehearse
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.state import Checkpoints
-from fedsim.training.trial import (
-    MADE_UP_ROWS,
-    Outcome,
-    Trial,
-    local_pool,
-    made_up_cohort,
-    run_trial,
-    train_rehearsed,
-)
+from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 
 if TYPE_CHECKING:
     from fedsim.evidence.audit.audit import AuditRun
@@ -137,7 +129,7 @@ class Worker(Process):
 
         check_source(trial.cell)
         if not is_shipped(lookup(trial.cell.algorithm)):
-            _rehearse(trial)
+            rehearse(trial)
         run = run_tuned if trial.candidates else run_trial
         steps = run(trial, same_data, make_pool, checkpoints, self.device)
         for group in gathered(steps):
@@ -238,15 +230,3 @@ class Worker(Process):
         self.output.seek(0)
         self.output.truncate()
         return text
-
-
-def _rehearse(trial: Trial) -> None:
-    """Run two rounds of a plug-in on made-up examples, before it sees real ones.
-
-    A loss that is not computed per example would void the privacy plan; the rehearsal raises an
-    error for it.
-    """
-    cell = trial.cell
-    task = replace(trial.task, clients=min(2, trial.task.clients))
-    cohort = made_up_cohort(cell.algorithm, cell.params, task, trial.plan, MADE_UP_ROWS)
-    train_rehearsed(cohort, trial.plan)
