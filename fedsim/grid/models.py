@@ -592,7 +592,9 @@ class Grid(_Model):
     @field_validator("unit")
     @classmethod
     def _partition_keeps_units_together(
-        cls, unit: str | GroupUnit, info: ValidationInfo
+        cls,
+        unit: str | GroupUnit,
+        info: ValidationInfo,
     ) -> str | GroupUnit:
         """Refuse a partition that keeps together the groups of another column than the unit's."""
         partition = info.data.get("partition")

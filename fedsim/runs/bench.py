@@ -41,7 +41,10 @@ MOST_SHOWN = 12
 
 
 def engine_for(
-    prepared: Prepared, address: str | None = None, *, in_process: bool = False
+    prepared: Prepared,
+    address: str | None = None,
+    *,
+    in_process: bool = False,
 ) -> tuple[Prepared, AbstractContextManager[Engine]]:
     """Return the engine that runs a grid, and the grid as that engine runs it.
 
@@ -100,7 +103,7 @@ def run_bench(
     store.check_free()
     with store.lock():
         lines = read_results(folder)
-        show_time_left(prepared, lines, console, least_minutes=1)
+        show_time_left(prepared, lines, console, least=60)
         ended = ended_cells(entries, lines, retry_failed=retry_failed)
         display = Display(
             console,
@@ -139,7 +142,10 @@ def _discard_checkpoints(run: RunContext, lines: RunResults) -> None:
 
 
 def _describe_run(
-    run: RunContext, entries: Sequence[Entry], lines: RunResults, console: Console
+    run: RunContext,
+    entries: Sequence[Entry],
+    lines: RunResults,
+    console: Console,
 ) -> None:
     """Write the manifest and the partitions, and say what becomes of cells of earlier grids."""
     prepared = run.prepared
@@ -167,7 +173,10 @@ def _describe_run(
 
 
 def _run_jobs(
-    run: RunContext, jobs: Sequence[Job], console: Console, engine: AbstractContextManager[Engine]
+    run: RunContext,
+    jobs: Sequence[Job],
+    console: Console,
+    engine: AbstractContextManager[Engine],
 ) -> Report:
     """Run the jobs, then draw the report.
 

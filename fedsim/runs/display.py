@@ -110,11 +110,11 @@ class Display:
         if not self._progress.disable or time.monotonic() - self._printed < EVERY:
             return
         self._printed = time.monotonic()
-        elapsed = _duration(self._printed - self._started)
+        elapsed = duration(self._printed - self._started)
         words = [self._finished_words(), self._running_words(), f"{elapsed} elapsed"]
         left = self._progress.tasks[0].time_remaining
         if left is not None:
-            words.append(f"about {_duration(left)} left")
+            words.append(f"about {duration(left)} left")
         self.note(", ".join(words))
 
     def _finished_words(self) -> str:
@@ -166,8 +166,9 @@ class Display:
             words.append(f"{left} not finished")
         if self.audits:
             words.append(f"{self.audits_ended} of {counted(self.audits, 'audit')} done")
-        self.note(f"{', '.join(words)} in {_duration(time.monotonic() - self._started)}")
+        self.note(f"{', '.join(words)} in {duration(time.monotonic() - self._started)}")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time as hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))

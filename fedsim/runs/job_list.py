@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 
 def missing_jobs(
-    run: RunContext, audits: Sequence[ClaimAudit], lines: RunResults, *, retry_failed: bool = False
+    run: RunContext,
+    audits: Sequence[ClaimAudit],
+    lines: RunResults,
+    *,
+    retry_failed: bool = False,
 ) -> Iterator[Job]:
     """Yield a job for every result line that the grid lacks.
 
@@ -64,7 +68,11 @@ def missing_jobs(
 
 
 def _job_for_cell(
-    run: RunContext, trial: Trial, lines: RunResults, *, retry_failed: bool
+    run: RunContext,
+    trial: Trial,
+    lines: RunResults,
+    *,
+    retry_failed: bool,
 ) -> CellJob | None:
     """Return the job that a cell needs; None if nothing is to be done for it."""
     cell = trial.cell

@@ -186,7 +186,9 @@ class CellJob(Job):
         log = self.run.store.folder.log(cell.cell_id)
         what = f"its first cell failed: {failure.summary()} ({log})"
         return PluginError(
-            where, what, "correct it, or give --keep-going to record a failed cell and go on"
+            where,
+            what,
+            "correct it, or give --keep-going to record a failed cell and go on",
         )
 
     @property

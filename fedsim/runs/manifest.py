@@ -86,7 +86,10 @@ def prepared_again(folder: RunFolder, *, trust_plugin: bool) -> Prepared:
 
 
 def write_manifest(
-    folder: RunFolder, prepared: Prepared, entries: Sequence[Entry], kept: Sequence[Entry] = ()
+    folder: RunFolder,
+    prepared: Prepared,
+    entries: Sequence[Entry],
+    kept: Sequence[Entry] = (),
 ) -> None:
     """Write ``manifest.json``: versions, hardware, the grid, its methods and its cells.
 

@@ -77,7 +77,10 @@ def work_left(state: CellState, *, retry_failed: bool = False) -> Missing | Trai
 
 
 def ended_cells(
-    cells: Iterable[Entry], lines: RunResults, *, retry_failed: bool = False
+    cells: Iterable[Entry],
+    lines: RunResults,
+    *,
+    retry_failed: bool = False,
 ) -> list[Entry]:
     """Return the cells for which nothing is to be done any more, in the given order."""
     ended = []

@@ -123,7 +123,11 @@ def _signal_of_mean(trial: Trial, name: str, shape: tuple[int, ...], std: float)
 
 
 def _signal_of_gradients(
-    trial: Trial, plan: PrivacyPlan, cohort: Cohort, shapes: Shapes, release: Release
+    trial: Trial,
+    plan: PrivacyPlan,
+    cohort: Cohort,
+    shapes: Shapes,
+    release: Release,
 ) -> Signal:
     """Return the noise of a sum of clipped gradients or updates.
 

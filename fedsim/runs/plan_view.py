@@ -19,6 +19,7 @@ from fedsim.privacy.plan import PrivacyPlan, large_delta
 from fedsim.report.terminal import frame_table
 from fedsim.results.columns import UNVERIFIED
 from fedsim.results.join import RunResults, read_results
+from fedsim.runs.display import duration
 from fedsim.runs.missing import Missing, is_trained, state_of
 from fedsim.runs.noise_view import Parts, parts_of, signals
 from fedsim.runs.prepare import Prepared, label_matrices
@@ -213,20 +214,27 @@ def _warnings(prepared: Prepared) -> Iterator[str | None]:
 
     Some warnings are yielded several times; None stands for no warning.
     """
-    data = prepared.data
+    sites = {}
+    partitions = {}
     for trial in prepared.trials:
+        cell = trial.cell
+        data = prepared.data[trial.data_key]
+        sites[trial.data_key] = cell.evaluation.unseen
+        partitions[trial.data_key, cell.clients] = trial
         if trial.plan is not None and math.isfinite(trial.plan.epsilon_target):
-            cell = trial.cell
-            name = data[trial.data_key].name
-            yield large_delta(cell.unit_name, cell.delta, trial.units, name)
-    unseen_sites = {trial.data_key: trial.cell.evaluation.unseen for trial in prepared.trials}
-    for key, site in unseen_sites.items():
-        yield untested(data[key], site)
+            yield large_delta(
+                cell.unit_name,
+                cell.delta,
+                trial.units,
+                data.name,
+            )
+    for key, site in sites.items():
+        data = prepared.data[key]
+        yield untested(data, site)
         if "fidelity" in prepared.grid.evaluation.evaluators:
-            yield left_out(data[key], site)
-    partitions = {(trial.data_key, trial.cell.clients): trial for trial in prepared.trials}
+            yield left_out(data, site)
     for trial in partitions.values():
-        yield alpha_without_effect(trial, data[trial.data_key])
+        yield alpha_without_effect(trial, prepared.data[trial.data_key])
 
 
 def alpha_without_effect(trial: Trial, data: Embeddings) -> str | None:
@@ -247,7 +255,10 @@ def alpha_without_effect(trial: Trial, data: Embeddings) -> str | None:
 
 
 def show_time_left(
-    prepared: Prepared, lines: RunResults, console: Console, least_minutes: float = 0.0
+    prepared: Prepared,
+    lines: RunResults,
+    console: Console,
+    least: float = 0.0,
 ) -> None:
     """Print how long the trainings will take that a run folder lacks.
 
@@ -257,50 +268,60 @@ def show_time_left(
         prepared: the grid.
         lines: the lines of its run folder.
         console: where to print.
-        least_minutes: a shorter time is not printed.
+        least: a time of fewer seconds is not printed.
     """
     try:
-        minutes, words = time_left(prepared, lines)
+        seconds, words = time_left(prepared, lines)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         print_line(console, f"warning: the time cannot be estimated ({reason})", "yellow")
         return
-    if minutes >= least_minutes:
+    if seconds >= least:
         print_line(console, f"time: {words}")
 
 
 def time_left(prepared: Prepared, lines: RunResults) -> tuple[float, str]:
-    """Return the estimated minutes of the trainings that a run folder lacks, and words for them.
+    """Return the estimated seconds of the trainings that a run folder lacks, and words for them.
 
     A training is taken to last as long as the recorded ones of its algorithm. The words name the
-    algorithms that have not run yet; the minutes do not count them.
+    algorithms that have not run yet; the seconds do not count them.
     """
-    recorded: dict[str, list[float]] = {}
-    for training_id, line in lines.trainings.items():
-        if is_trained(training_id, lines):
-            recorded.setdefault(line["cell"]["algorithm"], []).append(line["seconds"])
-    cells = Counter[str]()
-    for trial in prepared.trials:
-        cell = trial.cell
-        # Of cells that share a training, only the first is trained.
-        shares = prepared.equal.get(cell.training_id, cell.training_id) != cell.training_id
-        if not shares and isinstance(state_of(cell, lines), Missing):
-            cells[cell.algorithm] += 1
-    known = {name: fmean(recorded[name]) * cells[name] for name in cells if name in recorded}
-    unknown = sorted(cells.keys() - known.keys())
-    total = sum(known.values())
-    minutes = total / prepared.parallel / 60
+    cells = _cells_to_train(prepared, lines)
+    recorded = _recorded_seconds(lines)
+    seconds = 0.0
+    known = 0
+    unknown = []
+    for name, count in sorted(cells.items()):
+        if name in recorded:
+            seconds += count * fmean(recorded[name]) / prepared.parallel
+            known += count
+        else:
+            unknown.append(name)
     words = []
     if known or not unknown:
-        duration = f"{minutes:.1f} minutes"
-        if minutes > 90:
-            duration = f"{minutes / 60:.1f} hours"
-        count = sum(cells[name] for name in known)
-        words.append(f"about {duration} of training for {counted(count, 'cell')}")
-    if len(known) > 1 and minutes > 1:
-        slowest = max(known, key=known.__getitem__)
-        words.append(f"{known[slowest] / total:.0%} of it {slowest}")
+        words.append(f"about {duration(seconds)} of training for {counted(known, 'cell')}")
     if unknown:
         folder = lines.folder.path
         words.append(f"not known before a cell of {', '.join(unknown)} has run in {folder}")
-    return minutes, ", ".join(words)
+    return seconds, ", ".join(words)
+
+
+def _cells_to_train(prepared: Prepared, lines: RunResults) -> Counter[str]:
+    """Return the number of cells that lack a training, by algorithm."""
+    cells = Counter[str]()
+    for trial in prepared.trials:
+        cell = trial.cell
+        first_training = prepared.equal.get(cell.training_id, cell.training_id)
+        if first_training == cell.training_id and isinstance(state_of(cell, lines), Missing):
+            cells[cell.algorithm] += 1
+    return cells
+
+
+def _recorded_seconds(lines: RunResults) -> dict[str, list[float]]:
+    """Return the seconds of all trainings that ended without an error, by algorithm."""
+    seconds: dict[str, list[float]] = {}
+    for training_id, line in lines.trainings.items():
+        if is_trained(training_id, lines):
+            algorithm = line["cell"]["algorithm"]
+            seconds.setdefault(algorithm, []).append(line["seconds"])
+    return seconds

@@ -154,7 +154,11 @@ def this_machine() -> Node:
 
 
 def prepare(
-    grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, *, keep_going: bool = False
+    grid: Grid,
+    nodes: Sequence[Node],
+    max_parallel: int | None = None,
+    *,
+    keep_going: bool = False,
 ) -> Prepared:
     """Prepare a grid: load the data, list the cells, plan every budget and lay out the actors.
 
@@ -242,7 +246,12 @@ class _Shared:
             with at(partial(self._location_of_plan, cell)):
                 cls = lookup(cell.algorithm)
                 self.plans[key] = plans_of(
-                    cls, cell.params, cell.tuning, task, cell.epsilon, cell.delta
+                    cls,
+                    cell.params,
+                    cell.tuning,
+                    task,
+                    cell.epsilon,
+                    cell.delta,
                 )
         return self.plans[key]
 
@@ -313,7 +322,11 @@ def _ignores_partition(trial: Trial) -> bool:
 
 
 def _clients_of_actors(
-    grid: Grid, clients: int, cells: int, capacity: int, parallel: int
+    grid: Grid,
+    clients: int,
+    cells: int,
+    capacity: int,
+    parallel: int,
 ) -> tuple[int, ...]:
     """Return the clients per actor of a cell, in client order.
 

@@ -124,7 +124,9 @@ def local_cluster(node: Node) -> Iterator[RayEngine]:
         )
     # The path of a socket may have 107 bytes, of which a long TMPDIR would leave Ray too few.
     scratch = tempfile.TemporaryDirectory(
-        prefix="fedsim-ray-", dir="/tmp", ignore_cleanup_errors=True
+        prefix="fedsim-ray-",
+        dir="/tmp",
+        ignore_cleanup_errors=True,
     )
     with scratch as folder, _head(node, Path(folder)) as address, _connected():
         try:
@@ -327,7 +329,12 @@ class TrialWorker(Worker):
         if len(trial.sizes) == 1:
             return super().pool(trial, data, held, seeds)
         return RayPool(
-            self.cohorts, trial.cohorts(seeds), trial.data_key, data, held[0], self.device
+            self.cohorts,
+            trial.cohorts(seeds),
+            trial.data_key,
+            data,
+            held[0],
+            self.device,
         )
 
     def failure(self, error: Exception | SystemExit) -> Failure | None:
@@ -478,7 +485,9 @@ class RayEngine(Engine):
         def actor_class(kind: type, index: int) -> Any:
             strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
             return ray.remote(kind).options(
-                num_cpus=need.cpus, num_gpus=need.gpus, scheduling_strategy=strategy
+                num_cpus=need.cpus,
+                num_gpus=need.gpus,
+                scheduling_strategy=strategy,
             )
 
         cohorts = []

@@ -108,7 +108,11 @@ class Worker(Process):
 
     @_job
     def train(
-        self, trial: Trial, data: Embeddings, held: Sequence[Any], checkpoint: bytes | None
+        self,
+        trial: Trial,
+        data: Embeddings,
+        held: Sequence[Any],
+        checkpoint: bytes | None,
     ) -> Iterator[Item]:
         """Train a cell, then evaluate it.
 

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from fedsim.data.embeddings import PublicRows
 from fedsim.errors import PluginError
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Round
-from fedsim.methods.products import Generator, is_classifier
+from fedsim.methods.products import is_classifier
 from fedsim.plugins.registry import lookup
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
@@ -38,22 +37,29 @@ def rehearse(trial: Trial) -> None:
     Raises:
         PluginError: a function of the algorithm broke its contract.
     """
-    plan = trial.plan
-    task = replace(trial.task, clients=min(2, trial.task.clients))
-    cohort = made_up_cohort(replace(trial, task=task), MADE_UP_ROWS)
-    algorithm: Algorithm = type(cohort.algorithm)(cohort.algorithm.params, cohort.algorithm.task)
-    pool = LocalPool([cohort], None if plan is None else algorithm)
+    clients = min(2, trial.task.clients)
+    trial = replace(trial, task=replace(trial.task, clients=clients))
+    cohort = made_up_cohort(trial, MADE_UP_ROWS)
+    of_clients = cohort.algorithm
+    algorithm = type(of_clients)(of_clients.params, of_clients.task)
+    tried = None
+    if trial.plan is not None:
+        tried = algorithm
+    pool = LocalPool([cohort], tried)
     schedule = first_rounds(algorithm, 2)
-    _, trained = to_the_end(train(algorithm, pool, plan, Seeds(0), schedule=schedule))
-    if not is_classifier(trained.made):
-        labels = torch.cat(cohort.clients.y).to(torch.int64)
-        _sample_rehearsed(trained.made, labels)
-
-
-def _sample_rehearsed(generator: Generator, labels: Tensor) -> None:
-    """Let a generator break its contract now rather than after every cell's training."""
+    steps = train(
+        algorithm,
+        pool,
+        trial.plan,
+        Seeds(0),
+        schedule=schedule,
+    )
+    _, trained = to_the_end(steps)
+    if is_classifier(trained.made):
+        return
+    labels = torch.cat(cohort.clients.y).to(torch.int64)
     try:
-        generator.sample(labels, torch.Generator().manual_seed(0))
+        trained.made.sample(labels, torch.Generator().manual_seed(0))
     except PluginError:
         raise
     except Exception:
@@ -69,25 +75,29 @@ def made_up_cohort(trial: Trial, count: int) -> Cohort:
     parameters of an algorithm that allows it, so that all examples are sampled. If the unit is a
     group, two examples are one.
     """
-    name = trial.cell.algorithm
+    cell = trial.cell
     task = trial.task
+    clients = task.clients
     if task.public is None:
-        task = replace(task, public=PublicRows.made_up(task.dim, task.classes))
-    total = count * task.clients
-    x = np.random.default_rng(0).standard_normal((total, task.dim), dtype=np.float32)
+        public = PublicRows.made_up(task.dim, task.classes)
+        task = replace(task, public=public)
+    total = count * clients
+    stream = np.random.default_rng(0)
+    x = stream.standard_normal((total, task.dim), dtype=np.float32)
     x = x / np.linalg.norm(x, axis=1, keepdims=True)
     y = np.arange(total) % task.classes
+    numbers = np.arange(total)
     groups = None
     if task.unit == "group":
-        groups = (np.arange(count) // 2,) * task.clients
+        groups = (np.arange(count) // 2,) * clients
     spec = CohortSpec(
-        name,
-        _brief_params(name, trial.cell.params),
+        cell.algorithm,
+        _brief_params(cell.algorithm, cell.params),
         task,
         trial.plan,
         Seeds(0),
-        members=tuple(range(task.clients)),
-        rows=tuple(np.split(np.arange(total), task.clients)),
+        members=tuple(range(clients)),
+        rows=tuple(np.split(numbers, clients)),
         groups=groups,
     )
     return Cohort(spec, x, y)
