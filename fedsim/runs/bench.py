@@ -136,8 +136,9 @@ def _discard_checkpoints(run: RunContext, lines: RunResults) -> None:
     in_grid = {trial.cell.training_id for trial in run.prepared.trials}
     for path in run.store.folder.checkpoints.glob("*"):
         # A process that died while it replaced a checkpoint left a file .ID.safetensors.PID.part.
-        training_id = path.name.removeprefix(".").partition(".")[0]
-        if is_trained(training_id, lines) or (training_id not in in_grid and may_hold_key(path)):
+        training_id, _, _ = path.name.removeprefix(".").partition(".")
+        is_left = training_id not in in_grid
+        if is_trained(training_id, lines) or (is_left and may_hold_key(path)):
             path.unlink(missing_ok=True)
 
 

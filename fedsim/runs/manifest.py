@@ -71,17 +71,21 @@ def prepared_again(folder: RunFolder, *, trust_plugin: bool) -> Prepared:
     """
     folder.check()
     manifest = read_manifest(folder.path)
+    where = str(folder.manifest)
     try:
         grid = Grid.model_validate(decode(manifest["grid"]))
         refused = {entry["algorithm"] for entry in manifest["refused"]}
     except (KeyError, ValidationError) as error:
         what = "cannot be read (it has no grid of this version)"
-        raise UserError(str(folder.manifest), what, RESTORE) from error
-    algorithms = tuple(entry for entry in grid.algorithms if entry.display not in refused)
-    grid = grid.model_copy(update={"algorithms": algorithms})
-    if not trust_plugin:
-        for entry in grid.algorithms:
-            check_installed(entry.name, str(folder.manifest))
+        raise UserError(where, what, RESTORE) from error
+    entries = []
+    for entry in grid.algorithms:
+        if entry.display in refused:
+            continue
+        if not trust_plugin:
+            check_installed(entry.name, where)
+        entries.append(entry)
+    grid = grid.model_copy(update={"algorithms": tuple(entries)})
     return prepare(grid, [this_machine()])
 
 
@@ -137,12 +141,19 @@ def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry],
             and today's code. A cell with a label of the grid must also have that label's
             parameters. Second, the cells that the report no longer shows.
     """
-    cells = [trial.cell for trial in prepared.trials]
-    ids_in_grid = {cell.cell_id for cell in cells}
-    evaluations = {cell.evaluation for cell in cells}
-    sources: dict[str, str | None] = {cell.algorithm: cell.source for cell in cells}
-    pages = {_text_of(cell.model_dump(mode="json"), PAGE_FIELDS) for cell in cells}
-    methods = {cell.label: _text_of(cell.model_dump(mode="json"), METHOD_FIELDS) for cell in cells}
+    ids_in_grid = set()
+    evaluations = set()
+    pages = set()
+    methods: dict[str, str] = {}
+    sources: dict[str, str | None] = {}
+    for trial in prepared.trials:
+        cell = trial.cell
+        fields = cell.model_dump(mode="json")
+        ids_in_grid.add(cell.cell_id)
+        evaluations.add(cell.evaluation)
+        pages.add(_text_of(fields, PAGE_FIELDS))
+        methods[cell.label] = _text_of(fields, METHOD_FIELDS)
+        sources[cell.algorithm] = cell.source
     kept = []
     dropped = []
     for entry in lines.entries:
@@ -175,9 +186,14 @@ def _text_of(cell: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def _describe_method(label: str, cls: type[Algorithm]) -> dict[str, str]:
     """Return what the class says that a method is, and the paper that it follows."""
-    first_paragraph = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0]
-    text = " ".join(first_paragraph.replace("`", "").split())
-    return {"label": label, "text": text, "source": cls.source}
+    docstring = inspect.cleandoc(cls.__doc__ or "")
+    first_paragraph, _, _ = docstring.partition("\n\n")
+    words = first_paragraph.replace("`", "").split()
+    return {
+        "label": label,
+        "text": " ".join(words),
+        "source": cls.source,
+    }
 
 
 def now() -> str:

@@ -134,14 +134,15 @@ class Prepared:
             return False
         if self.need.gpus or grid.resources.cell_timeout or grid.audit or grid.check:
             return False
-        if not all(is_shipped(lookup(trial.cell.algorithm)) for trial in self.trials):
-            return False
         work = 0.0
         for trial in self.trials:
-            algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+            name = trial.cell.algorithm
+            if not is_shipped(lookup(name)):
+                return False
+            algorithm = build_algorithm(name, trial.cell.params, trial.task)
+            rounds = len(list(algorithm.schedule()))
             trainings = max(1, len(trial.candidates))
-            rounds = sum(1 for _ in algorithm.schedule()) * trainings
-            work += rounds * trial.train_rows * trial.task.dim
+            work += rounds * trainings * trial.train_rows * trial.task.dim
         return work <= SHORT_WORK
 
 
@@ -383,24 +384,25 @@ def label_matrices(prepared: Prepared) -> list[LabelMatrix]:
 
     Clients that are divided by site are named after it, with a number if several share one.
     """
-    matrices: dict[tuple[Any, ...], LabelMatrix] = {}
+    matrices: dict[Any, LabelMatrix] = {}
     for trial in prepared.trials:
         cell = trial.cell
         partition = trial.partition
         data = prepared.data[trial.data_key]
-        key = (
+        place = (
             shown(cell.dataset, cell.evaluation.unseen),
             partition.scheme,
             cell.concentration,
             cell.clients,
             cell.seed,
         )
-        if key not in matrices:
-            matrices[key] = LabelMatrix(
-                *key,
-                fingerprint=partition.fingerprint,
-                counts=partition.label_counts,
-                classes=data.names,
-                sites=site_names(data, partition, cell.partition),
-            )
+        if place in matrices:
+            continue
+        matrices[place] = LabelMatrix(
+            *place,
+            fingerprint=partition.fingerprint,
+            counts=partition.label_counts,
+            classes=data.names,
+            sites=site_names(data, partition, cell.partition),
+        )
     return list(matrices.values())

@@ -324,10 +324,10 @@ class TrialWorker(Worker):
         _prepare_actor()
         self.cohorts = list(cohorts)
 
-    def pool(self, trial: Trial, data: Embeddings, held: Sequence[Any], seeds: Seeds) -> LocalPool:
+    def pool(self, held: Sequence[Any], trial: Trial, data: Embeddings, seeds: Seeds) -> LocalPool:
         """Return the clients of a cell, on all actors of the slot."""
         if len(trial.sizes) == 1:
-            return super().pool(trial, data, held, seeds)
+            return super().pool(held, trial, data, seeds)
         return RayPool(
             self.cohorts,
             trial.cohorts(seeds),

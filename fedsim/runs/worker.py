@@ -90,13 +90,13 @@ class Worker(Process):
         self.capture = capture
         self.output = io.StringIO()
 
-    def pool(self, trial: Trial, data: Embeddings, held: Sequence[Any], seeds: Seeds) -> LocalPool:
+    def pool(self, held: Sequence[Any], trial: Trial, data: Embeddings, seeds: Seeds) -> LocalPool:
         """Return the clients of a cell.
 
         Args:
+            held: a list whose only item is the data set in the form that the engine passes on.
             trial: the cell.
             data: its data set.
-            held: a list whose only item is the data set in the form that the engine passes on.
             seeds: the seed tree of the training.
         """
         return local_pool(trial, data, seeds, self.device)
@@ -127,15 +127,17 @@ class Worker(Process):
         """
         same_data = self.same(trial.data_key, data)
         checkpoints = Checkpoints(checkpoint, trial.cell.training_id)
-
-        def make_pool(trial: Trial, data: Embeddings, seeds: Seeds) -> LocalPool:
-            return self.pool(trial, data, held, seeds)
-
         check_source(trial.cell)
         if not is_shipped(lookup(trial.cell.algorithm)):
             rehearse(trial)
         run = run_tuned if trial.candidates else run_trial
-        steps = run(trial, same_data, make_pool, checkpoints, self.device)
+        steps = run(
+            trial,
+            same_data,
+            functools.partial(self.pool, held),
+            checkpoints,
+            self.device,
+        )
         for group in gathered(steps):
             records = tuple(step for step in group if isinstance(step, RoundRecord))
             yield Progress(records, self.printed(), checkpoints.unsent())

@@ -110,10 +110,12 @@ def test_the_probes_penalty_follows_the_real_rows_a_class_and_feature_where_they
 
 
 def test_a_grid_with_everything_is_read_from_its_own_folder_and_written_as_it_was(
-    write: Write, tmp_path: Path
+    write: Write,
+    tmp_path: Path,
 ) -> None:
     grid = load_grid(
-        write(EVERYTHING, "my_grid.yaml"), ["evaluation.per_class=50", "clients=[2, 3]"]
+        write(EVERYTHING, "my_grid.yaml"),
+        ["evaluation.per_class=50", "clients=[2, 3]"],
     )
     assert (grid.name, grid.clients, grid.evaluation.per_class, grid.evaluation.probe_c) == (
         "my_grid",
@@ -239,7 +241,10 @@ BASE = "algorithms: [config-private]\n"
     ],
 )
 def test_a_mistake_is_one_message_with_its_place(
-    write: Write, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+    write: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(write(text).parent)
     with pytest.raises(UserError) as caught:
@@ -301,7 +306,9 @@ def test_a_file_of_any_name_is_a_grid_whose_name_is_a_slug(write: Write) -> None
 
 
 def test_a_missing_file_is_told_before_a_missing_encoder_which_is_told_where_it_stands(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write: Write,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
     save_folder(tmp_path / "pets")
@@ -328,7 +335,8 @@ def test_a_missing_file_is_told_before_a_missing_encoder_which_is_told_where_it_
 
 
 def test_a_mistake_in_an_override_or_a_file_that_is_none_names_it(
-    write: Write, tmp_path: Path
+    write: Write,
+    tmp_path: Path,
 ) -> None:
     path = write(BASE + "name: x")
     for override, message in (
@@ -508,12 +516,14 @@ def test_no_two_cells_are_equal_or_are_called_the_same(twice: dict[str, Any]) ->
 def test_what_the_data_do_not_allow_is_named_by_place(write: Write) -> None:
     grid = load_grid(write(BASE + "dataset: [digits, {npz: a.npz}]\nclients:\n  - 5\n  - 40"))
     with pytest.raises(
-        UserError, match=r"g.yaml:5: clients\[1\]: 40 clients × 2 \(partition.min_size\) = 80 rows"
+        UserError,
+        match=r"g.yaml:5: clients\[1\]: 40 clients × 2 \(partition.min_size\) = 80 rows",
     ):
         cells_of(grid, digits=toy(rows=90), a=toy(rows=60))
     grid = load_grid(write(BASE + "partition:\n  scheme: column\n  column: site"))
     with pytest.raises(
-        UserError, match=r"g.yaml:4: partition.column: the data set has no column 'site'"
+        UserError,
+        match=r"g.yaml:4: partition.column: the data set has no column 'site'",
     ):
         cells_of(grid)
 

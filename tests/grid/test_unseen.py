@@ -64,7 +64,9 @@ def test_each_leaves_every_site_out_in_turn_in_a_cell_of_its_own(tmp_path: Path)
     ],
 )
 def test_a_site_that_cannot_be_left_out_is_reported(
-    tmp_path: Path, keys: dict[str, Any], said: str
+    tmp_path: Path,
+    keys: dict[str, Any],
+    said: str,
 ) -> None:
     with pytest.raises((UserError, ValueError), match=said):
         cells(digits_of_sites(tmp_path), **keys)

@@ -61,7 +61,8 @@ def test_finished_cells_stay_and_only_new_ones_run(bench: Bench) -> None:
 
 
 def test_mistake_in_the_estimate_is_a_warning(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fail(*arguments: Any) -> None:
         raise ZeroDivisionError("no cells")
@@ -166,7 +167,9 @@ def checkpoint_of(folder: Path, grid: Grid, cell: int = 0) -> Path:
 
 
 def test_bench_killed_after_a_training_leaves_no_checkpoint(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     grid = small_grid("dp-gaussian", epsilon=4.0, privacy={"noise": "secret"})
     checkpoint = checkpoint_of(tmp_path / "run", grid)
@@ -195,7 +198,10 @@ def leave_checkpoint(path: Path, secret: int | None) -> None:
 
 @pytest.mark.parametrize(("secret", "stays"), [(5, False), (None, True)])
 def test_only_checkpoints_without_a_key_outlive_their_grid(
-    bench: Bench, tmp_path: Path, secret: int | None, stays: bool
+    bench: Bench,
+    tmp_path: Path,
+    secret: int | None,
+    stays: bool,
 ) -> None:
     path = RunFolder(tmp_path / "run").checkpoint("of-an-earlier-grid")
     leave_checkpoint(path, secret)
@@ -205,7 +211,9 @@ def test_only_checkpoints_without_a_key_outlive_their_grid(
 
 @pytest.mark.parametrize("name", ["x.safetensors", ".x.safetensors.12.part"])
 def test_unreadable_checkpoint_of_an_earlier_grid_is_removed(
-    bench: Bench, tmp_path: Path, name: str
+    bench: Bench,
+    tmp_path: Path,
+    name: str,
 ) -> None:
     path = RunFolder(tmp_path / "run").checkpoint("x").with_name(name)
     leave_file(path, b"torn")
@@ -233,7 +241,8 @@ def edited(bench: Bench, folder: Path, text: str, grid: Grid) -> Ran:
 
 
 def test_edited_method_runs_anew_and_its_old_results_leave_the_page(
-    bench: Bench, plugins: Path
+    bench: Bench,
+    plugins: Path,
 ) -> None:
     (plugins / "edited_method.py").write_text(GOOD)
     grid = small_grid(my_method("edited_method"), "dp-gaussian", epsilon=[1.0, 8.0])
@@ -273,7 +282,9 @@ def test_page_keeps_a_plug_in_that_left_the_grid(bench: Bench, plugins: Path) ->
 
 @pytest.mark.parametrize("text", [f"{GOOD}EDITED = True\n", "raise SystemExit", ""])
 def test_page_drops_an_edited_plug_in_without_running_it(
-    bench: Bench, plugins: Path, text: str
+    bench: Bench,
+    plugins: Path,
+    text: str,
 ) -> None:
     assert labels_after_edit(bench, plugins, text) == {"dp-gaussian"}
     assert "edited_method" not in sys.modules

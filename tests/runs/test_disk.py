@@ -47,7 +47,9 @@ def fill(folder: Path) -> None:
 
 
 def test_full_disk_loses_no_result_and_the_run_can_continue(
-    bench: Bench, disk: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench,
+    disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     append = ResultStore.append
 

@@ -58,7 +58,8 @@ def test_new_evaluation_of_a_finished_grid_trains_nothing(
 
 @pytest.mark.slow
 def test_bench_cut_after_every_write_gives_the_same_results(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     grid = small_grid("fedhypevae", "fedavg-linear", epsilon=4.0, audit={"pairs": 20, "rounds": 1})
     whole = bench(grid)

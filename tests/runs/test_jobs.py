@@ -78,7 +78,9 @@ def test_trained_cell_is_only_evaluated(prepared: Prepared, finished: RunResults
 
 
 def test_trained_cell_without_its_tensors_is_trained_again(
-    prepared: Prepared, finished: RunResults, tmp_path: Path
+    prepared: Prepared,
+    finished: RunResults,
+    tmp_path: Path,
 ) -> None:
     elsewhere = RunFolder(tmp_path / "other")
     assert kinds(prepared, replace(finished, evaluations={}, folder=elsewhere)) == ["training"]

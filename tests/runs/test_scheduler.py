@@ -85,7 +85,8 @@ class Losing(InProcess):
 
 
 def test_job_that_loses_its_worker_runs_again_then_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scheduler, "MOST_LOSSES", 1)
     run = context(tmp_path, "dp-gaussian")
@@ -100,7 +101,9 @@ def test_job_that_loses_its_worker_runs_again_then_fails(
 
 
 def test_plug_in_runs_first_and_its_first_failure_is_raised(
-    tmp_path: Path, plugins: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    plugins: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(plugins)
     monkeypatch.syspath_prepend(str(plugins))
