@@ -230,17 +230,17 @@ class _EntryAxes:
         axes: _Axes = {}
         fields = self.cls.Params.model_fields
         for name, values in values_of.items():
-            where = self.grid.location(*root, name)
-            if name not in fields and root[0] == "algorithms":
+            loc = (*root, name)
+            where = self.grid.location(*loc)
+            if name in fields:
+                if name in set_at:
+                    other = self.grid.location(*set_at[name])
+                    raise UserError(where, f"{other} gives '{name}' too", "remove one of them")
+                axes[name] = [_Value(value, (*loc, i)) for i, value in enumerate(values)]
+                set_at[name] = root
+            elif root[0] == "algorithms":
                 what = f"{self.entry.name} has no parameter '{name}'"
                 raise UserError(where, what, nearest(name, fields))
-            if name not in fields:
-                continue
-            if name in set_at:
-                other = self.grid.location(*set_at[name])
-                raise UserError(where, f"{other} gives '{name}' too", "remove one of them")
-            axes[name] = [_Value(value, (*root, name, i)) for i, value in enumerate(values)]
-            set_at[name] = root
         return axes
 
     def _check_tuning(self) -> None:

@@ -122,7 +122,11 @@ def listed(value: Any) -> Any:
 
 def points_of(axes: Mapping[str, Iterable[_Item]]) -> list[dict[str, _Item]]:
     """Return all points of some axes, each with one value per axis; the last axis varies first."""
-    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    points = []
+    for values in product(*axes.values()):
+        point = dict(zip(axes, values, strict=True))
+        points.append(point)
+    return points
 
 
 def _without_ranges(value: Any) -> list[Any]:
@@ -283,7 +287,8 @@ class Evaluation(_Model):
         if self.probe_c is not None:
             return self.probe_c
         for_few_features = max(1.0, FEW_FEATURES / dim)
-        for_few_rows = min(1.0, rows / (ENOUGH_ROWS * dim * classes))
+        enough_rows = ENOUGH_ROWS * dim * classes
+        for_few_rows = min(1.0, rows / enough_rows)
         return SYNTHETIC_C * for_few_features * for_few_rows**2
 
     @property
@@ -475,7 +480,11 @@ class AlgorithmEntry(_Model):
         if not file.endswith(".py"):
             return self
         path = files.shown(os.path.abspath(folder / file))
-        return self.model_copy(update={"name": f"{path}:{class_name}", "label": self.display})
+        update = {
+            "name": f"{path}:{class_name}",
+            "label": self.display,
+        }
+        return self.model_copy(update=update)
 
     def _external_within(self, folder: Path) -> AlgorithmEntry:
         """Return the entry of external samples with the path and SHA-256 of their file."""
@@ -512,9 +521,14 @@ def _entry_of_class(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _entry_of_samples(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return an entry ``{rows: FILE}`` with its keys as parameters; the file's stem labels it."""
-    label = entry.get("label", Path(str(entry["rows"])).stem)
-    params = {key: value for key, value in entry.items() if key != "label"}
-    return {"name": EXTERNAL, "params": params, "label": label}
+    params = dict(entry)
+    stem = Path(str(params["rows"])).stem
+    label = params.pop("label", stem)
+    return {
+        "name": EXTERNAL,
+        "params": params,
+        "label": label,
+    }
 
 
 class Grid(_Model):
@@ -663,12 +677,14 @@ class Grid(_Model):
         key, _, rest = where.partition(": ")
         if key == "encoder":
             where = rest
-            loc = (*loc, "encoder")
-            if spec.encoder is None:
+            if spec.encoder is not None:
+                loc = (*loc, "encoder")
+            elif dataset.encoder in self.encoder:
+                loc = ("encoder", self.encoder.index(dataset.encoder))
+            else:
                 loc = ("encoder", 0)
-                if dataset.encoder in self.encoder:
-                    loc = ("encoder", self.encoder.index(dataset.encoder))
-        return ": ".join(filter(None, [self.location(*loc), where]))
+        place = self.location(*loc)
+        return ": ".join(filter(None, [place, where]))
 
     @property
     def unit_column(self) -> str | None:

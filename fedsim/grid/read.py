@@ -157,11 +157,9 @@ def _lines(node: yaml.Node, loc: Loc) -> Iterator[tuple[Loc, int]]:
     """
     children: list[tuple[Any, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            children.append((key.value, key, value))
+        children = [(key.value, key, value) for key, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
-        for position, value in enumerate(node.value):
-            children.append((position, value, value))
+        children = [(position, item, item) for position, item in enumerate(node.value)]
     for part, marked, value in children:
         path = (*loc, part)
         yield path, marked.start_mark.line + 1
@@ -379,9 +377,11 @@ def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
     """
     given_params: dict[str, Any] = {}
     for text in params:
-        put(given_params, *assignment(text, "params"))
+        key, value = assignment(text, "params")
+        put(given_params, key, value)
     entry = {"name": algorithm, "params": given_params}
-    return load_grid({"name": "run", "algorithms": [entry], **values})
+    grid = {"name": "run", "algorithms": [entry], **values}
+    return load_grid(grid)
 
 
 def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any]) -> _Option:
