@@ -153,18 +153,16 @@ def _describe_run(
     folder = run.store.folder
     kept, dropped = earlier_entries(prepared, lines)
     if kept:
-        print_line(
-            console,
-            f"the page goes on showing {counted(len(kept), 'cell')} of an earlier grid "
-            "of this data and evaluation",
-        )
+        cells = counted(len(kept), "cell")
+        print_line(console, f"the page still shows {cells} of an earlier grid of this data")
     if dropped:
+        cells = counted(len(dropped), "cell")
         print_line(
             console,
-            f"the page no longer shows {counted(len(dropped), 'cell')} of an earlier grid "
-            "(of other code, data, parameters, privacy or evaluation, or not ok). Their results "
-            f"stay in {folder.path}, and the page shows them again when you run that grid here; "
-            "with a folder for each grid both pages stay",
+            f"the page no longer shows {cells} of an earlier grid: their code, data, parameters, "
+            f"privacy or evaluation differ, or they are not ok. Their results stay in "
+            f"{folder.path}; run that grid here again to show them, or give each grid its own "
+            "folder",
             "yellow",
         )
     write_manifest(folder, prepared, entries, kept)

@@ -87,7 +87,7 @@ def test_partial_run_keeps_the_page_whole(bench: Bench) -> None:
     before = drawn_map.read_bytes()
     for _ in range(2):
         partial = bench(small_grid("dp-gaussian", epsilon=4.0))
-        assert "goes on showing 3 cells of an earlier grid" in partial.output
+        assert "still shows 3 cells of an earlier grid" in partial.output
     assert by_cell(partial.rows) == by_cell(whole.rows)
     assert "What was generated" in (partial.folder / "report.html").read_text()
     assert drawn_map.read_bytes() == before
@@ -112,7 +112,7 @@ def test_bench_says_which_cells_left_the_page(bench: Bench) -> None:
     assert "no longer shows" not in first.output
     other = bench(small_grid("dp-gaussian", dataset={"name": "digits", "limit": 150}))
     message = other.output.partition("no longer shows")[2].splitlines()[0]
-    assert message.startswith(" 2 cells of an earlier grid")
+    assert message.startswith(" 2 cells of an earlier grid:")
     assert str(first.folder) in message
     assert len(other.rows) == 1
     again = bench(small_grid("dp-gaussian", "dp-linear"))
@@ -254,7 +254,7 @@ def test_edited_method_runs_anew_and_its_old_results_leave_the_page(
 
     text = changed("self.params.beta * unit", "3 * self.params.beta * unit")
     other = edited(bench, plugins, text, grid)
-    assert "no longer shows 2 cells of an earlier grid (of other code" in other.output
+    assert "no longer shows 2 cells of an earlier grid: their code" in other.output
     assert len(read_results(other.folder).every_row()) == 6
     drawn = {row.cell_id for row in other.rows}
     unchanged = {row.cell_id for row in first.rows} - old
