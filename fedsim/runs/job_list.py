@@ -55,8 +55,8 @@ def missing_jobs(
         job = _job_for_cell(run, trial, lines, retry_failed=retry_failed)
         if job is None:
             continue
-        first_training = run.prepared.equal.get(trial.cell.training_id)
-        if first_training is not None and job.trains:
+        if job.trains:
+            first_training = run.prepared.equal[trial.cell.training_id]
             first_job = first_jobs.setdefault(first_training, job)
             if first_job is not job:
                 first_job.equal.append(trial)

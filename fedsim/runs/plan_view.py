@@ -311,8 +311,8 @@ def _cells_to_train(prepared: Prepared, lines: RunResults) -> Counter[str]:
     cells = Counter[str]()
     for trial in prepared.trials:
         cell = trial.cell
-        first_training = prepared.equal.get(cell.training_id, cell.training_id)
-        if first_training == cell.training_id and isinstance(state_of(cell, lines), Missing):
+        is_trained_itself = prepared.equal[cell.training_id] == cell.training_id
+        if is_trained_itself and isinstance(state_of(cell, lines), Missing):
             cells[cell.algorithm] += 1
     return cells
 

@@ -93,8 +93,8 @@ class Prepared:
         nodes: the machines on which the grid is to run.
         need: what one actor needs.
         parallel: how many cells may run at a time.
-        equal: for cells whose results no other partition can change: the id of the first training
-            with equal results, by training id.
+        equal: the id of the training that gives each cell's results, by training id: the first of
+            several with equal results (:func:`equal_cells`).
         keep_going: whether a plug-in whose first training fails is recorded as a failed cell; if
             not, it ends the run.
     """
@@ -106,7 +106,7 @@ class Prepared:
     nodes: tuple[Node, ...]
     need: Need
     parallel: int
-    equal: Mapping[str, str] = field(default_factory=dict)
+    equal: Mapping[str, str]
     keep_going: bool = False
 
     @property
@@ -288,20 +288,22 @@ class _Shared:
 
 
 def equal_cells(trials: Sequence[Trial]) -> dict[str, str]:
-    """Return the first training with equal results, by training id.
+    """Return the training that gives each cell's results, by training id.
 
-    Only cells whose results no other partition can change are included, the first ones, too.
+    It is the first training with equal results if no other partition can change them, else the
+    cell's own.
     """
     first_trainings: dict[str, str] = {}
     equal = {}
     for trial in trials:
-        if not _ignores_partition(trial):
-            continue
         cell = trial.cell
-        left_out = {"cell_id", "training_id", "partition", "alpha", "clients"}
-        facts = cell.model_dump(mode="json", exclude=left_out)
-        key = dump([facts, trial.data_key, trial.train_rows, trial.train_groups])
-        equal[cell.training_id] = first_trainings.setdefault(key, cell.training_id)
+        first = cell.training_id
+        if _ignores_partition(trial):
+            left_out = {"cell_id", "training_id", "partition", "alpha", "clients"}
+            facts = cell.model_dump(mode="json", exclude=left_out)
+            key = dump([facts, trial.data_key, trial.train_rows, trial.train_groups])
+            first = first_trainings.setdefault(key, first)
+        equal[cell.training_id] = first
     return equal
 
 
@@ -312,14 +314,13 @@ def _ignores_partition(trial: Trial) -> bool:
     not evaluated by client.
     """
     cell = trial.cell
-    if not is_shipped(lookup(cell.algorithm)):
+    evaluation = cell.evaluation
+    if not is_shipped(lookup(cell.algorithm)) or cell.tuning or cell.partition.shifts:
+        return False
+    if evaluation.per_client or evaluation.personal is not None:
         return False
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
-    if not algorithm.ignores_partition():
-        return False
-    if cell.tuning or cell.partition.shifts:
-        return False
-    return not cell.evaluation.per_client and cell.evaluation.personal is None
+    return algorithm.ignores_partition()
 
 
 def _clients_of_actors(

@@ -112,11 +112,9 @@ def _run_in_scratch_folder(
     Returns:
         The results of the cells, and the round records of all cells that ran.
     """
-    trainings = set()
-    for cell in cells:
-        trainings.add(cell.training_id)
-        # Cells that share a training were trained through the first of them, so that one runs too.
-        trainings.add(prepared.equal.get(cell.training_id, cell.training_id))
+    trainings = {cell.training_id for cell in cells}
+    # Cells that share a training were trained through the first of them, so that one runs too.
+    trainings |= {prepared.equal[training_id] for training_id in trainings}
     trials = [trial for trial in prepared.trials if trial.cell.training_id in trainings]
     prepared, engine = engine_for(replace(prepared, trials=tuple(trials)))
     with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
