@@ -140,7 +140,7 @@ def test_the_commands_of_the_privacy_page(run_page: RunPage) -> None:
         "at δ = 1e-5",
         "not refuted",
         "AUC",
-        "rows proved",
+        "results proved",
         "not covered",
         "its noisy steps spend 4.23",
     ):
@@ -153,9 +153,9 @@ def test_the_commands_of_the_privacy_page(run_page: RunPage) -> None:
 @pytest.mark.parametrize("page", ["grid", pytest.param("machines", marks=pytest.mark.slow)])
 def test_the_commands_of_further_pages(page: str, run_page: RunPage) -> None:
     for line, said in run_page(page).items():
-        assert ("noise in units of the signal" if "--dry-run" in line else "rows proved") in said, (
-            line
-        )
+        assert (
+            "noise in units of the signal" if "--dry-run" in line else "results proved"
+        ) in said, line
 
 
 def test_the_commands_of_the_page_on_results(

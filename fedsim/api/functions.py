@@ -130,7 +130,7 @@ def bench(
             prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going)
         if dry_run:
             from fedsim.runs.plan_view import Plan
-            from fedsim.runs.side_jobs import claim_audits
+            from fedsim.runs.job_list import claim_audits
 
             return Plan(prepared, folder, claim_audits(prepared))
         # a cluster starts only when there is something to run on it
@@ -195,7 +195,6 @@ def check(
     """
     from fedsim.evidence.audit.white_box import parameters
     from fedsim.evidence.check.check import check_algorithm, check_lines, findings_table, in_a_line
-    from fedsim.evidence.check.subject import DELTA, EPSILON
     from fedsim.results.store import ResultStore
 
     if isinstance(run, Run | Path | str):
@@ -208,7 +207,7 @@ def check(
     name = _named(algorithm)
     texts = _texts(params)
     with own_errors(name), _silence():
-        in_a_grid = parameters(name, texts, "example", "aggregate", EPSILON, DELTA)
+        in_a_grid = parameters(name, texts)
         findings = tuple(check_algorithm(name, texts, unit, trust, quick=quick))
     passed = all(finding.passed is not False for finding in findings)
     table = () if passed and not verbose else (findings_table(findings, verbose=verbose),)
@@ -320,7 +319,7 @@ def audit(
     texts = _texts(params)
     store = ResultStore(out)
     with kept_handlers(), own_errors(name):
-        values = parameters(name, texts, unit, trust, epsilon, delta)
+        values = parameters(name, texts)
         short = brief(name, {text.partition("=")[0].strip() for text in texts})
         run = AuditRun(setting_of(name, {**values, **short}, unit, trust, epsilon, delta), pairs)
         with (

@@ -420,7 +420,7 @@ def _class_names(class_names: NDArray[Any] | Sequence[str], classes: int) -> tup
         raise UserError(
             "",
             f"class_names has shape {list(names.shape)}, and there are {classes} classes",
-            f"give one name a class, [{classes}], or leave class_names out",
+            f"give one name per class, [{classes}], or leave class_names out",
         )
     return tuple(map(str, names))
 

@@ -40,7 +40,8 @@ def forked(function: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def in_forks(
-    function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]
+    function: Callable[..., Result],
+    arguments: Iterable[tuple[Any, ...]],
 ) -> Generator[Result, None, None]:
     """Yield the function's result for each of ``arguments``, in order, each from its own fork.
 

@@ -60,7 +60,7 @@ def save_map(results: RunResults, trials: Sequence[Trial], data: Mapping[str, Em
         trial = cells[row.cell_id]
         embeddings = data[trial.data_key]
         state = read_state(folder.state(line["training_id"]), line["state"])
-        generator = cell_evaluator(as_trained(trial, line), state, embeddings).made
+        generator = cell_evaluator(as_trained(trial, line), state, embeddings).product
         assert not is_classifier(generator)
         title = row.label
         if row.epsilon_target is not None:

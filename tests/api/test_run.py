@@ -200,7 +200,7 @@ def test_verify_proves_every_epsilon_and_compares(
     run: fedsim.Run, command: Callable[..., Done], bench: Callable[..., Ran]
 ) -> None:
     proved = command("verify", str(run.folder))
-    assert (proved.returncode, "8 of 8 rows proved" in proved.stdout) == (0, True), proved.stdout
+    assert (proved.returncode, "8 of 8 results proved" in proved.stdout) == (0, True), proved.stdout
     equal = command("verify", str(run.folder), "--with", str(run.folder))
     assert (equal.returncode, "equal to the last bit: everything (8 rows)" in equal.stdout) == (
         0,
