@@ -158,6 +158,13 @@ def test_the_commands_of_further_pages(page: str, run_page: RunPage) -> None:
         ) in said, line
 
 
+def test_the_commands_of_the_page_on_citing(run_page: RunPage) -> None:
+    statement, verdict = run_page("cite").values()
+    for line in ("claim: proved", "relation: add-or-remove-one", "budget: ε = 1.999 (target 2)"):
+        assert f"  {line}" in statement
+    assert "proved: each plan" in verdict
+
+
 def test_the_commands_of_the_page_on_results(
     run_page: RunPage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,9 +244,11 @@ def text_of(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub calls the headings of a page."""
-    heads = re.findall(r"^#+ (.*)$", text_of(page), re.M)
-    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+    """Return what GitHub calls the headings of a page, and the anchors that it has besides."""
+    text = text_of(page)
+    heads = re.findall(r"^#+ (.*)$", text, re.M)
+    named = re.findall(r'^<a id="(.+)"></a>$', text, re.M)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads} | {*named}
 
 
 def test_every_link_of_the_pages_leads_somewhere() -> None:

@@ -30,7 +30,11 @@ WORDS = {
 """The names that folders, columns and hubs give to the splits."""
 
 
-def stratified_rows(y: NDArray[np.int64], size: int, leave: int = 0) -> NDArray[np.int64]:
+def stratified_rows(
+    y: NDArray[np.int64],
+    size: int,
+    leave: int = 0,
+) -> NDArray[np.int64]:
     """Return the sorted positions of ``size`` rows with the label frequencies of ``y``.
 
     Args:

@@ -59,7 +59,11 @@ class Labelled:
     y: NDArray[np.int64]
 
 
-def nearest_neighbours(synthetic: Labelled, real: Labelled, probe_c: float) -> Scores:
+def nearest_neighbours(
+    synthetic: Labelled,
+    real: Labelled,
+    probe_c: float,
+) -> Scores:
     """Return the balanced accuracy of a vote among the nearest synthetic embeddings.
 
     Args:
@@ -234,7 +238,11 @@ def density_and_coverage(synthetic: Rows, real: Rows) -> tuple[float, float]:
     return float(inside.sum() / (NEIGHBOURS * len(synthetic))), float(inside.any(axis=1).mean())
 
 
-def two_sample_accuracy(synthetic: Labelled, real: Labelled, probe_c: float) -> float:
+def two_sample_accuracy(
+    synthetic: Labelled,
+    real: Labelled,
+    probe_c: float,
+) -> float:
     """Return the accuracy of a probe that tells real from synthetic rows; 0.5 is a guess.
 
     Each class has as many synthetic as real rows, and at least one of each. There are at most about
@@ -273,7 +281,10 @@ def two_sample_accuracy(synthetic: Labelled, real: Labelled, probe_c: float) -> 
     return correct / len(y)
 
 
-def _first_rows(y: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+def _first_rows(
+    y: NDArray[np.int64],
+    counts: NDArray[np.int64],
+) -> NDArray[np.int64]:
     """Return the positions of the first ``counts[c]`` rows of every class c, class by class."""
     return np.concatenate(
         [np.flatnonzero(y == label)[:count] for label, count in enumerate(counts)]

@@ -41,7 +41,10 @@ class Scores(dict[str, float]):
         return self["balanced_accuracy"]
 
 
-def scores_of(predictions: Predictions, of: Literal["all", "personal"] = "all") -> Scores:
+def scores_of(
+    predictions: Predictions,
+    of: Literal["all", "personal"] = "all",
+) -> Scores:
     """Return every measure that is computed from predictions of one kind.
 
     Args:
@@ -60,7 +63,10 @@ def scores_of(predictions: Predictions, of: Literal["all", "personal"] = "all") 
     return scores
 
 
-def at_shares(predictions: Predictions, shares: NDArray[np.float64] | None) -> Predictions:
+def at_shares(
+    predictions: Predictions,
+    shares: NDArray[np.float64] | None,
+) -> Predictions:
     """Return predictions adapted to label frequencies.
 
     The classifier was trained on uniform labels. Its probabilities are multiplied by the
@@ -73,15 +79,24 @@ def at_shares(predictions: Predictions, shares: NDArray[np.float64] | None) -> P
     """
     if shares is None:
         return predictions
-    return replace(predictions, predicted=(predictions.probabilities * shares).argmax(1))
+    return replace(
+        predictions,
+        predicted=(predictions.probabilities * shares).argmax(1),
+    )
 
 
-def scores_with(predictions: Predictions, shares: NDArray[np.float64] | None) -> Scores:
+def scores_with(
+    predictions: Predictions,
+    shares: NDArray[np.float64] | None,
+) -> Scores:
     """Return every measure of predictions for all test rows.
 
     Only plain accuracy uses the label frequencies ``shares``, see :func:`at_shares`.
     """
-    return Scores(scores_of(predictions), accuracy=accuracy(at_shares(predictions, shares)))
+    return Scores(
+        scores_of(predictions),
+        accuracy=accuracy(at_shares(predictions, shares)),
+    )
 
 
 def mean_scores(of: Sequence[Scores]) -> Scores:
@@ -91,7 +106,10 @@ def mean_scores(of: Sequence[Scores]) -> Scores:
     return Scores({name: float(np.mean([scores[name] for scores in of])) for name in of[0]})
 
 
-def recall_per_class(predicted: Sequence[Predictions], classes: int) -> tuple[float | None, ...]:
+def recall_per_class(
+    predicted: Sequence[Predictions],
+    classes: int,
+) -> tuple[float | None, ...]:
     """Return the mean recall of every class over the predictors; None for a class without test row.
 
     Args:
@@ -105,7 +123,10 @@ def recall_per_class(predicted: Sequence[Predictions], classes: int) -> tuple[fl
     return tuple(by_class)
 
 
-def scores_of_clients(own: Sequence[Scores | None], shared: Sequence[Scores | None]) -> Scores:
+def scores_of_clients(
+    own: Sequence[Scores | None],
+    shared: Sequence[Scores | None],
+) -> Scores:
     """Return mean, worst client and spread (best less worst) of the clients' balanced accuracy.
 
     Args:
@@ -157,7 +178,11 @@ def probe_predictions(
         y_test: their labels ``[m]``.
         classes: the number of classes.
     """
-    return Predictions(y_test, probe.predict(x_test), probe.probabilities(x_test, classes))
+    return Predictions(
+        y_test,
+        probe.predict(x_test),
+        probe.probabilities(x_test, classes),
+    )
 
 
 def predictions_of(
@@ -223,7 +248,10 @@ def ceiling(data: Embeddings, probe_c: float | None) -> Ceiling:
         for probe in fit_probes(data.x_train, data.y_train, tried, balanced=balanced):
             probabilities = ProbeClassifier(probe, data.classes).probabilities(x_test)
             predicted.append(predictions_of(probabilities, data.y_test))
-    return Ceiling(max(map(balanced_accuracy, predicted)), max(map(accuracy, predicted)))
+    return Ceiling(
+        max(map(balanced_accuracy, predicted)),
+        max(map(accuracy, predicted)),
+    )
 
 
 @dataclass(frozen=True)
@@ -265,7 +293,10 @@ def local_only(
         for number, predicted in enumerate(predict_each(probes, data.x_test)):
             on_all[number, client] = balanced_accuracy_of(data.y_test, predicted)
             if len(own):
-                on_own[number, client] = balanced_accuracy_of(data.y_test[own], predicted[own])
+                on_own[number, client] = balanced_accuracy_of(
+                    data.y_test[own],
+                    predicted[own],
+                )
     totals = [sum(scores) for scores in np.nan_to_num(on_own)]
     best = on_own[int(np.argmax(totals))].tolist()
     clients = tuple(None if math.isnan(score) else score for score in best)

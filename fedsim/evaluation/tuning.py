@@ -201,13 +201,21 @@ def run_tuned(
     for number in range(len(search.runs), len(drawn)):
         candidate = trial.candidates[drawn[number]]
         plan = _without_score(candidate.plan)
-        run = replace(trial.of(candidate.params, plan), partition=partition, candidates=())
+        run = replace(
+            trial.of(candidate.params, plan),
+            partition=partition,
+            candidates=(),
+        )
         run_seeds = seeds if tuning.free else seeds.run(number)
         stored = _CheckpointsOfRun(checkpoints, search, seeds.secret, progress)
         for step in run_trial(run, data, make_pool, stored, device, run_seeds):
             if isinstance(step, RoundRecord):
                 values = {**step.values, "training": number + 1}
-                yield RoundRecord(sum(rounds[:number]) + step.round, sum(rounds), values)
+                yield RoundRecord(
+                    sum(rounds[:number]) + step.round,
+                    sum(rounds),
+                    values,
+                )
                 continue
             state = step.state
             if held is None:
@@ -223,7 +231,12 @@ def run_tuned(
                     run_seeds,
                     device,
                 )
-            scored = ScoredRun(drawn[number], score, multiplier, replace(step, state={}))
+            scored = ScoredRun(
+                drawn[number],
+                score,
+                multiplier,
+                replace(step, state={}),
+            )
             search = search.after(scored, state)
         progress = None
     yield _outcome(trial, search, time.perf_counter() - started)
@@ -373,11 +386,19 @@ def scored_classifier(
         return product, device
     per_class = cell.evaluation.rows_per_class(task.dim, task.classes)
     x, y = synthesise(product, task.classes, per_class, seeds, device=device)
-    probe_c = cell.evaluation.synthetic_c(per_class * task.classes, task.dim, task.classes)
+    probe_c = cell.evaluation.synthetic_c(
+        per_class * task.classes,
+        task.dim,
+        task.classes,
+    )
     return folded(fit_probe(x, y, probe_c), task.classes), CPU
 
 
-def held_out(trial: Trial, probability: float, seeds: Seeds) -> tuple[Partition, HeldOut]:
+def held_out(
+    trial: Trial,
+    probability: float,
+    seeds: Seeds,
+) -> tuple[Partition, HeldOut]:
     """Divide the private examples into those for training and those for scores.
 
     A coin decides for every unit of privacy, so that a group stays whole. It is drawn from a secret
@@ -417,7 +438,11 @@ def held_out(trial: Trial, probability: float, seeds: Seeds) -> tuple[Partition,
     if partition.groups is not None:
         groups = tuple(training_groups)
     remaining = replace(partition, rows=tuple(training_rows), groups=groups)
-    held = HeldOut(np.concatenate(held_rows), np.concatenate(held_clients), np.concatenate(weights))
+    held = HeldOut(
+        np.concatenate(held_rows),
+        np.concatenate(held_clients),
+        np.concatenate(weights),
+    )
     return remaining, held
 
 

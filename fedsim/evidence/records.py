@@ -88,7 +88,11 @@ def _group_contradictions(cell: Cell, line: Line) -> Iterator[str]:
         yield from _differing({"cell.unit_column": column, "cell.partition.together": together})
 
 
-def _ids(cell: Cell, cls: type[Algorithm], evaluated_by: str | None) -> set[str]:
+def _ids(
+    cell: Cell,
+    cls: type[Algorithm],
+    evaluated_by: str | None,
+) -> set[str]:
     """Return the ids that a training of this cell may have.
 
     There are several, because a record names neither the working folder of its bench nor the code

@@ -315,7 +315,11 @@ class WatchedClients(Clients):
         units = rows
         if self.groups is not None:
             units = torch.unique_consecutive(self.groups[position][rows])
-        units = hidden.within(units, self.units(position), not self.tape.samples)
+        units = hidden.within(
+            units,
+            self.units(position),
+            not self.tape.samples,
+        )
         return self.rows_of(position, units)
 
     def drawn(

@@ -18,7 +18,11 @@ pytestmark = pytest.mark.slow
 FEDSIM = Path(sys.executable).with_name("fedsim")
 
 
-def run(arguments: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:
+def run(
+    arguments: list[str],
+    folder: Path,
+    environment: dict[str, str] | None = None,
+) -> None:
     done = subprocess.run(
         arguments,
         cwd=folder,

@@ -69,7 +69,10 @@ def read_image_folder(spec: DatasetSpec, public: bool = False) -> ImageSet:
         raise UserError(where, "holds no folders of classes", hint)
     if spec.domains is None:
         _check_classes_are_at_the_top(images, where, published=published)
-    class_names, y = np.unique([image.class_name for image in images], return_inverse=True)
+    class_names, y = np.unique(
+        [image.class_name for image in images],
+        return_inverse=True,
+    )
     top_of = np.array([image.top for image in images])
     if published:
         split = np.array([image.part for image in images], dtype=np.int64)
@@ -110,7 +113,10 @@ def _top_folders(root: Path, *, domains: bool) -> list[Path]:
     return [root]
 
 
-def _split_folders(where: str, tops: Sequence[Path]) -> tuple[list[dict[Path, int]], bool]:
+def _split_folders(
+    where: str,
+    tops: Sequence[Path],
+) -> tuple[list[dict[Path, int]], bool]:
     """Return the folders that hold classes, and whether they are those of a published split.
 
     Returns:
@@ -151,11 +157,17 @@ def _quarter_of_every_top(
         members = top_of == position
         present, labels = np.unique(y[members], return_inverse=True)
         with at(str(top)):
-            split[members] = quarter_for_testing(labels, tuple(class_names[present].tolist()))
+            split[members] = quarter_for_testing(
+                labels,
+                tuple(class_names[present].tolist()),
+            )
     return split
 
 
-def _images_of_classes(root: Path, parts: Sequence[dict[Path, int]]) -> Iterator[_ImageFile]:
+def _images_of_classes(
+    root: Path,
+    parts: Sequence[dict[Path, int]],
+) -> Iterator[_ImageFile]:
     """Yield every image below the classes' folders, in the order of the folders.
 
     Args:
@@ -198,7 +210,10 @@ def _check_classes_are_at_the_top(
     """
     count = Counter[tuple[str, str]]()
     for image in images:
-        second = next((name for name in image.inner if name.lower() not in WORDS), "")
+        second = next(
+            (name for name in image.inner if name.lower() not in WORDS),
+            "",
+        )
         count[image.class_name, second] += 1
     tops_with = Counter(second for _, second in count if second)
     shared = sorted(second for second, tops in tops_with.items() if tops > 1)

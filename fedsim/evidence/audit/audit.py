@@ -114,11 +114,11 @@ class Audit:
             outcome = "REFUTED"
         exceeded = ""
         if self.ratio > MOST_ADDED:
-            exceeded = ", which is exceeded"
+            exceeded = ", more than it may"
         return (
-            f"{outcome}: ε = {number(self.claim)} claimed, "
-            f"ε ≥ {number(self.epsilon, 3)} by {self.pairs} pairs, "
-            f"canary {self.ratio:.2f} of the claimed sensitivity{exceeded}"
+            f"{outcome}: ε = {number(self.claim)} claimed; {self.pairs} pairs of trainings show "
+            f"ε ≥ {number(self.epsilon, 3)}; the canary adds {self.ratio:.2f} of the claimed "
+            f"sensitivity{exceeded}"
         )
 
 

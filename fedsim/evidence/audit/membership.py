@@ -177,7 +177,12 @@ def _attack_generator(
     generator, _ = restored(algorithm, state, trial.plan, seeds)
     assert not is_classifier(generator)
     x, y, inside = rows_of(trial, data)
-    synthetic, labels = synthesise(generator, trial.task.classes, PER_CLASS, seeds)
+    synthetic, labels = synthesise(
+        generator,
+        trial.task.classes,
+        PER_CLASS,
+        seeds,
+    )
     name = cell.label
     if cell.epsilon is not None:
         name += f", ε = {number(cell.epsilon)}"

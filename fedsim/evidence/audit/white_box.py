@@ -126,7 +126,11 @@ class Setting:
         # The plan may claim another sensitivity than the class.
         factor = self.build().sensitivity()
         sensitivity = algorithm.sensitivity() * self.plan.sensitivity / factor
-        plan = replace(self.plan, clip=algorithm.clip(), sensitivity=sensitivity)
+        plan = replace(
+            self.plan,
+            clip=algorithm.clip(),
+            sensitivity=sensitivity,
+        )
         return replace(changed, plan=plan)
 
     @cached_property
@@ -187,10 +191,21 @@ def setting_of(
             "give a positive, finite number",
         )
     public = PublicRows.made_up(ROW_DIM, AUDIT_CLASSES)
-    task = Task(ROW_DIM, AUDIT_CLASSES, AUDIT_CLIENTS, unit, trust, public=public)
+    task = Task(
+        ROW_DIM,
+        AUDIT_CLASSES,
+        AUDIT_CLIENTS,
+        unit,
+        trust,
+        public=public,
+    )
     all_params = cls.Params.model_validate(dict(params)).model_dump(mode="json")
     with at(lambda where: f"{where} with {name}"):
-        plan = solved_plan(build_algorithm(name, all_params, task), epsilon, delta)
+        plan = solved_plan(
+            build_algorithm(name, all_params, task),
+            epsilon,
+            delta,
+        )
     assert plan is not None
     return Setting(name, all_params, task, plan)
 
@@ -538,4 +553,10 @@ def pair(setting: Setting, canary: Canary, number: int) -> TrainingPair:
         steps = observed(setting, canary, Seeds(0, secret), present=present)
         shown.append(evidence(steps, setting.plan.sensitivity))
     without, with_ = shown
-    return TrainingPair(number, without.score, with_.score, with_.ratio, with_.most)
+    return TrainingPair(
+        number,
+        without.score,
+        with_.score,
+        with_.ratio,
+        with_.most,
+    )

@@ -36,14 +36,14 @@ QUICK_DRAWS = 40
 FULL_DRAWS = 400
 """Random pairs of neighbouring worlds of a full check, which its settings share."""
 RAISED_FIX = "correct the line of code that raises it"
-OF_PRIVACY = (
+OF_PRIVACY = {
     "per-example loss",
     "predictions",
     "public rows",
     "sensitivity",
     "noise not reused",
     "budget",
-)
+}
 """The checks whose fault refutes the privacy claim."""
 
 
@@ -267,8 +267,8 @@ def check_lines(
     lines = []
     for unit, trust in product(get_args(Unit), get_args(Trust)):
         results = [result for result in findings if result.setting == f"{unit}, {trust}"]
-        failed = [result.check for result in results if result.passed is False]
-        refuted = any(check in OF_PRIVACY for check in failed)
+        failed = {result.check for result in results if result.passed is False}
+        refuted = failed & OF_PRIVACY
         if not results or (failed and not refuted):
             continue
         line = {
@@ -322,5 +322,10 @@ def findings_table(findings: Sequence[CheckResult], *, verbose: bool) -> Table:
         if result.fix:
             text += f"\nfix: {result.fix}"
         check = Text(result.check, no_wrap=True)
-        table.add_row(check, MARKS[result.passed], "\n".join(settings), Text(text))
+        table.add_row(
+            check,
+            MARKS[result.passed],
+            "\n".join(settings),
+            Text(text),
+        )
     return table

@@ -270,7 +270,12 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
 
     few = stream.integers(TRIED_ROWS + 1)
     many = 3 * BASE_ROWS
-    size = choose(few, between(1, many), between(1, many), between(many, MOST_ROWS))
+    size = choose(
+        few,
+        between(1, many),
+        between(1, many),
+        between(many, MOST_ROWS),
+    )
     is_mixed = not is_client and choose(True, False, False)
     clients = int(stream.integers(FEWEST_CLIENTS, MOST_CLIENTS + 1))
     ways = ["removed"] * 9 + ["replaced"]

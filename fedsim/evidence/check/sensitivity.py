@@ -230,7 +230,11 @@ class Observation:
     ledger: Ledger
 
 
-def observe(pair: Pair, world: World, script: Tape | None = None) -> Observation:
+def observe(
+    pair: Pair,
+    world: World,
+    script: Tape | None = None,
+) -> Observation:
     """Train in a world of a pair.
 
     Args:
@@ -243,7 +247,13 @@ def observe(pair: Pair, world: World, script: Tape | None = None) -> Observation
     """
     subject = pair.subject
     try:
-        steps, tape = begin_training(subject, pair.draw, world, pair.rounds, script)
+        steps, tape = begin_training(
+            subject,
+            pair.draw,
+            world,
+            pair.rounds,
+            script,
+        )
         _, trained = rounds.to_the_end(steps)
         # A result may ask for the version of a client that is not there.
         product = subject.answers(trained.made, personal=pair.has_same_clients)
@@ -260,7 +270,11 @@ def observe(pair: Pair, world: World, script: Tape | None = None) -> Observation
     return Observation(tape, answers, trained.state, trained.ledger)
 
 
-def largest_change(pair: Pair, first: Observation, second: Observation) -> float:
+def largest_change(
+    pair: Pair,
+    first: Observation,
+    second: Observation,
+) -> float:
     """Return the largest change of a query or a sum, in units of the claimed bound.
 
     Args:
@@ -304,7 +318,11 @@ def largest_change(pair: Pair, first: Observation, second: Observation) -> float
     return ratio
 
 
-def _check_observations(pair: Pair, first: Observation, second: Observation) -> None:
+def _check_observations(
+    pair: Pair,
+    first: Observation,
+    second: Observation,
+) -> None:
     """Raise a fault if anything differs between two worlds that no noise can cover."""
     words = pair.words
     for observation in (first, second):
@@ -398,7 +416,13 @@ def _differing(tensors: Tensors, others: Tensors, *, bits: bool) -> list[str]:
         elif bits:
             are_equal = np.array_equal(bytes_of(value), bytes_of(other))
         else:
-            are_equal = torch.allclose(value, other, atol=1e-5, rtol=1e-4, equal_nan=True)
+            are_equal = torch.allclose(
+                value,
+                other,
+                atol=1e-5,
+                rtol=1e-4,
+                equal_nan=True,
+            )
         if not are_equal:
             differing.append(name)
     return differing
@@ -487,7 +511,13 @@ def _change(
         }
     # A sum over several steps may depend on a unit that is in the sample of one of them.
     sampled = any(_is_in_sample(pair, query) for query, _ in queries)
-    return Change(round_, norms, steps, sampled, queries[0][0].release.sample_rate)
+    return Change(
+        round_,
+        norms,
+        steps,
+        sampled,
+        queries[0][0].release.sample_rate,
+    )
 
 
 def _is_in_sample(pair: Pair, query: Query) -> bool:

@@ -211,7 +211,12 @@ class Subject:
         return torch.cat(answers)
 
 
-def shortened(name: str, params: Sequence[str], *, quick: bool) -> dict[str, Any]:
+def shortened(
+    name: str,
+    params: Sequence[str],
+    *,
+    quick: bool,
+) -> dict[str, Any]:
     """Return the parameters that a check of an algorithm changes, with their values there.
 
     Args:
@@ -275,7 +280,14 @@ def subject(
             cell.epsilon,
             cell.delta,
         )
-    trial = Trial(cell, task, candidate.plan, partition, (CHECKED_CLIENTS,), key)
+    trial = Trial(
+        cell,
+        task,
+        candidate.plan,
+        partition,
+        (CHECKED_CLIENTS,),
+        key,
+    )
     default_rounds = None
     if "rounds" in brief:
         field = cls.Params.model_fields["rounds"]

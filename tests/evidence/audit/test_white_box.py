@@ -188,7 +188,8 @@ def test_interrupted_audit_resumes_and_takes_more_pairs(
     whole = command("audit", "dp-gaussian", "--pairs", "20", "--out", "whole")
     assert whole.returncode == 0
     assert "not refuted: ε = 4 claimed" in whole.stdout
-    assert "by 20 pairs, canary 1.00 of the claimed sensitivity" in whole.stdout
+    assert "20 pairs of trainings show ε ≥" in whole.stdout
+    assert "the canary adds 1.00 of the claimed sensitivity" in whole.stdout
     lines = (folder / "whole/pairs.jsonl").read_text().splitlines()
     (folder / "cut").mkdir()
     cut = folder / "cut/pairs.jsonl"
