@@ -82,6 +82,32 @@ class Layout:
         """Return padded rows as ``[N, ...]``; the inverse of :meth:`pad`."""
         return padded.flatten(0, 1).index_select(0, self._slots)
 
+    def blocks(self, rows: int) -> Iterator[tuple[slice, Layout]]:
+        """Yield consecutive parts of the rows, each with its layout; a client stays in one part.
+
+        The layouts together have all clients, also those without a row.
+
+        Args:
+            rows: the size of a part; the last one, and one with a large client, may have more.
+        """
+        positions = self.positions
+        count = len(positions)
+        start = 0
+        first = 0
+        while True:
+            end = min(start + rows, count)
+            last = self.clients
+            if end < count:
+                end = int(torch.searchsorted(positions, positions[end - 1], right=True))
+            if end < count:
+                last = int(positions[end])
+            known = positions[start:end] - first
+            yield slice(start, end), Layout.on(self.client.device, known, last - first)
+            if end == count:
+                return
+            start = end
+            first = last
+
 
 @dataclass(frozen=True)
 class Batch:

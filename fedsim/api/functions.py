@@ -126,8 +126,8 @@ def bench(
                 nodes = stack.enter_context(joined_cluster(address, files))
             prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going)
         if dry_run:
+            from fedsim.runs.job_list import claim_audits
             from fedsim.runs.plan_view import Plan
-            from fedsim.runs.side_jobs import claim_audits
 
             return Plan(prepared, folder, claim_audits(prepared))
         # A cluster starts only if there is something to run on it.
