@@ -100,7 +100,6 @@ def run_bench(
     # A mistake in the grid's audits must show before the folder is made.
     audits = claim_audits(prepared)
     entries = entries_of(prepared)
-    store.check_free()
     with store.lock():
         lines = read_results(folder)
         show_time_left(prepared, lines, console, least=60)

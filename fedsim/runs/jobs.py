@@ -188,7 +188,7 @@ class CellJob(Job):
         return PluginError(
             where,
             what,
-            "correct it, or give --keep-going to record a failed cell and go on",
+            "correct it, or give `keep_going=True` to record a failed cell and go on",
         )
 
     @property

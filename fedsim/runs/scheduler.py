@@ -219,15 +219,19 @@ class Scheduler:
         """
         if isinstance(item, Outcome):
             self.trained.add(job.plug_in)
-        if isinstance(item, Failure) and isinstance(job, CellJob) and self._is_first_training(job):
-            raise job.refused(item)
+        if isinstance(item, Failure) and isinstance(job, CellJob):
+            self._check_first_training(job, item)
         job.take(item)
 
-    def _is_first_training(self, job: CellJob) -> bool:
-        """Return whether a job trains a plug-in that has trained nothing, which ends the grid."""
-        if self.context.prepared.keep_going or not job.trains:
-            return False
-        return job.plug_in not in ("", *self.trained)
+    def _check_first_training(self, job: CellJob, failure: Failure) -> None:
+        """Let the failure of a plug-in that has trained nothing yet end the grid.
+
+        Raises:
+            PluginError: it is such a failure, and the grid is not to go on.
+        """
+        is_first = job.trains and job.plug_in not in ("", *self.trained)
+        if is_first and not self.context.prepared.keep_going:
+            raise job.refused(failure)
 
     def _look_around(self) -> None:
         """Note what is left of the cluster, and end the jobs whose time is up."""

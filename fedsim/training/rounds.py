@@ -307,8 +307,8 @@ def _diagnostics(
         numbers["server", name] = value
     parts: dict[str, list[Diagnostic]] = {}
     for message in messages:
-        for name, of_clients in message.diagnostics.items():
-            diagnostic = Diagnostic.of(of_clients)
+        for name, like in message.diagnostics.items():
+            diagnostic = Diagnostic.of(like)
             same_name = parts.setdefault(name, [])
             numbers[name, len(same_name)] = diagnostic.values
             same_name.append(diagnostic)

@@ -10,6 +10,7 @@ from benches import Done, Ran
 from cells import SMALL, quick, small_grid
 
 from fedsim.errors import UserError
+from fedsim.grid.models import Grid
 from fedsim.results.generators import load_generator
 from fedsim.results.store import KINDS, ResultStore, RunFolder
 
@@ -66,10 +67,16 @@ def test_interrupted_audit_continues_from_its_pairs(bench: Bench) -> None:
     assert pairs.read_text().splitlines(keepends=True) == lines
 
 
-def optimists(**keys: Any) -> Any:
+def optimists(**keys: Any) -> Grid:
     """A grid with a method that claims less than it spends."""
     optimist = quick("plugin:Optimist", rounds=1)
-    return small_grid(optimist, "dp-gaussian", epsilon=[4.0, float("inf")], seeds=[0, 1], **keys)
+    return small_grid(
+        optimist,
+        "dp-gaussian",
+        epsilon=[4.0, float("inf")],
+        seeds=[0, 1],
+        **keys,
+    )
 
 
 @pytest.mark.slow
@@ -77,10 +84,14 @@ def test_audit_added_later_changes_no_line_and_refutes_a_claim(bench: Bench) -> 
     first = bench(optimists())
     assert first.code == 0
     folder = RunFolder(first.folder)
-    paths = [folder.lines(kind) for kind in KINDS if folder.lines(kind).exists()]
-    before = [path.read_bytes() for path in paths]
+    before = {}
+    for kind in KINDS:
+        path = folder.lines(kind)
+        if path.exists():
+            before[path] = path.read_bytes()
     ran = bench(optimists(audit={"pairs": 100, "rounds": 1}))
-    assert [path.read_bytes() for path in paths] == before
+    for path, content in before.items():
+        assert path.read_bytes() == content
     refuted = [row for row in ran.rows if row.status != "ok"]
     assert ran.code == 1
     assert len(refuted) == 2
@@ -89,14 +100,16 @@ def test_audit_added_later_changes_no_line_and_refutes_a_claim(bench: Bench) -> 
         assert row.epsilon_target == 4.0
         assert row.status == "refuted"
         assert row.audit_params == {"latent": 4, "encoder_hidden": [8]}
+    page = (ran.folder / "report.html").read_text()
     assert "refuted (ε = 4 claimed, an audit finds ε ≥" in ran.output
-    assert "an audit finds ε ≥" in (ran.folder / "report.html").read_text()
+    assert "an audit finds ε ≥" in page
     saved = load_generator(ran.folder, refuted[0].cell_id, trust_plugin=True)
     assert saved.vouched
-    assert saved.facts.row.status == "refuted"
+    facts = saved.facts
+    assert facts.row.status == "refuted"
     reason = "the seed of its noise is known, so anyone can subtract the noise"
-    assert saved.facts.held_back == reason
-    audits = ResultStore(first.folder).last("audits").values()
+    assert facts.held_back == reason
+    audits = ResultStore(first.folder).lines("audits")
     assert {line["refuted"] for line in audits} == {True, False}
 
 
@@ -112,8 +125,13 @@ def test_bench_counts_its_audits_at_its_end(bench: Bench) -> None:
 
 
 def dry_run(folder: Path, command: Callable[..., Done], pairs: int) -> Done:
-    keys = {"algorithms": ["dp-gaussian"], "epsilon": [2.0, 4.0], "audit": {"pairs": pairs}}
-    (folder / "g.yaml").write_text(json.dumps(SMALL | keys))
+    keys = {
+        "algorithms": ["dp-gaussian"],
+        "epsilon": [2.0, 4.0],
+        "audit": {"pairs": pairs},
+    }
+    grid = folder / "g.yaml"
+    grid.write_text(json.dumps(SMALL | keys))
     return command("bench", "g.yaml", "--dry-run")
 
 

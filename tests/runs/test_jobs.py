@@ -44,10 +44,14 @@ def test_references_depend_on_data_probe_and_partition_alone() -> None:
 
 def kinds(prepared: Prepared, lines: RunResults, *, retry_failed: bool = False) -> list[str]:
     """Whether each cell that has a job is to be trained or only to be evaluated."""
-    run = RunContext(prepared, ResultStore(lines.folder.path), Display(Console(quiet=True), 1))
-    jobs = missing_jobs(run, (), lines, retry_failed=retry_failed)
-    cells = [job for job in jobs if isinstance(job, CellJob)]
-    return ["training" if job.trains else "evaluating" for job in cells]
+    store = ResultStore(lines.folder.path)
+    display = Display(Console(quiet=True), 1)
+    run = RunContext(prepared, store, display)
+    found = []
+    for job in missing_jobs(run, (), lines, retry_failed=retry_failed):
+        if isinstance(job, CellJob):
+            found.append("training" if job.trains else "evaluating")
+    return found
 
 
 @pytest.fixture
@@ -63,10 +67,13 @@ def finished(prepared: Prepared, tmp_path: Path) -> RunResults:
     lines = lines_of(trial, outcome, evaluation)
     folder = RunFolder(tmp_path)
     training_id = trial.cell.training_id
-    line = lines.trainings[training_id] | {
-        "state": keep_state(folder.state(training_id), outcome.state)
-    }
-    return replace(lines, folder=folder, trainings={training_id: line})
+    digest = keep_state(folder.state(training_id), outcome.state)
+    training = {**lines.trainings[training_id], "state": digest}
+    return replace(
+        lines,
+        folder=folder,
+        trainings={training_id: training},
+    )
 
 
 def test_cell_without_lines_is_trained(prepared: Prepared, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from cells import digits_of_sites, quick, small_cells, small_grid
+from cells import digits_of_sites, one_cell, quick, small_cells, small_grid
 
 from fedsim.api.run import Run
 from fedsim.runs.noise_view import parts_of
@@ -17,43 +17,52 @@ from fedsim.training.trial import Trial, run_trial
 def noise_of(entry: Any, **keys: Any) -> tuple[Trial, dict[str, float]]:
     """The only cell, and its plan's noise over signal by part."""
     prepared = small_cells(entry, **keys)
-    frame = Plan(prepared, Path("none")).noise
     (trial,) = prepared.trials
-    return trial, dict(zip(frame["part"], frame["noise / signal"], strict=True))
+    frame = Plan(prepared, Path("none")).noise
+    by_part = frame.set_index("part")
+    return trial, by_part["noise / signal"].to_dict()
 
 
 @pytest.mark.parametrize("unit", ["example", "client"])
 def test_noise_of_a_gradient_is_what_a_training_adds(unit: str) -> None:
     entry = quick("fedhypevae", rounds=12, sample_rate=0.5)
-    prepared = small_cells(entry, epsilon=4.0, unit=unit)
-    (trial,) = prepared.trials
-    (data,) = prepared.data.values()
-    record = next(step for step in run_trial(trial, data) if step.values["main"])
-    frame = Plan(prepared, Path("none")).noise
-    (ratio,) = frame.query("part.str.startswith('sum of')")["noise / signal"]
-    units = {"example": trial.train_rows * 0.5, "client": trial.task.clients}[unit]
+    trial, noise = noise_of(entry, epsilon=4.0, unit=unit)
+    _, data, _ = one_cell(entry, epsilon=4.0, unit=unit)
+    records = run_trial(trial, data)
+    record = next(step for step in records if step.values["main"])
+    part = "sum of gradients"
+    units = trial.train_rows * 0.5
+    if unit == "client":
+        part = "sum of updates"
+        units = trial.task.clients
     drawn = record.values["noise_norm"]
-    assert ratio * units * trial.plan.clip == pytest.approx(drawn, rel=0.06)
+    expected = noise[part] * units * trial.plan.clip
+    assert expected == pytest.approx(drawn, rel=0.06)
 
 
 def test_noise_of_class_means_halves_with_twice_the_examples() -> None:
-    trial, found = noise_of("dp-gaussian", epsilon=1.0)
+    trial, noise = noise_of("dp-gaussian", epsilon=1.0)
     weight = 1 / math.sqrt(1 + 0.15**2 + 0.7**2)
     multiplier = trial.plan.mechanism("moments").noise_multiplier
-    expected = multiplier / weight * math.sqrt(64) / (trial.train_rows / 10)
-    assert found["class means"] == pytest.approx(expected)
+    rows_of_a_class = trial.train_rows / 10
+    expected = multiplier / weight * math.sqrt(64) / rows_of_a_class
+    assert noise["class means"] == pytest.approx(expected)
     dataset = {"name": "digits", "limit": 400}
-    _, more = noise_of("dp-gaussian", epsilon=1.0, dataset=dataset)
-    assert more == pytest.approx({name: ratio / 2 for name, ratio in found.items()})
+    _, halved = noise_of("dp-gaussian", epsilon=1.0, dataset=dataset)
+    for part, ratio in noise.items():
+        assert halved[part] == pytest.approx(ratio / 2)
 
 
 def test_noise_of_a_second_moment_is_in_spectral_norm() -> None:
-    trial, found = noise_of("dp-gaussian", epsilon=1.0)
-    weight = parts_of(trial)[0].phases[-1].weights["second"]
+    trial, noise = noise_of("dp-gaussian", epsilon=1.0)
+    cohort, _ = parts_of(trial)
+    weight = cohort.phases[-1].weights["second"]
     std = trial.plan.noise_std("moments") / (trial.plan.clip * weight)
-    drawn = std * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
-    norm = float(torch.linalg.matrix_norm(drawn, 2))
-    assert found["second"] == pytest.approx(norm / trial.train_rows, rel=0.1)
+    stream = torch.Generator().manual_seed(0)
+    drawn = std * torch.randn(64, 64, generator=stream)
+    norm = torch.linalg.matrix_norm(drawn, 2)
+    expected = float(norm) / trial.train_rows
+    assert noise["second"] == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize(("clients", "warned"), [(3, True), (4, False)])

@@ -37,14 +37,23 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def four_cells(bench: Bench) -> Path:
-    return bench(small_grid("dp-gaussian", "weight-noise", epsilon=4.0, alpha=[0.5, 1.0])).folder
+    grid = small_grid(
+        "dp-gaussian",
+        "weight-noise",
+        epsilon=4.0,
+        alpha=[0.5, 1.0],
+    )
+    return bench(grid).folder
 
 
 def append_changed(folder: Path, kind: Kind, key: str, **values: Any) -> None:
     """Append all lines of a kind again, with other values in one of their mappings."""
     store = ResultStore(folder)
-    lines = list(store.last(kind).values())
-    store.append(kind, [line | {key: line[key] | values} for line in lines])
+    lines = []
+    for line in store.last(kind).values():
+        changed = line[key] | values
+        lines.append(line | {key: changed})
+    store.append(kind, lines)
 
 
 def test_cells_that_run_again_give_equal_results(bench: Bench) -> None:

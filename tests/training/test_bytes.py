@@ -10,7 +10,11 @@ CLIENTS = 4
 
 
 def ended(name: str, keys: Any = None, **params: Any) -> Outcome:
-    trial, data, _ = one_cell(quick(name, **params), epsilon=4.0, **keys or {})
+    trial, data, _ = one_cell(
+        quick(name, **params),
+        epsilon=4.0,
+        **keys or {},
+    )
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     return outcome
@@ -27,7 +31,8 @@ def share_received(name: str, **keys: Any) -> float:
     """The share of all models that clients receive if half of them take part."""
     outcome = ended(name, keys, rounds=8, client_rate=0.5)
     assert outcome.uplink_bytes == outcome.downlink_bytes
-    return outcome.downlink_bytes / (8 * CLIENTS * 4 * outcome.parameters)
+    all_models = 8 * CLIENTS * 4 * outcome.parameters
+    return outcome.downlink_bytes / all_models
 
 
 def test_absent_client_receives_nothing_unless_private() -> None:

@@ -6,7 +6,8 @@ from cells import digits_of_writers, one_cell, quick
 
 @pytest.mark.parametrize(("unit", "units"), [("example", 200), ("client", 4)])
 def test_units_are_examples_or_clients(unit: str, units: int) -> None:
-    trial, _, _ = one_cell(quick("fedhypevae"), epsilon=4.0, unit=unit)
+    entry = quick("fedhypevae")
+    trial, _, _ = one_cell(entry, epsilon=4.0, unit=unit)
     assert trial.units == units
 
 
