@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedsim.batch import Layout
 from fedsim.data.embeddings import PublicRows
 from fedsim.device import normal, to_device
 from fedsim.errors import UserError
@@ -28,6 +29,7 @@ from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Release, Unit
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import (
+    BLOCK,
     OuterProduct,
     clipped_statistics,
     exact_products,
@@ -67,6 +69,10 @@ class Rows:
             to_device(owner, clients.device),
         )
 
+    def take(self, rows: slice) -> Rows:
+        """Return some of the examples."""
+        return Rows(self.x[rows], self.y[rows], self.client[rows])
+
     def by_label(
         self,
         products: Mapping[str, OuterProduct],
@@ -82,7 +88,7 @@ class Rows:
             return_counts=True,
         )
         return {
-            name: OuterProduct(product.left / sizes[cell, None], product.right)
+            name: replace(product, left=product.left / sizes[cell, None])
             for name, product in products.items()
         }
 
@@ -140,21 +146,15 @@ class _StatisticRounds:
 
     def at_clients(self, clients: Clients, round_: Round, received: Tensors) -> Message:
         """Return the cohort's message: the clipped and noised sums."""
-        rows = Rows.of(clients)
-        products = self.statistic.products(rows, received)
-        layout = clients.all_groups
-        if self.by_client:
-            ones = rows.x.new_ones(len(rows.x), 1)
-            counted = {**products, ROW_COUNT: OuterProduct(ones, ones)}
-            products = rows.by_label(counted, self.task.classes)
-            layout = clients.layout
-        if products.keys() != self.weights.keys():
-            raise ValueError(
-                f"statistic '{self.statistic.name}' has the products {sorted(products)} and "
-                f"weights of {sorted(self.weights)}"
-            )
-        sums, joint_norms = clipped_statistics(products, self.norms, layout)
-        noised = clients.add_noise(round_.release, round_.stream, sums)
+        all_rows = Rows.of(clients)
+        sums: Tensors | None = None
+        norms_of_blocks = []
+        for block, units in self._blocks(clients):
+            products = self._products(all_rows.take(block), received)
+            sums, block_norms = clipped_statistics(products, self.norms, units, sums)
+            norms_of_blocks.append(block_norms)
+        joint_norms = torch.cat(norms_of_blocks)
+        noised = clients.add_noise(round_.release, round_.stream, sums or {})
         clipped = joint_norms > self.norms.clip * (1 + 1e-6)
         return clients.send(
             noised.sent,
@@ -163,6 +163,40 @@ class _StatisticRounds:
                 "clipped_fraction": clipped.float(),
             },
         )
+
+    def _blocks(self, clients: Clients) -> Iterator[tuple[slice, Layout | None]]:
+        """Yield the rows of every block, with the units that they belong to.
+
+        The products of a block are in memory together, those of two blocks never. A unit lies in
+        one block.
+        """
+        units = clients.all_groups
+        if self.by_client:
+            units = clients.layout
+        if units is not None:
+            yield from units.blocks(BLOCK)
+            return
+        count = len(clients.pooled.y)
+        for start in range(0, max(count, 1), BLOCK):
+            yield slice(start, start + BLOCK), None
+
+    def _products(self, rows: Rows, received: Tensors) -> Mapping[str, OuterProduct]:
+        """Return the products of some rows, by the names of the weights.
+
+        Raises:
+            ValueError: the statistic has other products than weights.
+        """
+        products = self.statistic.products(rows, received)
+        if self.by_client:
+            ones = rows.x.new_ones(len(rows.x), 1)
+            counted = {**products, ROW_COUNT: OuterProduct(ones, ones)}
+            products = rows.by_label(counted, self.task.classes)
+        if products.keys() != self.weights.keys():
+            raise ValueError(
+                f"statistic '{self.statistic.name}' has the products {sorted(products)} and "
+                f"weights of {sorted(self.weights)}"
+            )
+        return products
 
     def at_server(self, server: Server, round_: Round, total: Tensors) -> Values:
         """Undo the weights of the noisy sums, and give them to the statistic's ``receive``."""
@@ -405,6 +439,9 @@ def _check_products(statistic: Statistic, crowd: Crowd, broadcast: Tensors) -> N
                 product.right,
                 together[name].right,
             )
+            cells = together[name].cell
+            if product.cell is not None and cells is not None:
+                crowd.check_same(words, part, product.cell.double(), cells.double())
 
 
 def overall_mean(share: float) -> Statistic:

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedsim.models.layers import one_hot
 from fedsim.privacy.statistics.moments import Products, counts_above_noise, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import spectral_function, square_root
@@ -85,11 +84,10 @@ def component_products(
         belongs: the result of :func:`responsibilities` ``[N, K]``.
         classes: the number of classes C.
     """
-    onehot = one_hot(y, classes)
-    memberships = (onehot.unsqueeze(2) * belongs.unsqueeze(1)).flatten(1)  # [N, C K]
+    ones = u.new_ones(len(u), 1)
     return {
-        "component_sums": OuterProduct(memberships, u),
-        "component_counts": OuterProduct(memberships, u.new_ones(len(u), 1)),
+        "component_sums": OuterProduct(belongs, u, y, classes),
+        "component_counts": OuterProduct(belongs, ones, y, classes),
     }
 
 

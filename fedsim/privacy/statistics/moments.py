@@ -101,11 +101,10 @@ def class_mean_products(
     classes: int,
 ) -> Products:
     """Returns class sums and class counts of rows ``[N, d]`` of norm at most 1."""
-    onehot = one_hot(y, classes)
     ones = r.new_ones(len(r), 1)
     return {
-        "class_sums": OuterProduct(onehot, r),
-        "class_counts": OuterProduct(onehot, ones),
+        "class_sums": OuterProduct.sums(r, y, classes),
+        "class_counts": OuterProduct.sums(ones, y, classes),
     }
 
 
@@ -123,11 +122,10 @@ def client_mean_products(
     clients: int,
 ) -> Products:
     """Returns the sum and the count of every client's rows ``[N, d]`` of norm at most 1."""
-    onehot = one_hot(client, clients)
     ones = x.new_ones(len(x), 1)
     return {
-        "client_sums": OuterProduct(onehot, x),
-        "client_counts": OuterProduct(onehot, ones),
+        "client_sums": OuterProduct.sums(x, client, clients),
+        "client_counts": OuterProduct.sums(ones, client, clients),
     }
 
 
