@@ -196,8 +196,8 @@ class DPSGD(Algorithm):
         """
         if self.task.unit == "client":
             return float(self.params.sample_rate)
-        largest: float = self.params.most_sampled / self.task.public_size
-        return min(self.params.sample_rate, largest)
+        largest = self.params.most_sampled / self.task.public_size
+        return float(min(self.params.sample_rate, largest))
 
     def phases(self) -> tuple[Phase, ...]:
         """Return the phases: statistics for the coordinates, if any, then all noisy steps.

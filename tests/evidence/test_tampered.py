@@ -119,6 +119,7 @@ TAMPERED: dict[Record, dict[str, Edit]] = {
     sampled: {
         "sample rate": planned_and_ran(rate=0.1),
         "public size": put(task__public_size=2**16),
+        "number of rows": put(train_rows=10**6),
         "count": planned_and_ran(count=1),
         "count that ran": put(ledger__mechanisms=[]),
     },
@@ -196,7 +197,7 @@ def test_edit_that_is_not_caught_changes_no_statement(way: str) -> None:
 
 
 def test_edited_number_of_rows_moves_only_a_warning() -> None:
-    edit = put(train_rows=10**6)
+    edit = put(train_rows=10**6, task__public_size=2**19)
     line = edited(gaussian(), edit)
     assert proof_of(gaussian(), edit).verdict == "proved"
     before = stated(edited(gaussian())).splitlines()
