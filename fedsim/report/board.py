@@ -17,14 +17,16 @@ from rich.console import Console
 
 from fedsim.evidence.prove import Proof
 from fedsim.plugins.registry import EXTERNAL
-from fedsim.report.tables import Table, claim_words, decimal, named, setting_words
+from fedsim.report.names import claim_words, named, setting_words
+from fedsim.report.table import Table
+from fedsim.report.tables import decimal
 from fedsim.results.columns import UNVERIFIED
 from fedsim.results.stats import SeedGroups
 from fedsim.words import Printed, counted, number, wide_console
 
 EXACT = (
-    "scores are exact functions of real rows, which no ε here covers: publish them only "
-    "where the data may be"
+    "Scores are computed from real examples without noise, and no ε covers them. Publish them only "
+    "if the data may be published."
 )
 """The warning for those who publish a board."""
 _SHOWN = {
@@ -104,17 +106,15 @@ class Board(Printed):
         texts = numbers.map(_text, na_action="ignore")
         texts[_DECIMALS] = numbers[_DECIMALS].map(decimal, na_action="ignore")
         texts.loc[len(self.frame) :, "data set"] += f", {heading}"
-        left_out = "none is left out"
-        if self.left_out:
-            left_out = f"left out: {sum(self.left_out.values())}"
         notes = [
             EXACT,
-            f"{counted(self.rows, 'row')}, each finite ε proved from the row alone by fedsim "
-            f"verify; {left_out}",
+            f"{counted(self.rows, 'result')}; fedsim verify proved each finite ε from the result "
+            "alone.",
         ]
         if self.external_rows:
-            notes.append(f"{counted(self.external_rows, 'row')} of {heading}")
-        notes += [f"{count} × {reason}" for reason, count in self.left_out.items()]
+            notes.append(f"{counted(self.external_rows, 'result')} of {heading}.")
+        for reason, count in self.left_out.items():
+            notes.append(f"Left out: {counted(count, 'result')} of {reason}.")
         texts = texts.astype("object").fillna("–").set_index(["data set", "method"])
         return Table("board", "Board", texts, tuple(notes), numbers)
 
@@ -139,7 +139,12 @@ def _lines(settings: SeedGroups) -> pd.DataFrame:
         sd=(lines["high"] - lines["low"]) / 2,
         share_of_ceiling=cells["share_of_ceiling"].mean(),
         audit=cells["audit_epsilon_lower"].max().astype("float64").replace(0, None),
-        tuned=is_free.map({True: "free, on test rows", False: "for its price"}),
+        tuned=is_free.map(
+            {
+                True: "tuning on test data (not private)",
+                False: "private tuning (included in ε)",
+            }
+        ),
     )
     return lines.sort_values(["dataset", "epsilon_target", "mean"], ascending=[True, True, False])
 

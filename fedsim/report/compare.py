@@ -97,16 +97,16 @@ class Comparison(Printed):
             print_line(console, sentence)
         same = (self.matched["differ"] == "") & self.matched["rounds"]
         count = int(same.sum())
-        share = f"{count} of {len(same)} shared rows"
+        share = f"{count} of {len(same)} shared results"
         if self.equal:
             share = "everything"
         print_line(
             console,
-            f"equal to the last bit: {share} ({counted(count, 'row')}), all but clock and "
-            "provenance, and samples and noise of rounds",
+            f"Equal to the last bit: {share} ({counted(count, 'result')}). All columns but times "
+            "and provenance were compared, and samples and noise of all rounds.",
         )
         if not same.all():
-            title = "change: of balanced accuracy, second run minus first"
+            title = "change: balanced accuracy of the second run minus the first"
             console.print(frame_table(title, self.matched[~same]))
 
 

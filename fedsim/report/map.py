@@ -21,7 +21,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.evaluate import cell_evaluator, synthesise
 from fedsim.evaluation.evaluators import Labelled
 from fedsim.methods.products import is_classifier
-from fedsim.report.figures import MUTED, PAPER, SERIES, STYLE, save_figure
+from fedsim.report.panels import MUTED, SERIES, STYLE, blank_panels, save_figure
 from fedsim.results.columns import Row
 from fedsim.results.join import RunResults
 from fedsim.results.lines import as_trained, read_state
@@ -118,17 +118,10 @@ def draw_map(panels: Mapping[str, Labelled], data: Embeddings) -> Figure:
     classes = sorted(map(int, by_size[: len(SERIES)]))
     colours = dict(zip(classes, SERIES, strict=False))
     columns = min(4, len(panels))
-    lines = math.ceil(len(panels) / columns)
+    size = (max(9.0, 2.8 * columns), 2.9 * math.ceil(len(panels) / columns) + 0.5)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            figsize=(max(9.0, 2.8 * columns), 2.9 * lines + 0.5),
-            layout="constrained",
-            facecolor=PAPER,
-        )
-        grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
-        for axes in grid[len(panels) :]:
-            axes.set_axis_off()
-        for axes, (title, embeddings) in zip(grid, panels.items(), strict=False):
+        figure, grid = blank_panels(len(panels), columns, size, sharex=True, sharey=True)
+        for axes, (title, embeddings) in zip(grid, panels.items(), strict=True):
             axes.set(xticks=[], yticks=[], title=title)
             for label, colour in colours.items():
                 real_points = _projected(pca, data.x_test[data.y_test == label])
@@ -152,8 +145,8 @@ def _legend(colours: Mapping[str, str]) -> list[Line2D]:
         colours: The colour of each class, by its name.
     """
     marks = [
-        (MUTED, "o", 6, 0.4, "real test rows (not for release)"),
-        (MUTED, "x", 4, None, "synthetic rows"),
+        (MUTED, "o", 6, 0.4, "real test examples (not for release)"),
+        (MUTED, "x", 4, None, "synthetic examples"),
     ]
     marks += [(colour, "s", 5, None, name) for name, colour in colours.items()]
     return [

@@ -202,7 +202,7 @@ def test_verify_proves_every_epsilon_and_compares(
     proved = command("verify", str(run.folder))
     assert (proved.returncode, "8 of 8 rows proved" in proved.stdout) == (0, True), proved.stdout
     equal = command("verify", str(run.folder), "--with", str(run.folder))
-    assert (equal.returncode, "equal to the last bit: everything (8 rows)" in equal.stdout) == (
+    assert (equal.returncode, "Equal to the last bit: everything (8 results)" in equal.stdout) == (
         0,
         True,
     )
