@@ -29,9 +29,7 @@ LICENCE_IDS = {
     f"CC {terms} 4.0": f"cc-{terms.lower()}-4.0" for terms in ("BY", "BY-NC", "BY-SA", "BY-NC-SA")
 }
 """The hub's identifiers of licences, by their names."""
-NO_LICENCE = (
-    "not known to fedsim; add the licence of the real data"
-)
+NO_LICENCE = "not known to fedsim; add the licence of the real data"
 """What the card says where the licence of the real data is not known."""
 
 

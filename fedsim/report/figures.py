@@ -16,6 +16,7 @@ The last two are computed from the real data without noise. They are not private
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -60,6 +61,12 @@ Smaller bounds say nothing, and a logarithmic axis has no place for zero.
 """
 COSTS = {"bytes": "MB that a client sends and receives", "seconds": "seconds of training"}
 """The costs of a training that ``over`` accepts beside parameters, with the label of their axis."""
+_IDEALS = {
+    None: " (real data has 1)",
+    math.inf: " (higher is better)",
+    0.0: " (lower is better)",
+}
+"""Which value of a measure of fidelity is the best, if its title does not say that."""
 _FEW = 24
 """The largest number of clients whose names and counts are written into a panel."""
 _MOST_ACROSS = 200
@@ -174,7 +181,7 @@ def fidelity(settings: SeedGroups) -> Figure | None:
         The figure, or None if no result has such a measure.
     """
     titles = {
-        name: f"{measure.title} ({_ideal(measure.best)})"
+        name: f"{measure.title}{_IDEALS.get(measure.best, '')}"
         for name, measure in MEASURES.items()
         if measure.fidelity
     }
@@ -192,14 +199,6 @@ def fidelity(settings: SeedGroups) -> Figure | None:
         ticks=ticks,
         shared=False,
     )
-
-
-def _ideal(best: float | None) -> str:
-    """Return in words which value of a measure is the best; None is the value of real data, 1."""
-    if best is None:
-        return "real data has 1"
-    words = {math.inf: "higher is better", 0.0: "lower is better"}
-    return words.get(best, f"{best:g} is best")
 
 
 def communication(settings: SeedGroups) -> Figure | None:
@@ -424,7 +423,7 @@ def _draw_matrix(axes: Axes, matrix: LabelMatrix) -> None:
     )
     if matrix.clients > _MOST_ACROSS:
         title += f" (the first {_MOST_ACROSS} clients)"
-    axes.set(title=title, xlabel="client", ylabel="class")
+    axes.set(title=textwrap.fill(title, 44), xlabel="client", ylabel="class")
     axes.set_yticks(range(len(matrix.classes)), matrix.classes)
     if matrix.clients > _FEW:
         return

@@ -115,10 +115,11 @@ KINDS = (
         "The linear probe and the nearest neighbours disagree",
         "apart > 0.15",
         {
-            "balanced accuracy of the linear probe": "{probe:.2f}",
-            "of the nearest neighbours, same seed": "{neighbours:.2f}",
+            "linear probe": "{probe:.2f}",
+            "nearest neighbours": "{neighbours:.2f}",
         },
-        "The two scores differ widely, so the synthetic data may not resemble real data.",
+        "The two balanced accuracies differ widely (here in the worst seed), so the synthetic data "
+        "may not resemble real data.",
         "check the figure of fidelity; more synthetic examples",
     ),
     Kind(

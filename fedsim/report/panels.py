@@ -24,7 +24,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from fedsim.errors import UserError
 from fedsim.files import replaced
@@ -115,11 +115,11 @@ MOST_PANELS = 36
 """The largest number of panels in a figure; further panels are not drawn."""
 NEAR = 0.4
 """References that are this share of the data's range away from it are written, not drawn."""
-DODGE = 0.016
+DODGE = 0.012
 """The distance of methods at one epsilon, as a share of the axis."""
 LEGEND_SIZE = 8.0
-"""The font size of a legend, in points."""
-LETTER = 0.56
+"""The font size of a legend, in points, in a figure as wide as a page."""
+LETTER = 0.52
 """The width of an average letter, as a share of the font size."""
 
 
@@ -361,6 +361,7 @@ def facet(
                     _write_references(axes, points[is_far == side], y, line, side)
                 if logarithmic:
                     axes.set_xscale("log")
+                    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                     axes.xaxis.set_major_formatter("{x:g}")
                     axes.xaxis.set_minor_formatter(NullFormatter())
                 if ticks:
@@ -428,17 +429,20 @@ def _break_axis(axes: Axes, ticks: Mapping[float, str]) -> None:
     *finite, last = ticks
     if not finite or ticks[last] != "∞":
         return
+    middle = (finite[-1] + last) / 2
+    reach = 0.006 * (last - finite[0])
+    ends = [middle - reach, middle + reach]
+    on_axis: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+    axes.plot(ends, [0, 0], color=PAPER, linewidth=3, zorder=4, **on_axis)
     axes.plot(
-        [0.5 * (finite[-1] + last)],
-        [0],
-        transform=axes.get_xaxis_transform(),
-        marker="$//$",
-        markersize=7,
+        ends,
+        [0, 0],
+        marker=[(-0.5, -1), (0.5, 1)],
+        markersize=9,
         color=MUTED,
-        markeredgecolor=MUTED,
         linestyle="none",
-        clip_on=False,
         zorder=5,
+        **on_axis,
     )
 
 
@@ -496,7 +500,8 @@ def _empty_figure(
     """
     size = width or max(3.0 * columns, 9.0)
     names = [line_look.name for line_look in used]
-    legend_columns = _legend_columns(names, size)
+    font_size = min(LEGEND_SIZE, size + 3)
+    legend_columns = _legend_columns(names, _letters(size, font_size))
     panel_height = 3.4
     if width or columns > 2:
         panel_height = 2.3
@@ -512,7 +517,7 @@ def _empty_figure(
         loc="outside lower left",
         ncols=legend_columns,
         frameon=False,
-        fontsize=LEGEND_SIZE,
+        fontsize=font_size,
         handlelength=2.4,
         columnspacing=1.2,
         labelspacing=0.3,
@@ -523,17 +528,17 @@ def _empty_figure(
     return figure
 
 
-def _legend_columns(names: Sequence[str], inches: float) -> int:
-    """Return the largest number of columns in which a legend fits into a width."""
+def _legend_columns(names: Sequence[str], letters: int) -> int:
+    """Return the largest number of columns in which a legend fits into a number of letters."""
     # The handle, its distance from the text, and the distance to the next column, in letters.
-    beside = (2.4 + 0.8 + 1.2) / LETTER
+    beside = 4.4 / LETTER
     for columns in range(len(names), 1, -1):
         rows = math.ceil(len(names) / columns)
-        widths = [
+        widest = [
             max(map(len, names[start : start + rows])) for start in range(0, len(names), rows)
         ]
-        if sum(widths) + beside * len(widths) <= _letters(inches, LEGEND_SIZE):
-            return len(widths)
+        if sum(widest) + beside * len(widest) <= letters:
+            return len(widest)
     return 1
 
 

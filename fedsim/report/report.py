@@ -123,12 +123,24 @@ class Picture(NamedTuple):
     Attributes:
         title: Its title.
         caption: The sentences below it.
-        source: The figure as a ``data:`` URL, so that the page loads nothing.
+        svg: The figure.
     """
 
     title: str
     caption: str
-    source: str
+    svg: bytes
+
+    @property
+    def source(self) -> str:
+        """The figure as a ``data:`` URL, so that the page loads nothing."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
+
+    @property
+    def least_width(self) -> int:
+        """The width in pixels below which its text would be too small to read."""
+        width = re.search(rb'width="([\d.]+)pt"', self.svg)
+        assert width is not None
+        return round(float(width[1]))
 
 
 class Caution(NamedTuple):
@@ -442,12 +454,12 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     for file, title, caption, figure in _figures(settings, clients, rounds, matrices):
         if figure is not None:
             path = run.curves / file
-            pictures[path.stem] = Picture(title, caption, _source(save_figure(figure, path)))
+            pictures[path.stem] = Picture(title, caption, save_figure(figure, path))
     # The bench draws the map, because only the bench has the data.
     map_path = run.curves / "map.svg"
     if map_path.exists():
         map_title = "Synthetic and real examples in two dimensions"
-        pictures["map"] = Picture(map_title, OF_MAP, _source(map_path.read_bytes()))
+        pictures["map"] = Picture(map_title, OF_MAP, map_path.read_bytes())
     by_site = site_table(settings, clients)
     seen = findings(settings, rounds)
     name = encodable(folder.resolve().name)
@@ -510,11 +522,6 @@ def _figures(
             figures.diagnostics(settings, rounds),
         ),
     ]
-
-
-def _source(svg: bytes) -> str:
-    """Return an SVG as a ``data:`` URL."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
 def terminal_tables(settings: SeedGroups, by_site: Table | None) -> list[Table]:

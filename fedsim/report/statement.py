@@ -257,9 +257,8 @@ def _for_a_paper(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     budgets = _once(
         (f"ε = {number(row.epsilon_target)} at δ = {number(row.delta)}" for row in rows), " and "
     )
-    unit = _CITED_UNITS.get(
-        first.unit, f"the examples of one client with one value of {first.unit}"
-    )
+    group = f"the examples of one client with one value of {first.unit}"
+    unit = _CITED_UNITS.get(first.unit, group)
     seen = _CITED_TRUSTS[first.trust]
     if _is_tuned(first):
         seen = "the released training only, which is the best one of a private search"
