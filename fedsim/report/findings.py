@@ -371,7 +371,7 @@ def findings(settings: SeedGroups, rounds: pd.DataFrame) -> list[Finding]:
     lines = seen(settings, rounds)
     shown = []
     for kind in KINDS:
-        settings_with_it = lines.query(kind.where, engine="python").to_dict("records")
+        settings_with_it: list[Any] = lines.query(kind.where, engine="python").to_dict("records")
         if not settings_with_it:
             continue
         table = [

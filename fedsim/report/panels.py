@@ -385,8 +385,8 @@ def _far_references(frame: pd.DataFrame, y: str, look: pd.Series[Any]) -> pd.Ser
     """
     is_reference = look.map(lambda each: each.reference).astype(bool)
     data = frame[~is_reference].reindex(columns=[y, "low", "high"])
-    low = data.min(axis=None)
-    high = data.max(axis=None)
+    low = float(data.min().min())
+    high = float(data.max().max())
     reach = NEAR * max(high - low, 0.05)
     far_above = (frame[y] > high + reach) & is_reference
     far_below = (frame[y] < low - reach) & is_reference
@@ -544,7 +544,7 @@ def _legend_columns(names: Sequence[str], letters: int) -> int:
 
 def blank_panels(
     count: int, columns: int, size: tuple[float, float], **options: Any
-) -> tuple[Figure, list[Axes]]:
+) -> tuple[Figure, list[Any]]:
     """Return a figure with a number of empty panels.
 
     Args:

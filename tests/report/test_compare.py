@@ -122,7 +122,8 @@ def test_comparison_of_folders_prints_what_differs(
     tmp_path: Path,
 ) -> None:
     one, same = (folder_with(tmp_path / name, rows_of(0, 1)) for name in "ab")
-    assert repr(compare_folders(one, same)).startswith("Equal to the last bit: everything (2 results)")
+    equal = repr(compare_folders(one, same))
+    assert equal.startswith("Equal to the last bit: everything (2 results)")
     other = folder_with(
         tmp_path / "c", [*rows_of(0), *rows_of(2), *rows_of(1, balanced_accuracy=0.25)]
     )

@@ -49,10 +49,10 @@ def test_card_states_budget_and_what_is_not_covered(hub: Path) -> None:
     )
     assert "differential-privacy" in front["tags"]
     assert "50 synthetic embeddings of 64 dimensions and 10 classes" in card
-    assert "scale real embeddings to norm 1 before you put them beside these" in card
+    assert "Scale real embeddings to norm 1 before you compare them with these" in card
     assert re.search(r"\*\*budget\*\*: ε = 3\.9\d* \(target 4\) at δ = 0\.0001", card)
     assert "**claim**: proved: (ε, δ) is a theorem for this method" in card
-    assert "### Not covered\n\n- a person with several rows" in card
+    assert "### Not covered\n\n- a person with several examples" in card
     assert "a second release from the same data" in card
     assert (
         r"Trained on digits\[:200\] (scikit-learn, UCI). Licence of that data set: CC BY 4.0."

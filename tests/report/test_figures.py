@@ -17,23 +17,32 @@ from fedsim.errors import UserError
 from fedsim.evaluation.measures import MEASURES
 from fedsim.partition import PartitionSpec, make_partition
 from fedsim.partition.matrix import LabelMatrix
+from fedsim.plugins.registry import known, lookup
 from fedsim.report.figures import (
     caption_of,
     communication,
-    epsilon_axis,
+    diagnostics,
     fidelity,
-    inches,
-    looks,
     over_parameter,
-    save_figure,
-    save_pdf,
+    partitions,
     sites,
     utility,
 )
-from fedsim.report.partitions import draw_partitions
-from fedsim.report.rounds import diagnostics, round_frame
+from fedsim.report.findings import round_frame
+from fedsim.report.panels import (
+    FIXED_LOOKS,
+    epsilon_axis,
+    inches,
+    look_numbers,
+    looks,
+    save_figure,
+    save_pdf,
+)
 from fedsim.results.columns import Row
 from fedsim.results.stats import SeedGroups
+
+SHIPPED = ("algorithms", "baselines")
+"""The packages of shipped methods."""
 
 
 def shown(figure: Any) -> list[Any]:
@@ -51,50 +60,103 @@ def legend(figure: Any) -> list[str]:
 
 
 def line(axes: Any, *points: Any) -> bool:
-    """Whether a line is drawn through these points."""
+    """Whether a line is drawn through these points, but for the shift of methods side by side."""
     wanted = np.array(points, dtype=float)
     return any(
-        drawn.get_xydata().shape == wanted.shape and np.allclose(drawn.get_xydata(), wanted)
+        drawn.get_xydata().shape == wanted.shape
+        and np.allclose(drawn.get_xydata(), wanted, rtol=1e-5, atol=[0.02, 1e-8])
         for drawn in axes.lines
     )
 
 
-def test_utility_draws_means_over_epsilon_and_references(
-    quickstart: list[Row],
-) -> None:
+def levels(axes: Any) -> dict[float, Any]:
+    """The horizontal lines of a panel, by their height."""
+    return {
+        round(drawn.get_ydata()[0], 3): drawn
+        for drawn in axes.lines
+        if len(set(drawn.get_ydata())) == 1 and list(drawn.get_xdata()) == [0, 1]
+    }
+
+
+def written(axes: Any) -> list[str]:
+    """The references that are written at the edges of a panel."""
+    return [text for each in axes.texts for text in each.get_text().splitlines()]
+
+
+def test_utility_draws_means_over_epsilon(quickstart: list[Row]) -> None:
     settings = SeedGroups.of(quickstart)
     figure = utility(settings)
-    assert titles(figure) == ["α = 0.1", "α = 1"]
-    assert legend(figure) == [
-        "fedhypevae",
-        "weight-noise",
-        "fedavg-cvae (not private)",
-        "ceiling",
-        "local-only",
-        "chance",
-    ]
     means = settings.facts.join(settings.mean("balanced_accuracy")).query(
         "label == 'fedhypevae' and alpha == 0.1"
     )["balanced_accuracy"]
     at, ticks = epsilon_axis(settings.facts["epsilon_target"])
-    assert ([*ticks.values()], at[math.inf] > at[4.0] + 0.3) == (["1", "4", "∞"], True)
+    assert [*ticks.values()] == ["1", "4", "∞"]
+    assert at[math.inf] > at[4.0] + 0.3
     assert line(shown(figure)[0], *zip(at.values(), means, strict=True))
-    levels = {
-        round(drawn.get_ydata()[0], 3)
-        for drawn in shown(figure)[1].lines
-        if len(set(drawn.get_ydata())) == 1
-    }
-    assert {0.953, 0.71, 0.1} <= levels
     assert "95 % confidence interval over 3 seeds" in caption_of(settings)
 
 
-def test_levels_are_drawn_where_the_partition_has_no_alpha() -> None:
-    figure = utility(
-        SeedGroups.of(
-            [make_row(scheme="disjoint", alpha=None, ceiling_balanced_accuracy=0.83, chance=0.1)]
+def test_utility_names_data_and_partition_in_its_title(quickstart: list[Row]) -> None:
+    figure = utility(SeedGroups.of(quickstart))
+    assert figure is not None
+    assert figure.get_suptitle() == "digits · dirichlet · 10 clients"
+    assert titles(figure) == ["α = 0.1", "α = 1"]
+
+
+def test_near_references_are_lines_in_the_legend(quickstart: list[Row]) -> None:
+    figure = utility(SeedGroups.of(quickstart))
+    assert {0.953, 0.71, 0.1} <= set(levels(shown(figure)[1]))
+    assert legend(figure)[2:] == ["fedavg-cvae (not private)", "ceiling", "local-only", "chance"]
+
+
+def test_far_references_are_written_at_the_edge() -> None:
+    rows = [
+        make_row(
+            cell_id=f"{score}",
+            label=f"{score}",
+            balanced_accuracy=score,
+            local_only_balanced_accuracy=0.51,
+            ceiling_balanced_accuracy=0.9,
+            chance=0.1,
         )
+        for score in (0.5, 0.52)
+    ]
+    figure = utility(SeedGroups.of(rows))
+    (axes,) = shown(figure)
+    assert written(axes) == ["↓ chance 0.100", "↑ ceiling 0.900"]
+    assert legend(figure)[2:] == ["local-only"]
+    low, high = axes.get_ylim()
+    assert 0.4 < low < high < 0.6
+
+
+def test_methods_at_one_epsilon_stand_side_by_side() -> None:
+    rows = [
+        make_row(cell_id=f"{label}{epsilon}", label=label, epsilon_target=epsilon)
+        for label in ("a", "b", "c")
+        for epsilon in (1.0, 2.0)
+    ]
+    (axes,) = shown(utility(SeedGroups.of(rows)))
+    places = [drawn.get_xdata()[0] for drawn in axes.lines if len(drawn.get_xdata()) == 2]
+    assert places[0] < places[1] < places[2]
+    assert max(map(abs, places[:3])) < 0.03
+
+
+def test_axis_is_broken_before_infinity(quickstart: list[Row]) -> None:
+    (axes, _) = shown(utility(SeedGroups.of(quickstart)))
+    at, _ = epsilon_axis(pd.Series([1.0, 4.0, math.inf]))
+    marks = [drawn.get_xdata() for drawn in axes.lines if list(drawn.get_ydata()) == [0, 0]]
+    assert len(marks) == 2
+    assert all(at[4.0] < place < at[math.inf] for place in marks[0])
+
+
+def test_levels_are_drawn_where_the_partition_has_no_alpha() -> None:
+    row = make_row(
+        scheme="disjoint",
+        alpha=None,
+        ceiling_balanced_accuracy=0.51,
+        local_only_balanced_accuracy=0.49,
     )
-    assert {0.83, 0.1} <= {drawn.get_ydata()[0] for drawn in shown(figure)[0].lines}
+    assert {0.51, 0.49} <= set(levels(shown(utility(SeedGroups.of([row])))[0]))
 
 
 def test_method_labelled_as_a_reference_has_a_line_of_its_own() -> None:
@@ -103,11 +165,11 @@ def test_method_labelled_as_a_reference_has_a_line_of_its_own() -> None:
         epsilon_target=None,
         yields="classifier",
         balanced_accuracy=0.33,
-        local_only_balanced_accuracy=0.4,
+        local_only_balanced_accuracy=0.34,
     )
     figure = utility(SeedGroups.of([method]))
-    drawn = {drawn.get_ydata()[0]: drawn for drawn in shown(figure)[0].lines}
-    assert drawn[0.33].get_color() != drawn[0.4].get_color()
+    drawn = levels(shown(figure)[0])
+    assert drawn[0.33].get_color() != drawn[0.34].get_color()
     names = legend(figure)
     assert "local-only (classifier, not private)" in names
     assert "local-only (reference)" in names
@@ -115,10 +177,32 @@ def test_method_labelled_as_a_reference_has_a_line_of_its_own() -> None:
 
 @pytest.mark.parametrize("measure", [name for name, each in MEASURES.items() if each.references])
 def test_every_reference_of_a_measure_can_be_drawn(measure: str) -> None:
-    levels = {column: 0.4 for _, column in MEASURES[measure].references}
-    figure = utility(SeedGroups.of([make_row(**{measure: 0.5} | levels)]), measure)
+    references = {column: 0.5 for _, column in MEASURES[measure].references}
+    figure = utility(SeedGroups.of([make_row(**{measure: 0.5} | references)]), measure)
     for name, _ in MEASURES[measure].references:
         assert name in legend(figure)
+
+
+def test_shipped_methods_have_distinct_fixed_looks() -> None:
+    assert len(set(FIXED_LOOKS.values())) == len(FIXED_LOOKS)
+    shipped = {name for name in known() if lookup(name).__module__.split(".")[0] in SHIPPED}
+    assert shipped - set(FIXED_LOOKS) == set()
+
+
+def test_look_does_not_depend_on_other_methods_without_a_collision() -> None:
+    alone = look_numbers(["mine"])["mine"]
+    assert look_numbers(["fedhypevae", "dp-gaussian", "mine"])["mine"] == alone
+    assert look_numbers(["mine", "fedhypevae"])["fedhypevae"] == FIXED_LOOKS["fedhypevae"]
+
+
+def test_a_colliding_method_gets_the_next_free_colour() -> None:
+    first, second = look_numbers(["ab", "ba"]).values()
+    assert second[0] == (first[0] + 1) % 10
+
+
+def test_methods_beyond_the_colours_differ_in_markers() -> None:
+    found = look_numbers([f"method {number}" for number in range(15)])
+    assert len(set(found.values())) == 15
 
 
 def test_line_is_dashed_if_its_claim_is_no_theorem() -> None:
@@ -159,11 +243,11 @@ def test_nothing_to_draw_is_no_figure() -> None:
         communication(settings),
         sites(settings, pd.DataFrame()),
     ] == [None] * 4
-    assert [diagnostics(settings, round_frame(settings, [])), draw_partitions([])] == [None] * 2
+    assert [diagnostics(settings, round_frame(settings, [])), partitions([])] == [None] * 2
     assert (
         len(
             shown(
-                draw_partitions(
+                partitions(
                     [matrix(alpha=alpha, seed=seed) for alpha in (0.1, 1.0) for seed in (0, 1)]
                 )
             )
@@ -192,16 +276,24 @@ def test_fidelity_has_a_panel_per_measure_and_place() -> None:
             ]
         )
     )
-    words = [
-        "frechet distance (lower is better)",
-        "squared mmd (lower is better)",
-        "density (as real rows: 1)",
-    ]
-    assert (
-        titles(figure)
-        == [*words, "coverage (higher is better)", "real or synthetic (ideal: 0.5)"] * 2
-    )
+    words = [" ".join(title.split()) for title in titles(figure)]
+    ideals = {
+        "frechet_distance": " (lower is better)",
+        "squared_mmd": " (lower is better)",
+        "density": " (real data has 1)",
+        "coverage": " (higher is better)",
+        "real_or_synthetic": "",
+    }
+    assert words == [MEASURES[name].title + ideal for name, ideal in ideals.items()] * 2
     assert [axes.get_ylabel() for axes in shown(figure)[::5]] == ["α = 0.1", "α = 1"]
+
+
+def test_heat_map_names_class_client_and_seed() -> None:
+    (axes,) = shown(partitions([matrix(seed=3)]))
+    assert axes.get_xlabel() == "client"
+    assert axes.get_ylabel() == "class"
+    (title,) = titles(axes.figure)
+    assert title.endswith("seed 3")
 
 
 def test_communication_is_per_client_in_megabytes() -> None:
@@ -277,7 +369,8 @@ def test_scanned_parameter_or_cost_is_the_axis() -> None:
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["own", "shared"]
     assert figure.get_figwidth() == 3.35
     with pytest.raises(
-        UserError, match=r"over latent: no two cells .* differ in it; scan a parameter in the grid"
+        UserError,
+        match=r"over latent: no two results .* differ in it; scan a parameter in the grid",
     ):
         over_parameter(scan(rounds=[5, 20]), "latent", "balanced_accuracy")
     with pytest.raises(UserError, match="did you mean 'rounds'"):

@@ -10,8 +10,8 @@ from rows import make_row
 from fedsim.data.sources.load import load
 from fedsim.data.spec import DatasetSpec
 from fedsim.evaluation.evaluators import Labelled
-from fedsim.report.figures import SERIES
 from fedsim.report.map import POINTS, draw_map, shown_rows
+from fedsim.report.panels import SERIES
 
 INF = float("inf")
 
