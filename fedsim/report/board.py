@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -20,9 +19,10 @@ from fedsim.plugins.registry import EXTERNAL
 from fedsim.report.names import claim_words, named, setting_words
 from fedsim.report.table import Table
 from fedsim.report.tables import decimal
+from fedsim.report.terminal import texts_of
 from fedsim.results.columns import UNVERIFIED
 from fedsim.results.stats import SeedGroups
-from fedsim.words import Printed, counted, number, wide_console
+from fedsim.words import Printed, counted, wide_console
 
 EXACT = (
     "Scores are computed from real examples without noise, and no ε covers them. Publish them only "
@@ -103,7 +103,7 @@ class Board(Printed):
         """The board as a table: one block per data set, then one for its external samples."""
         heading = f"external samples: {claim_words(UNVERIFIED)}"
         numbers = pd.concat([self.frame, self.external], ignore_index=True)
-        texts = numbers.map(_text, na_action="ignore")
+        texts = numbers.apply(texts_of)
         texts[_DECIMALS] = numbers[_DECIMALS].map(decimal, na_action="ignore")
         texts.loc[len(self.frame) :, "data set"] += f", {heading}"
         notes = [
@@ -115,7 +115,7 @@ class Board(Printed):
             notes.append(f"{counted(self.external_rows, 'result')} of {heading}.")
         for reason, count in self.left_out.items():
             notes.append(f"Left out: {counted(count, 'result')} of {reason}.")
-        texts = texts.astype("object").fillna("–").set_index(["data set", "method"])
+        texts = texts.fillna("").replace("", "–").set_index(["data set", "method"])
         return Table("board", "Board", texts, tuple(notes), numbers)
 
     def show(self, console: Console) -> None:
@@ -147,13 +147,6 @@ def _lines(settings: SeedGroups) -> pd.DataFrame:
         ),
     )
     return lines.sort_values(["dataset", "epsilon_target", "mean"], ascending=[True, True, False])
-
-
-def _text(value: Any) -> str:
-    """Return a text as it is, and a number to six significant digits."""
-    if isinstance(value, str):
-        return value
-    return number(float(value))
 
 
 def _refusal(proof: Proof) -> str:

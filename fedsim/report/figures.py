@@ -96,24 +96,27 @@ def caption_of(settings: SeedGroups) -> str:
     return " ".join(sentences)
 
 
-def _points(settings: SeedGroups, measures: Sequence[str]) -> pd.DataFrame:
-    """Return one point per setting and measure that has values.
+def _points(settings: SeedGroups, measures: Sequence[str]) -> tuple[pd.DataFrame, dict[float, str]]:
+    """Return one point per setting and measure that has values, and the ticks of epsilon.
 
     Returns:
-        The lines of :meth:`SeedGroups.means` with ``at`` (the place of epsilon on its axis) and
-        ``place`` (what differs between places, in words). ``low`` and ``high`` are clipped to the
-        values that the measure can have.
+        The lines of :meth:`SeedGroups.means` with ``at`` (the place on the axis of epsilon, with
+        methods side by side) and ``place`` (what differs between places, in words). ``low`` and
+        ``high`` are clipped to the values that the measure can have. Then the text of each tick.
     """
     means = settings.means(measures).astype({"epsilon_target": "float64"})
     least = {name: measure.least for name, measure in MEASURES.items()}
     most = {name: measure.most for name, measure in MEASURES.items()}
-    at, _ = epsilon_axis(means["epsilon_target"])
-    return means.assign(
+    at, ticks = epsilon_axis(means["epsilon_target"])
+    points = means.assign(
         low=means["low"].clip(lower=means["measure"].map(least)),
         high=means["high"].clip(upper=means["measure"].map(most)),
         at=means["epsilon_target"].map(at),
         place=placed(means)[1],
     )
+    if len(points):
+        points["at"] = side_by_side(points, ticks)
+    return points, ticks
 
 
 def _title(points: pd.DataFrame) -> str:
@@ -140,15 +143,13 @@ def utility(
     Raises:
         UserError: There is no such measure.
     """
-    points = _points(settings, [known_measure(measure)])
+    points, ticks = _points(settings, [known_measure(measure)])
     if points.empty:
         return None
     title = _title(points)
-    _, ticks = epsilon_axis(points["epsilon_target"])
     audits = settings.averaged.groupby("setting")["audit_epsilon_lower"].max().astype("float64")
     bounds = points["setting"].map(audits)
     points["bound"] = np.log10(bounds.where(bounds > LEAST_BOUND))
-    points["at"] = side_by_side(points, ticks)
     points["row"] = points[["dataset", "scheme", "clients"]].astype(str).agg(" ".join, axis=1)
     panels = points.drop_duplicates(PLACE)[[*PLACE, "row", "place"]]
     look = looks(settings.facts)
@@ -185,12 +186,11 @@ def fidelity(settings: SeedGroups) -> Figure | None:
         for name, measure in MEASURES.items()
         if measure.fidelity
     }
-    points = _points(settings, list(titles))
+    points, ticks = _points(settings, list(titles))
     if points.empty:
         return None
-    _, ticks = epsilon_axis(points["epsilon_target"])
     return facet(
-        points.assign(title=points["measure"].map(titles), at=side_by_side(points, ticks)),
+        points.assign(title=points["measure"].map(titles)),
         ("at", "mean", "title", "label"),
         looks(settings.facts),
         row="place",
@@ -211,7 +211,7 @@ def communication(settings: SeedGroups) -> Figure | None:
         The figure, or None if all methods send equally much.
     """
     cells = settings.averaged
-    points = _points(settings, ["balanced_accuracy"])
+    points, _ = _points(settings, ["balanced_accuracy"])
     costs = _megabytes(cells).groupby(cells["setting"]).mean()
     points = points.assign(cost=points["setting"].map(costs)).query("cost > 0")
     if points["cost"].nunique() < 2:
@@ -354,7 +354,7 @@ def _scan_points(results: Sequence[Row], over: str, measure: str) -> pd.DataFram
         at = values.groupby(cells["setting"]).first()
     lines = {row.cell_id: _line_label(row, over) for row in rows}
     labels = cells["cell_id"].map(lines).groupby(cells["setting"]).first()
-    points = _points(settings, [known_measure(measure)])
+    points, _ = _points(settings, [known_measure(measure)])
     points = points.assign(at=points["setting"].map(at), label=points["setting"].map(labels))
     points = points.dropna(subset="at")
     curves = points.groupby([*PLACE, "epsilon_target", "label"], dropna=False)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from fedsim.errors import UserError, nearest
 from fedsim.evaluation.measures import MEASURES
+from fedsim.report.terminal import texts_of
 from fedsim.results.columns import UNVERIFIED
 from fedsim.results.stats import FEWEST_SEEDS, PLACE, Spread, weakest
 from fedsim.words import counted, number, setting, spelled
@@ -161,19 +162,6 @@ def run_words(facts: pd.DataFrame, without: Collection[str] = ()) -> list[str]:
         if len(values) and column not in without:
             words.append(text.format(", ".join(texts_of(values))))
     return words
-
-
-def texts_of(values: pd.Series[Any], digits: int = 6) -> pd.Series[str]:
-    """Return values as texts, numbers to some significant digits, and nothing for missing ones."""
-
-    def text(value: Any) -> str:
-        if pd.isna(value):
-            return ""
-        if isinstance(value, float):
-            return number(value, digits)
-        return str(value)
-
-    return values.map(text)
 
 
 def caption_words(facts: pd.DataFrame, references: Sequence[str]) -> Iterator[str]:

@@ -11,7 +11,7 @@ import io
 import math
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -207,18 +207,28 @@ def look_numbers(labels: Iterable[str]) -> dict[str, tuple[int, int]]:
     """
     found = {label: FIXED_LOOKS[label] for label in labels if label in FIXED_LOOKS}
     for label in labels:
-        if label in found:
-            continue
-        first = sum(map(ord, label))
-        colours = [(first + shift) % len(SERIES) for shift in range(len(SERIES))]
-        markers = [(len(label) + shift) % len(MARKERS) for shift in range(len(MARKERS))]
-        used = {colour for colour, _ in found.values()}
-        free = [(colour, markers[0]) for colour in colours if colour not in used]
-        free += [
-            (colours[0], marker) for marker in markers if (colours[0], marker) not in found.values()
-        ]
-        found[label] = (free or [(colours[0], markers[0])])[0]
+        if label not in found:
+            found[label] = _free_look(label, set(found.values()))
     return found
+
+
+def _free_look(label: str, used: Collection[tuple[int, int]]) -> tuple[int, int]:
+    """Return the numbers of colour and marker of a method without fixed ones.
+
+    Args:
+        label: The label of the method.
+        used: The numbers of other methods of the figure.
+    """
+    first = sum(map(ord, label))
+    every_look = [
+        ((first + shift) % len(SERIES), (len(label) + shift // len(SERIES)) % len(MARKERS))
+        for shift in range(len(SERIES) * len(MARKERS))
+    ]
+    used_colours = {colour for colour, _ in used}
+    for colour, marker in every_look[: len(SERIES)]:
+        if colour not in used_colours:
+            return colour, marker
+    return next((look for look in every_look if look not in used), every_look[0])
 
 
 def _style(colour: int, marker: int, method: pd.DataFrame, joined: bool) -> dict[str, Any]:
@@ -279,12 +289,9 @@ def epsilon_axis(epsilons: pd.Series[float]) -> tuple[dict[float, float], dict[f
     """
     known = sorted(epsilons.dropna().unique())
     places = {epsilon: math.log10(epsilon) for epsilon in known if math.isfinite(epsilon)}
-    finite = list(places.values())
-    behind = 0.0
-    if finite:
-        behind = finite[-1] + max(0.35, 0.45 * (finite[-1] - finite[0]))
     if math.inf in known:
-        places[math.inf] = behind
+        finite = [*places.values()] or [0.0]
+        places[math.inf] = finite[-1] + max(0.35, 0.45 * (finite[-1] - finite[0]))
     return places, {place: number(epsilon) for epsilon, place in places.items()}
 
 
@@ -295,16 +302,12 @@ def side_by_side(points: pd.DataFrame, ticks: Mapping[float, str]) -> pd.Series[
         points: One line per point, with ``at`` and ``label``.
         ticks: The ticks of the axis, by place.
     """
-    labels = list(points.dropna(subset="at")["label"].unique())
-    places = sorted(ticks)
-    gaps = np.diff(places)
-    step = 0.01
-    if len(gaps):
-        step = min(DODGE * (places[-1] - places[0]), 0.5 * gaps.min() / len(labels))
-    middle = (len(labels) - 1) / 2
-    shifts = {label: step * (rank - middle) for rank, label in enumerate(labels)}
-    shifted: pd.Series[float] = points["at"] + points["label"].map(shifts)
-    return shifted
+    labels = points.dropna(subset="at")["label"].unique()
+    step = DODGE * (max(ticks, default=0.0) - min(ticks, default=0.0))
+    # Points of many methods stay closer to their own tick than to the next one.
+    step = min(step, np.diff([*ticks, math.inf]).min() / (2 * len(labels)))
+    shifts = step * (np.arange(len(labels)) - (len(labels) - 1) / 2)
+    return points["at"] + points["label"].map(dict(zip(labels, shifts, strict=True)))
 
 
 def facet(
@@ -388,9 +391,9 @@ def _far_references(frame: pd.DataFrame, y: str, look: pd.Series[Any]) -> pd.Ser
     low = float(data.min().min())
     high = float(data.max().max())
     reach = NEAR * max(high - low, 0.05)
-    far_above = (frame[y] > high + reach) & is_reference
-    far_below = (frame[y] < low - reach) & is_reference
-    return far_above.astype(int) - far_below.astype(int)
+    above = (frame[y] > high + reach).astype(int)
+    below = (frame[y] < low - reach).astype(int)
+    return (above - below).where(is_reference, 0)
 
 
 def _write_references(axes: Axes, far: pd.DataFrame, y: str, line: str, side: int) -> None:
@@ -431,18 +434,16 @@ def _break_axis(axes: Axes, ticks: Mapping[float, str]) -> None:
         return
     middle = (finite[-1] + last) / 2
     reach = 0.006 * (last - finite[0])
-    ends = [middle - reach, middle + reach]
-    on_axis: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-    axes.plot(ends, [0, 0], color=PAPER, linewidth=3, zorder=4, **on_axis)
     axes.plot(
-        ends,
+        [middle - reach, middle + reach],
         [0, 0],
+        transform=axes.get_xaxis_transform(),
         marker=[(-0.5, -1), (0.5, 1)],
         markersize=9,
         color=MUTED,
         linestyle="none",
+        clip_on=False,
         zorder=5,
-        **on_axis,
     )
 
 

@@ -35,7 +35,6 @@ from fedsim.report.names import (
     most_seeds,
     run_words,
     setting_words,
-    texts_of,
 )
 from fedsim.report.panels import save_figure
 from fedsim.report.statement import statements
@@ -47,6 +46,7 @@ from fedsim.report.tables import (
     site_table,
     tuned_table,
 )
+from fedsim.report.terminal import texts_of
 from fedsim.results.columns import UNDRAWN, Row, frame_of_lines
 from fedsim.results.join import listed, read_manifest, read_results
 from fedsim.results.stats import PLACE, SeedGroups, Spread
