@@ -102,9 +102,15 @@ class Board(Printed):
     def table(self) -> Table:
         """The board as a table: one block per data set, then one for its external samples."""
         heading = f"external samples: {claim_words(UNVERIFIED)}"
-        numbers = pd.concat([self.frame, self.external], ignore_index=True)
+        numbers = pd.concat(
+            [self.frame, self.external],
+            ignore_index=True,
+        )
         texts = numbers.apply(texts_of)
-        texts[_DECIMALS] = numbers[_DECIMALS].map(decimal, na_action="ignore")
+        texts[_DECIMALS] = numbers[_DECIMALS].map(
+            decimal,
+            na_action="ignore",
+        )
         texts.loc[len(self.frame) :, "data set"] += f", {heading}"
         notes = [
             EXACT,
@@ -138,7 +144,13 @@ def _lines(settings: SeedGroups) -> pd.DataFrame:
         epsilon_target=lines["epsilon_target"].astype("float64"),
         sd=(lines["high"] - lines["low"]) / 2,
         share_of_ceiling=cells["share_of_ceiling"].mean(),
-        audit=cells["audit_epsilon_lower"].max().astype("float64").replace(0, None),
+        audit=cells["audit_epsilon_lower"]
+        .max()
+        .astype("float64")
+        .replace(
+            0,
+            None,
+        ),
         tuned=is_free.map(
             {
                 True: "tuning on test data (not private)",
@@ -146,7 +158,10 @@ def _lines(settings: SeedGroups) -> pd.DataFrame:
             }
         ),
     )
-    return lines.sort_values(["dataset", "epsilon_target", "mean"], ascending=[True, True, False])
+    return lines.sort_values(
+        ["dataset", "epsilon_target", "mean"],
+        ascending=[True, True, False],
+    )
 
 
 def _refusal(proof: Proof) -> str:

@@ -137,7 +137,10 @@ def compare(runs: tuple[str, str], first: Records, second: Records) -> Compariso
         lines.append(
             {
                 "setting": row.setting,
-                "change": _change(row.balanced_accuracy, other.balanced_accuracy),
+                "change": _change(
+                    row.balanced_accuracy,
+                    other.balanced_accuracy,
+                ),
                 "rounds": first_rounds.get(row.cell_id) == second_rounds.get(other.cell_id),
                 "differ": ", ".join(differing),
             }
@@ -147,8 +150,16 @@ def compare(runs: tuple[str, str], first: Records, second: Records) -> Compariso
         [row for key, row in first_rows.items() if key not in second_rows],
         [row for key, row in second_rows.items() if key not in first_rows],
     )
-    matched = pd.DataFrame(lines, columns=["setting", "change", "rounds", "differ"])
-    return Comparison(runs, only, matched.astype({"rounds": bool}), list(provenance))
+    matched = pd.DataFrame(
+        lines,
+        columns=["setting", "change", "rounds", "differ"],
+    )
+    return Comparison(
+        runs,
+        only,
+        matched.astype({"rounds": bool}),
+        list(provenance),
+    )
 
 
 def compare_folders(first: Path, second: Path) -> Comparison:

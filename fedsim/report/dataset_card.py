@@ -51,13 +51,20 @@ def write_hub_folder(
     out = Path(out)
     generator.facts.check_release()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out {out}", "is there and not empty", "give a new folder")
+        raise UserError(
+            f"out {out}",
+            "is there and not empty",
+            "give a new folder",
+        )
     x, y = generator.synthesise(per_class, seed)
     manifest = generator.manifest(per_class, seed)
     names = manifest["class_names"] or list(map(str, range(generator.facts.task.classes)))
     _write_parquet(out / DATA_FILE, x, y, names, manifest)
     with replaced(out / "README.md") as part:
-        part.write_text(_card(generator, manifest, names, x.shape), encoding="utf-8")
+        part.write_text(
+            _card(generator, manifest, names, x.shape),
+            encoding="utf-8",
+        )
     return manifest
 
 

@@ -150,7 +150,14 @@ def utility(
     audits = settings.averaged.groupby("setting")["audit_epsilon_lower"].max().astype("float64")
     bounds = points["setting"].map(audits)
     points["bound"] = np.log10(bounds.where(bounds > LEAST_BOUND))
-    points["row"] = points[["dataset", "scheme", "clients"]].astype(str).agg(" ".join, axis=1)
+    points["row"] = (
+        points[["dataset", "scheme", "clients"]]
+        .astype(str)
+        .agg(
+            " ".join,
+            axis=1,
+        )
+    )
     panels = points.drop_duplicates(PLACE)[[*PLACE, "row", "place"]]
     look = looks(settings.facts)
     labels = set(look)
@@ -158,9 +165,20 @@ def utility(
         line = reference_name(name, labels)
         look[line] = reference_look(name, line)
         # A merge, unlike a join, also finds places without an alpha.
-        levels = settings.reference(column).rename("mean").reset_index().merge(panels, on=PLACE)
+        levels = (
+            settings.reference(column)
+            .rename("mean")
+            .reset_index()
+            .merge(
+                panels,
+                on=PLACE,
+            )
+        )
         if len(levels):
-            points = pd.concat([points, levels.assign(label=line)], ignore_index=True)
+            points = pd.concat(
+                [points, levels.assign(label=line)],
+                ignore_index=True,
+            )
     return facet(
         points,
         ("at", "mean", "place", "label"),
@@ -221,7 +239,11 @@ def communication(settings: SeedGroups) -> Figure | None:
     for epsilon in sorted(targets.dropna().unique()) or [math.nan]:
         panel_points = points[targets.isna() | (targets == epsilon)]
         panels.append(panel_points.assign(budget=epsilon_head(epsilon)))
-    points = pd.concat(panels).sort_values("setting", kind="stable", ignore_index=True)
+    points = pd.concat(panels).sort_values(
+        "setting",
+        kind="stable",
+        ignore_index=True,
+    )
     return facet(
         points.assign(panel=_beside(points["place"], points["budget"])),
         ("cost", "mean", "panel", "label"),
@@ -264,7 +286,11 @@ def sites(settings: SeedGroups, clients: pd.DataFrame) -> Figure | None:
     )
     by_client = scores.astype(dict.fromkeys(names, "float64")).groupby(["setting", "name"])
     means = by_client[names].mean().dropna().reset_index()
-    points = means.merge(settings.facts, left_on="setting", right_index=True)
+    points = means.merge(
+        settings.facts,
+        left_on="setting",
+        right_index=True,
+    )
     points = points.assign(
         panel=_beside(placed(points)[1], points["label"]),
         budget=points["epsilon_target"].map(epsilon_head),
@@ -279,7 +305,13 @@ def sites(settings: SeedGroups, clients: pd.DataFrame) -> Figure | None:
     drawn = points[names].to_numpy()
     ends = (drawn.min() - 0.03, drawn.max() + 0.03)
     for axes in figure.axes:
-        axes.axline((0.5, 0.5), slope=1, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+        axes.axline(
+            (0.5, 0.5),
+            slope=1,
+            color=MUTED,
+            linewidth=0.8,
+            linestyle=(0, (1, 2)),
+        )
         axes.set(xlim=ends, ylim=ends)
     return figure
 
@@ -350,14 +382,23 @@ def _scan_points(results: Sequence[Row], over: str, measure: str) -> pd.DataFram
         costs = {"bytes": _megabytes(cells), "seconds": cells["train_seconds"]}
         at = costs[over].groupby(cells["setting"]).mean()
     else:
-        values = cells.get(f"params.{over}", pd.Series(math.nan, cells.index))
+        values = cells.get(
+            f"params.{over}",
+            pd.Series(math.nan, cells.index),
+        )
         at = values.groupby(cells["setting"]).first()
     lines = {row.cell_id: _line_label(row, over) for row in rows}
     labels = cells["cell_id"].map(lines).groupby(cells["setting"]).first()
     points, _ = _points(settings, [known_measure(measure)])
-    points = points.assign(at=points["setting"].map(at), label=points["setting"].map(labels))
+    points = points.assign(
+        at=points["setting"].map(at),
+        label=points["setting"].map(labels),
+    )
     points = points.dropna(subset="at")
-    curves = points.groupby([*PLACE, "epsilon_target", "label"], dropna=False)
+    curves = points.groupby(
+        [*PLACE, "epsilon_target", "label"],
+        dropna=False,
+    )
     return points[curves["at"].transform("nunique") > 1]
 
 
@@ -401,7 +442,11 @@ def partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
     most_classes = max(len(matrix.classes) for matrix in drawn)
     height = (1.3 + 0.2 * most_classes) * math.ceil(len(drawn) / columns)
     with matplotlib.rc_context(STYLE):
-        figure, panels = blank_panels(len(drawn), columns, (max(4.0 * columns, 8.0), height))
+        figure, panels = blank_panels(
+            len(drawn),
+            columns,
+            (max(4.0 * columns, 8.0), height),
+        )
         for axes, matrix in zip(panels, drawn, strict=True):
             _draw_matrix(axes, matrix)
     return figure
@@ -413,7 +458,13 @@ def _draw_matrix(axes: Axes, matrix: LabelMatrix) -> None:
     axes.grid(False)
     # Square roots keep small counts visible beside large ones.
     darkest = 2 * math.sqrt(counts.max() or 1)
-    axes.imshow(np.sqrt(counts), cmap="Blues", vmin=0, vmax=darkest, aspect="auto")
+    axes.imshow(
+        np.sqrt(counts),
+        cmap="Blues",
+        vmin=0,
+        vmax=darkest,
+        aspect="auto",
+    )
     title = setting(
         matrix.dataset,
         matrix.scheme,
@@ -423,13 +474,28 @@ def _draw_matrix(axes: Axes, matrix: LabelMatrix) -> None:
     )
     if matrix.clients > _MOST_ACROSS:
         title += f" (the first {_MOST_ACROSS} clients)"
-    axes.set(title=textwrap.fill(title, 44), xlabel="client", ylabel="class")
+    axes.set(
+        title=textwrap.fill(title, 44),
+        xlabel="client",
+        ylabel="class",
+    )
     axes.set_yticks(range(len(matrix.classes)), matrix.classes)
     if matrix.clients > _FEW:
         return
-    axes.set_xticks(range(matrix.clients), matrix.names, rotation=90 if matrix.sites else 0)
+    axes.set_xticks(
+        range(matrix.clients),
+        matrix.names,
+        rotation=90 if matrix.sites else 0,
+    )
     for (row, column), count in np.ndenumerate(counts):
-        axes.text(column, row, str(count or ""), ha="center", va="center", fontsize=7.5)
+        axes.text(
+            column,
+            row,
+            str(count or ""),
+            ha="center",
+            va="center",
+            fontsize=7.5,
+        )
 
 
 def diagnostics(settings: SeedGroups, rounds: pd.DataFrame) -> Figure | None:
@@ -457,8 +523,20 @@ def diagnostics(settings: SeedGroups, rounds: pd.DataFrame) -> Figure | None:
     drawn = drawn.assign(x=drawn["round"] // width * width)
     keys = ["label", "epsilon_target", "x"]
     numbers = drawn[list(titles)].where(drawn[list(titles)].abs() < math.inf)
-    by_point = numbers.groupby([drawn[key] for key in keys], dropna=False, sort=False)
-    points = by_point.mean().reset_index().melt(keys, var_name="number", value_name="y")
+    by_point = numbers.groupby(
+        [drawn[key] for key in keys],
+        dropna=False,
+        sort=False,
+    )
+    points = (
+        by_point.mean()
+        .reset_index()
+        .melt(
+            keys,
+            var_name="number",
+            value_name="y",
+        )
+    )
     points = points.dropna(subset="y")
     points = points[points.groupby(["label", "number"])["x"].transform("nunique") > 1]
     if points.empty:

@@ -71,8 +71,8 @@ KINDS = (
         "The posterior has moved far away from the prior, from which the generator draws.",
         "a larger beta, a smaller learning rate, a larger ε or fewer rounds",
     ),
-    # The score is below a quarter of the way from chance to the score without noise. That is only
-    # said where the latter is at least a tenth of the way from chance to no error.
+    # The score is below a quarter of the way from chance to the score without noise. This counts
+    # only if the score without noise is at least a tenth of the way from chance to no error.
     Kind(
         "Noise destroys most of the accuracy",
         "noisy and noiseless > chance + 0.1 * (1 - chance) and score < chance + 0.25 * "
@@ -226,7 +226,10 @@ def round_frame(settings: SeedGroups, records: Iterable[Mapping[str, Any]]) -> p
         }
         for record in records
     ]
-    frame = pd.DataFrame(lines, columns=["cell_id", "round", *numbers, "lost", "kl_lost"])
+    frame = pd.DataFrame(
+        lines,
+        columns=["cell_id", "round", *numbers, "lost", "kl_lost"],
+    )
     cells = settings.rows.set_index("cell_id")
     frame["setting"] = frame["cell_id"].map(cells["setting"].to_dict())
     types = {"setting": "int64", "cell_id": "object", "lost": "object", "kl_lost": "bool"}
@@ -303,7 +306,10 @@ def _score_columns(settings: SeedGroups) -> pd.DataFrame:
     )
     frame = frame.sort_values("epsilon_target", kind="stable")
     curve = ["label", *PLACE]
-    private = frame.dropna(subset="epsilon_target").groupby(curve, dropna=False)
+    private = frame.dropna(subset="epsilon_target").groupby(
+        curve,
+        dropna=False,
+    )
     frame["before"] = private["lowest"].transform(lambda lowest: lowest.cummax().shift())
     frame["noiseless"] = frame["score"].where(frame["epsilon_target"] == math.inf)
     frame["noiseless"] = frame.groupby(curve, dropna=False)["noiseless"].transform("mean")
@@ -340,7 +346,14 @@ def _round_columns(rounds: pd.DataFrame) -> pd.DataFrame:
     cells = rounds.groupby("cell_id")
     late = rounds[rounds["left"] < LATE].groupby("cell_id").mean(numeric_only=True)
     by_setting = late.groupby("setting")
-    kl = late["kl"].mask(cells["kl_lost"].any(), math.inf).groupby(late["setting"])
+    kl = (
+        late["kl"]
+        .mask(
+            cells["kl_lost"].any(),
+            math.inf,
+        )
+        .groupby(late["setting"])
+    )
     finite_kl = rounds["kl"].where(rounds["kl"].abs() < math.inf)
     first_kl = finite_kl.groupby(rounds["cell_id"]).first().groupby(late["setting"])
     most_mmd = cells["cross_client_mmd"].max().groupby(late["setting"])
@@ -354,7 +367,10 @@ def _round_columns(rounds: pd.DataFrame) -> pd.DataFrame:
         "most_mmd": most_mmd.median(),
         "lost": lost["lost"].first(),
         "lost_from": lost["round"].first(),
-        "noise": ratio.map("{:.3g}".format).where((ratio > 0) & (ratio < math.inf), ""),
+        "noise": ratio.map("{:.3g}".format).where(
+            (ratio > 0) & (ratio < math.inf),
+            "",
+        ),
     }
     return pd.DataFrame(columns)
 

@@ -105,7 +105,7 @@ def named(facts: pd.DataFrame) -> dict[str, str]:
 def reference_name(name: str, labels: Collection[str]) -> str:
     """Return the name of a reference in tables and curves, marked if a method has the same label.
 
-    Methods and references are told apart by their names alone, and ``local-only`` is both.
+    Tables identify methods and references by their names, and ``local-only`` is both.
     """
     while name in labels:
         name += " (reference)"
@@ -127,7 +127,10 @@ def placed(facts: pd.DataFrame, more: Sequence[str] = ()) -> tuple[list[str], pd
     varied = [name for name in columns if facts[name].nunique(dropna=False) > 1]
     same = [name for name in columns if name not in varied]
     common = [setting_words(line, same) for line in facts.head(1).to_dict("records")]
-    places = facts.apply(lambda line: setting_words(line, varied), axis=1).astype(str)
+    places = facts.apply(
+        lambda line: setting_words(line, varied),
+        axis=1,
+    ).astype(str)
     return [words for words in common if words], places
 
 
@@ -194,7 +197,11 @@ def known_measure(measure: str) -> str:
         UserError: There is no such measure; the message suggests the nearest name.
     """
     if measure not in MEASURES:
-        raise UserError("measure", f"there is no measure '{measure}'", nearest(measure, MEASURES))
+        raise UserError(
+            "measure",
+            f"there is no measure '{measure}'",
+            nearest(measure, MEASURES),
+        )
     return measure
 
 

@@ -193,7 +193,10 @@ def looks(facts: pd.DataFrame, *, joined: bool = True) -> dict[str, Look]:
     names = named(facts)
     numbers = look_numbers(names)
     return {
-        label: Look(name, _style(*numbers[label], facts[facts["label"] == label], joined))
+        label: Look(
+            name,
+            _style(*numbers[label], facts[facts["label"] == label], joined),
+        )
         for label, name in names.items()
     }
 
@@ -228,7 +231,10 @@ def _free_look(label: str, used: Collection[tuple[int, int]]) -> tuple[int, int]
     for colour, marker in every_look[: len(SERIES)]:
         if colour not in used_colours:
             return colour, marker
-    return next((look for look in every_look if look not in used), every_look[0])
+    return next(
+        (look for look in every_look if look not in used),
+        every_look[0],
+    )
 
 
 def _style(colour: int, marker: int, method: pd.DataFrame, joined: bool) -> dict[str, Any]:
@@ -305,7 +311,10 @@ def side_by_side(points: pd.DataFrame, ticks: Mapping[float, str]) -> pd.Series[
     labels = points.dropna(subset="at")["label"].unique()
     step = DODGE * (max(ticks, default=0.0) - min(ticks, default=0.0))
     # Points of many methods stay closer to their own tick than to the next one.
-    step = min(step, np.diff([*ticks, math.inf]).min() / (2 * len(labels)))
+    step = min(
+        step,
+        np.diff([*ticks, math.inf]).min() / (2 * len(labels)),
+    )
     shifts = step * (np.arange(len(labels)) - (len(labels) - 1) / 2)
     return points["at"] + points["label"].map(dict(zip(labels, shifts, strict=True)))
 
@@ -348,10 +357,26 @@ def facet(
     columns = max(map(len, panel_rows))
     used = [each for name, each in look.items() if (frame[line][far == 0] == name).any()]
     with matplotlib.rc_context(STYLE):
-        figure = _empty_figure(title, width, columns, len(panel_rows), used)
+        figure = _empty_figure(
+            title,
+            width,
+            columns,
+            len(panel_rows),
+            used,
+        )
         letters = _letters(figure.get_figwidth() / columns - 0.6, 9)
-        grid = figure.subplots(len(panel_rows), columns, squeeze=False, sharey=shared)
-        for axes_row, keys, keys_below in zip(grid, panel_rows, [*panel_rows[1:], []], strict=True):
+        grid = figure.subplots(
+            len(panel_rows),
+            columns,
+            squeeze=False,
+            sharey=shared,
+        )
+        for axes_row, keys, keys_below in zip(
+            grid,
+            panel_rows,
+            [*panel_rows[1:], []],
+            strict=True,
+        ):
             axes_row[0].set_ylabel(textwrap.fill(labels[1] or keys[0][0], 32))
             for axes in axes_row[len(keys) :]:
                 axes.set_axis_off()
@@ -359,9 +384,20 @@ def facet(
                 axes.set_title(textwrap.fill(key[1], letters))
                 points = panels[key]
                 is_far = far[points.index]
-                _draw_panel(axes, points[is_far == 0], (x, y, line), look)
+                _draw_panel(
+                    axes,
+                    points[is_far == 0],
+                    (x, y, line),
+                    look,
+                )
                 for side in (-1, 1):
-                    _write_references(axes, points[is_far == side], y, line, side)
+                    _write_references(
+                        axes,
+                        points[is_far == side],
+                        y,
+                        line,
+                        side,
+                    )
                 if logarithmic:
                     axes.set_xscale("log")
                     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -465,7 +501,10 @@ def _panel_rows(
     row_values: Any = ""
     if row:
         row_values = frame[row]
-    grouped = frame.assign(_row=row_values).groupby(["_row", title], sort=False)
+    grouped = frame.assign(_row=row_values).groupby(
+        ["_row", title],
+        sort=False,
+    )
     panels: dict[Any, pd.DataFrame] = dict(iter(grouped))
     by_row: dict[Any, list[Any]] = {}
     for key in islice(panels, MOST_PANELS):
@@ -509,9 +548,19 @@ def _empty_figure(
     title_lines = textwrap.wrap(title, _letters(size, 9.5))
     legend_rows = math.ceil(len(used) / legend_columns)
     height = panel_height * rows + 0.18 * (legend_rows + len(title_lines)) + 0.2
-    figure = NotebookFigure(figsize=(size, height), layout="constrained", facecolor=PAPER)
+    figure = NotebookFigure(
+        figsize=(size, height),
+        layout="constrained",
+        facecolor=PAPER,
+    )
     if title:
-        figure.suptitle("\n".join(title_lines), x=0.01, ha="left", fontsize=9.5, weight="bold")
+        figure.suptitle(
+            "\n".join(title_lines),
+            x=0.01,
+            ha="left",
+            fontsize=9.5,
+            weight="bold",
+        )
     legend = figure.legend(
         [Line2D([], [], **line_look.style) for line_look in used],
         [str(position) for position in range(len(used))],
@@ -556,7 +605,14 @@ def blank_panels(
     """
     figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
     rows = math.ceil(count / columns)
-    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
+    axes = list(
+        figure.subplots(
+            rows,
+            columns,
+            squeeze=False,
+            **options,
+        ).flat
+    )
     for surplus in axes[count:]:
         surplus.set_axis_off()
     return figure, axes[:count]
@@ -587,15 +643,35 @@ def _draw_panel(
                 zorder=2,
             )
             if not math.isnan(low):
-                axes.axhspan(low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
+                axes.axhspan(
+                    low,
+                    high,
+                    color=colour,
+                    alpha=0.13,
+                    linewidth=0,
+                    zorder=1,
+                )
         on_axis = line_points.dropna(subset=[x])
         if len(on_axis):
             axes.plot(on_axis[x], on_axis[y], **style)
         bars = on_axis.reindex(columns=[x, "low", "high"]).dropna(subset="low")
         if len(bars):
-            axes.vlines(bars[x], bars["low"], bars["high"], colour, linewidth=1.2, zorder=2.5)
+            axes.vlines(
+                bars[x],
+                bars["low"],
+                bars["high"],
+                colour,
+                linewidth=1.2,
+                zorder=2.5,
+            )
         if "bound" in on_axis:
-            _draw_bounds(axes, x, y, on_axis.dropna(subset="bound"), colour)
+            _draw_bounds(
+                axes,
+                x,
+                y,
+                on_axis.dropna(subset="bound"),
+                colour,
+            )
 
 
 def _draw_bounds(axes: Axes, x: str, y: str, audited: pd.DataFrame, colour: str) -> None:
@@ -611,7 +687,14 @@ def _draw_bounds(axes: Axes, x: str, y: str, audited: pd.DataFrame, colour: str)
         linestyle="none",
         zorder=2.6,
     )
-    axes.hlines(audited[y], audited["bound"], audited[x], colour, linewidth=0.8, alpha=0.5)
+    axes.hlines(
+        audited[y],
+        audited["bound"],
+        audited[x],
+        colour,
+        linewidth=0.8,
+        alpha=0.5,
+    )
 
 
 def inches(width: str) -> float:
@@ -627,7 +710,11 @@ def inches(width: str) -> float:
         value = WIDTHS.get(width) or float(width)
         if 2 <= value <= 20:
             return value
-    raise UserError(f"width {width}", "is not a width", "give column, page, or inches from 2 to 20")
+    raise UserError(
+        f"width {width}",
+        "is not a width",
+        "give column, page, or inches from 2 to 20",
+    )
 
 
 @contextmanager
@@ -682,5 +769,9 @@ def save_pdf(figure: Figure, path: Path) -> Path:
     The same figure gives the same bytes. The file is replaced at once or not at all.
     """
     with matplotlib.rc_context(STYLE | {"pdf.fonttype": 42}), replaced(path) as part:
-        figure.savefig(part, format="pdf", metadata={"CreationDate": None})
+        figure.savefig(
+            part,
+            format="pdf",
+            metadata={"CreationDate": None},
+        )
     return path

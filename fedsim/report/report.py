@@ -189,7 +189,11 @@ def render_page(
     main, *more = _page_tables(settings)
     grid = ""
     if "grid" in manifest:
-        grid = yaml.safe_dump(decode(manifest["grid"]), sort_keys=False, allow_unicode=True)
+        grid = yaml.safe_dump(
+            decode(manifest["grid"]),
+            sort_keys=False,
+            allow_unicode=True,
+        )
     return environment.from_string(_package_text("page.html")).render(
         name=name,
         subtitle=_subtitle(settings.facts),
@@ -197,11 +201,22 @@ def render_page(
         counts=list(status_counts(rows, manifest).items()),
         pictures=pictures,
         references=REFERENCES,
-        cautions=list(_cautions(rows, manifest.get("refused") or (), findings)),
+        cautions=list(
+            _cautions(
+                rows,
+                manifest.get("refused") or (),
+                findings,
+            )
+        ),
         main=Markup(main.html()),
         more=[(table.short_title, Markup(table.html())) for table in more],
         by_site=by_site and Markup(by_site.html()),
-        methods=list(_methods(settings.facts, manifest.get("methods") or ())),
+        methods=list(
+            _methods(
+                settings.facts,
+                manifest.get("methods") or (),
+            )
+        ),
         statements=statements(rows),
         cells=_cells(settings),
         count=counted(len(rows), "result"),
@@ -260,7 +275,11 @@ def _cautions(
         )
     for finding in findings:
         title = f"{finding.kind.name}: {counted(len(finding.table), 'setting')}"
-        yield Caution(title, finding.advice, _plain_table(finding.table))
+        yield Caution(
+            title,
+            finding.advice,
+            _plain_table(finding.table),
+        )
 
 
 def _plain_table(frame: pd.DataFrame) -> Markup:
@@ -275,7 +294,13 @@ def _page_tables(settings: SeedGroups) -> list[Table]:
     differences = [
         difference_table(settings, measure) for measure in COMPARED if measure in measures
     ]
-    return [*results, *filter(None, [*differences, tuned_table(settings)])]
+    return [
+        *results,
+        *filter(
+            None,
+            [*differences, tuned_table(settings)],
+        ),
+    ]
 
 
 def status_counts(rows: Sequence[Row], manifest: Mapping[str, Any]) -> dict[str, int]:
@@ -359,7 +384,13 @@ def _methods(
 def _linked(source: str) -> Markup:
     """Return a citation as HTML, with links to arXiv."""
     link = r'<a href="https://arxiv.org/abs/\1">arXiv \1</a>'
-    return Markup(re.sub(r"arXiv:? ?(\d{4}\.\d{4,5})", link, escape(source)))
+    return Markup(
+        re.sub(
+            r"arXiv:? ?(\d{4}\.\d{4,5})",
+            link,
+            escape(source),
+        )
+    )
 
 
 def _cells(settings: SeedGroups) -> Markup:
@@ -376,7 +407,10 @@ def _cells(settings: SeedGroups) -> Markup:
     heads |= _HEADS | scores | _COSTS
     shown = rows[[*heads]].astype("object")
     shown["mechanisms"] = shown["mechanisms"].map(_mechanisms)
-    shown[[*scores]] = shown[[*scores]].map("{:.3f}".format, na_action="ignore")
+    shown[[*scores]] = shown[[*scores]].map(
+        "{:.3f}".format,
+        na_action="ignore",
+    )
     shown[["uplink_bytes", "downlink_bytes"]] /= 1e6
     texts = shown.apply(lambda column: texts_of(column, 4)).rename(columns=heads)
     return _plain_table(texts)
@@ -426,7 +460,12 @@ class Report(Printed):
         """Print the tables and the known failures that were seen."""
         show_briefly(self.tables, self.page.parent, console)
         for finding in self.findings:
-            console.print(finding.summary, style="yellow", highlight=False, markup=False)
+            console.print(
+                finding.summary,
+                style="yellow",
+                highlight=False,
+                markup=False,
+            )
 
 
 def write_report(folder: Path, spread: Spread = "ci95") -> Report:
@@ -454,19 +493,40 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     for file, title, caption, figure in _figures(settings, clients, rounds, matrices):
         if figure is not None:
             path = run.curves / file
-            pictures[path.stem] = Picture(title, caption, save_figure(figure, path))
+            pictures[path.stem] = Picture(
+                title,
+                caption,
+                save_figure(figure, path),
+            )
     # The bench draws the map, because only the bench has the data.
     map_path = run.curves / "map.svg"
     if map_path.exists():
         map_title = "Synthetic and real examples in two dimensions"
-        pictures["map"] = Picture(map_title, OF_MAP, map_path.read_bytes())
+        pictures["map"] = Picture(
+            map_title,
+            OF_MAP,
+            map_path.read_bytes(),
+        )
     by_site = site_table(settings, clients)
     seen = findings(settings, rounds)
     name = encodable(folder.resolve().name)
-    page = render_page(name, results.rows, settings, pictures, manifest, seen, by_site)
+    page = render_page(
+        name,
+        results.rows,
+        settings,
+        pictures,
+        manifest,
+        seen,
+        by_site,
+    )
     with replaced(run.page) as part:
         part.write_text(page, encoding="utf-8")
-    return Report(run.page, results.rows, terminal_tables(settings, by_site), seen)
+    return Report(
+        run.page,
+        results.rows,
+        terminal_tables(settings, by_site),
+        seen,
+    )
 
 
 def _figures(

@@ -95,7 +95,15 @@ _UNPROVED = {
     "not proved": "one of its results is not proved",
 }
 """Why a method has no guarantee, by the verdict of ``fedsim verify`` on one of its results."""
-_SETTING = attrgetter("unit", "trust", "claim", "check", "scope", "noise", "status")
+_SETTING = attrgetter(
+    "unit",
+    "trust",
+    "claim",
+    "check",
+    "scope",
+    "noise",
+    "status",
+)
 """The columns that private results of one statement have in common."""
 
 
@@ -167,7 +175,10 @@ def statements(
     asked = [row for row in rows if only is None or row.cell_id in only]
     valid = [row for row in asked if row.status in ("ok", "overspent")]
     stated = [
-        _statement(group, refuted.get((group[0].label, group[0].unit, group[0].trust)))
+        _statement(
+            group,
+            refuted.get((group[0].label, group[0].unit, group[0].trust)),
+        )
         for group in _settings([row for row in valid if row.label not in unproved])
     ]
     labels = {statement.method for statement in stated}
@@ -177,7 +188,12 @@ def statements(
             why = f"{_UNPROVED[unproved[label].verdict]}: {unproved[label].why}"
         else:
             why = _NONE[status]
-        stated.append(Statement(label, (("guarantee", f"none: {why}"),)))
+        stated.append(
+            Statement(
+                label,
+                (("guarantee", f"none: {why}"),),
+            )
+        )
     return stated
 
 
@@ -288,7 +304,13 @@ def _private_parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     yield "trust", _trust(first)
     for row in rows:
         if row.public:
-            yield "public data", public_sentence(row.public, row.public_licence)
+            yield (
+                "public data",
+                public_sentence(
+                    row.public,
+                    row.public_licence,
+                ),
+            )
     for row in rows:
         yield "budget", _budget(row)
     for warning in large_deltas(rows, published=True):
@@ -354,7 +376,10 @@ def _clip(rows: Sequence[Row]) -> str:
 def _accountant(rows: Sequence[Row]) -> str:
     """Return how epsilon was computed, by which revision of the code, and whether as planned."""
     accountants = [row.accountant for row in rows if row.accountant]
-    names = _once((f"{name.upper()}, {ACCOUNTANTS[name]}" for name in accountants), "; ")
+    names = _once(
+        (f"{name.upper()}, {ACCOUNTANTS[name]}" for name in accountants),
+        "; ",
+    )
     revisions = _once(row.counted_by for row in rows if row.counted_by)
     relation = "equal to"
     if rows[0].status == "overspent":

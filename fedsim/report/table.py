@@ -108,7 +108,11 @@ class Table(Printed):
         for place, texts in _blocks(self._marked(escape, "<b>{}</b>")):
             if place:
                 parts.append(f"<h4>{place}</h4>")
-            table = texts.to_html(escape=False, border=0, classes="results")
+            table = texts.to_html(
+                escape=False,
+                border=0,
+                classes="results",
+            )
             parts.append(f'<div class="scroll">{table}</div>')
         notes = " ".join(map(escape, self.notes))
         parts.append(f'<p class="notes">{notes}</p>')
@@ -146,7 +150,10 @@ class Table(Printed):
         notes = latex_text(" ".join(note for note in self.notes if note not in self.caption))
         if notes:
             footnote = rf"\par\smallskip\raggedright\footnotesize {notes}"
-            table = table.replace(r"\end{table}", f"{footnote}\n\\end{{table}}")
+            table = table.replace(
+                r"\end{table}",
+                f"{footnote}\n\\end{{table}}",
+            )
         return f"% \\usepackage{{booktabs}}\n{table}".rstrip("\n")
 
     def _repr_html_(self) -> str:
@@ -198,10 +205,18 @@ class Table(Printed):
             whole = texts.reset_index()
             fitting = fitting_columns(whole, console.width)
             filled_columns = int(whole.astype(bool).any().sum())
-            most_left_out = max(most_left_out, filled_columns - fitting.shape[1])
+            most_left_out = max(
+                most_left_out,
+                filled_columns - fitting.shape[1],
+            )
             heading = f"\n{place}" if place else ""
             block = frame_table("", fitting, console.width)
-            blocks.append(Group(Text(heading, style="bold cyan"), block))
+            blocks.append(
+                Group(
+                    Text(heading, style="bold cyan"),
+                    block,
+                )
+            )
         notes = ["", *self.notes]
         if most_left_out:
             columns = counted(most_left_out, "column")
@@ -222,8 +237,14 @@ class Table(Printed):
         if self.best is not None:
             marked = marked.where(~self.best, marked.map(strong.format))
         levels = [marked.index.get_level_values(level).map(escaped) for level in (0, 1)]
-        marked.index = pd.MultiIndex.from_arrays(levels, names=[None, None])
-        return marked.set_axis([escaped(str(name)) for name in marked.columns], axis=1)
+        marked.index = pd.MultiIndex.from_arrays(
+            levels,
+            names=[None, None],
+        )
+        return marked.set_axis(
+            [escaped(str(name)) for name in marked.columns],
+            axis=1,
+        )
 
 
 def show_briefly(tables: Sequence[Table], folder: Path, console: Console) -> None:
@@ -250,7 +271,10 @@ def show_briefly(tables: Sequence[Table], folder: Path, console: Console) -> Non
             continue
         print_line(console, f"Only in the report page: {words}.")
         if name in options:
-            print_line(console, f"To print it: fedsim report {folder} {options[name]}")
+            print_line(
+                console,
+                f"To print it: fedsim report {folder} {options[name]}",
+            )
 
 
 def _lines_of(console: Console, *parts: Any) -> int:
@@ -285,7 +309,11 @@ def _markdown_table(texts: pd.DataFrame) -> str:
 
 def markdown_text(text: str) -> str:
     """Return a text on one line, escaped for GitHub's Markdown."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~$&!])", r"\\\1", " ".join(text.split()))
+    return re.sub(
+        r"([\\`*_{}\[\]<>#|~$&!])",
+        r"\\\1",
+        " ".join(text.split()),
+    )
 
 
 def latex_text(text: str) -> str:

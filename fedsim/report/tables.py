@@ -156,7 +156,10 @@ def results_table(
     facts = settings.facts
     common, places = placed(facts)
     ranks = facts["label"].map(ordered(settings, measure, order).index)
-    methods = _method_lines(facts, means, digits).assign(where=places, rank=ranks)
+    methods = _method_lines(facts, means, digits).assign(
+        where=places,
+        rank=ranks,
+    )
     references = _reference_lines(settings, methods, measure, digits)
     lines = pd.concat([methods, *references.values()])
     positions = {place: position for position, place in enumerate(dict.fromkeys(places))}
@@ -262,11 +265,18 @@ def _built(
         epsilons = lines["epsilon_target"].astype("float64")
         heads = list(epsilons.drop_duplicates().sort_values().map(epsilon_head))
         lines = lines.assign(head=epsilons.map(epsilon_head))
-    lines = lines.drop_duplicates(["where", "method", "head"], keep="last")
+    lines = lines.drop_duplicates(
+        ["where", "method", "head"],
+        keep="last",
+    )
     index = pd.MultiIndex.from_frame(lines[["where", "method"]].drop_duplicates())
 
     def wide(values: str) -> pd.DataFrame:
-        frame = lines.pivot(index=["where", "method"], columns="head", values=values)
+        frame = lines.pivot(
+            index=["where", "method"],
+            columns="head",
+            values=values,
+        )
         return frame.reindex(index=index)[heads].rename_axis(columns=None)
 
     best = None
@@ -295,7 +305,10 @@ def _value(line: Mapping[Any, Any], most: int, digits: int) -> str:
         return _with_count(mean_text(line, digits), line, most)
     if line["seeds"]:
         return ""
-    return next((status for status in reversed(UNDRAWN) if line[status]), "")
+    return next(
+        (status for status in reversed(UNDRAWN) if line[status]),
+        "",
+    )
 
 
 def _with_count(text: str, line: Mapping[Any, Any], most: int) -> str:
@@ -370,14 +383,21 @@ def difference_table(
     Returns:
         The table, or None if no two methods share two seeds.
     """
-    differences = paired_differences(settings, known_measure(measure), compared)
+    differences = paired_differences(
+        settings,
+        known_measure(measure),
+        compared,
+    )
     if differences.empty:
         return None
     first = settings.facts.loc[differences["first"]].reset_index()
     second = settings.facts.loc[differences["second"]].reset_index()
     # A method that is compared with itself without noise needs the budget in its name.
     is_itself = (first["label"] == second["label"]) & (second["epsilon_target"] == math.inf)
-    other = second["label"].where(~is_itself, second["label"] + " at ε = ∞")
+    other = second["label"].where(
+        ~is_itself,
+        second["label"] + " at ε = ∞",
+    )
     seeds = int(differences["n"].max())
     common, places = placed(first)
     lines = first[["epsilon_target"]].assign(
@@ -446,7 +466,11 @@ def tuned_table(settings: SeedGroups) -> Table | None:
     facts = settings.facts.loc[cells["setting"].unique()]
     common, places = placed(facts)
     texts = choices.groupby(cells["setting"]).agg("; ".join)
-    lines = facts.assign(where=places, method=facts["label"], text=texts)
+    lines = facts.assign(
+        where=places,
+        method=facts["label"],
+        text=texts,
+    )
     note = (
         "The number of trainings is not private and must not be released. The ε of a private "
         "search covers all its trainings together."
@@ -480,8 +504,15 @@ def site_table(settings: SeedGroups, clients: pd.DataFrame, digits: int = 3) -> 
         return None
     facts = settings.facts
     # The name of a data set says which site was left out of it; here every site has a column.
-    whole_names = facts["dataset"].str.replace(r" \(.* unseen\)$", "", regex=True)
-    facts = facts.assign(dataset=whole_names, method=facts["label"].map(named(facts)))
+    whole_names = facts["dataset"].str.replace(
+        r" \(.* unseen\)$",
+        "",
+        regex=True,
+    )
+    facts = facts.assign(
+        dataset=whole_names,
+        method=facts["label"].map(named(facts)),
+    )
     scores = scores.merge(facts, left_on="setting", right_index=True)
     alone = scores.dropna(subset=["alone"]).drop_duplicates([*PLACE, "seed", "name"])
     alone = alone.assign(
@@ -489,9 +520,15 @@ def site_table(settings: SeedGroups, clients: pd.DataFrame, digits: int = 3) -> 
     )
     scores = pd.concat([scores, alone]).reset_index(drop=True)
     common, scores["where"] = placed(scores, ["epsilon_target"])
-    by_seed = scores.groupby(["where", "method", "seed"], sort=False)["score"]
+    by_seed = scores.groupby(
+        ["where", "method", "seed"],
+        sort=False,
+    )["score"]
     over_sites = by_seed.mean().reset_index().assign(name="mean")
-    by_site = pd.concat([scores, over_sites]).groupby(["where", "method", "name"], sort=False)
+    by_site = pd.concat([scores, over_sites]).groupby(
+        ["where", "method", "name"],
+        sort=False,
+    )
     stats = by_site["score"].agg(["mean", "std", "min", "max", "count"])
     stats = stats.rename(columns={"count": "n"}).reset_index()
     numbers = with_ends(stats, settings.spread)

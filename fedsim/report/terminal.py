@@ -49,7 +49,12 @@ def frame_table(title: str, frame: pd.DataFrame, width: int | None = None) -> Ta
         side: JustifyMethod = "left"
         if frame[name].dtype.kind in "iuf":
             side = "right"
-        table.add_column(Text(str(name)), justify=side, overflow="fold", width=column_width)
+        table.add_column(
+            Text(str(name)),
+            justify=side,
+            overflow="fold",
+            width=column_width,
+        )
     for texts in zip(*(column[1:] for column in columns), strict=True):
         table.add_row(*map(Text, texts))
     return table

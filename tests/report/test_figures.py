@@ -144,9 +144,8 @@ def test_methods_at_one_epsilon_stand_side_by_side() -> None:
 def test_axis_is_broken_before_infinity(quickstart: list[Row]) -> None:
     (axes, _) = shown(utility(SeedGroups.of(quickstart)))
     at, _ = epsilon_axis(pd.Series([1.0, 4.0, math.inf]))
-    marks = [drawn.get_xdata() for drawn in axes.lines if list(drawn.get_ydata()) == [0, 0]]
-    assert len(marks) == 2
-    assert all(at[4.0] < place < at[math.inf] for place in marks[0])
+    (mark,) = [drawn.get_xdata() for drawn in axes.lines if list(drawn.get_ydata()) == [0, 0]]
+    assert all(at[4.0] < place < at[math.inf] for place in mark)
 
 
 def test_levels_are_drawn_where_the_partition_has_no_alpha() -> None:
