@@ -214,12 +214,14 @@ def _fingerprints(rounds: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 def _provenance(first: Row, second: Row) -> Iterator[str]:
     """Yield a sentence for each code hash and version that differs between two results."""
-    pairs = {
-        words.format(first.algorithm): (getattr(first, name), getattr(second, name))
-        for name, words in _PROVENANCE.items()
-    }
-    for name in first.versions | second.versions:
-        pairs[name] = (first.versions.get(name), second.versions.get(name))
-    for name, (old, new) in pairs.items():
-        if old != new:
-            yield f"{name}: {old or 'none'} → {new or 'none'}"
+    old = _made_by(first)
+    new = _made_by(second)
+    for name in old | new:
+        if old.get(name) != new.get(name):
+            yield f"{name}: {old.get(name) or 'none'} → {new.get(name) or 'none'}"
+
+
+def _made_by(row: Row) -> dict[str, str | None]:
+    """Return the code hashes and versions that made a result, by their words."""
+    code = {words.format(row.algorithm): getattr(row, name) for name, words in _PROVENANCE.items()}
+    return code | row.versions

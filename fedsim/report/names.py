@@ -50,16 +50,20 @@ _SPREADS = {
 """What follows ± in a table, by the spread."""
 
 
-def claim(facts: pd.DataFrame) -> str:
-    """Return what the epsilons of one method rest on.
+def claims(facts: pd.DataFrame) -> dict[str, str]:
+    """Return what the epsilons of each method rest on, by its label.
+
+    It is the weakest claim of the method's finite epsilons; ``refuted`` if an audit refuted one of
+    them; ``not private`` if the method has no epsilon.
 
     Args:
-        facts: The lines of :attr:`SeedGroups.facts` that have the method's label.
-
-    Returns:
-        The weakest claim of the method's finite epsilons; ``refuted`` if an audit refuted one of
-        them; ``not private`` if the method has no epsilon.
+        facts: :attr:`SeedGroups.facts`, one line per setting.
     """
+    return {str(label): _claim(method) for label, method in facts.groupby("label", sort=False)}
+
+
+def _claim(facts: pd.DataFrame) -> str:
+    """Return what the epsilons of one method rest on, given the lines of its settings."""
     if facts["epsilon_target"].isna().all():
         return "not private"
     if facts["refuted"].any():
@@ -85,20 +89,20 @@ def named(facts: pd.DataFrame) -> dict[str, str]:
     Args:
         facts: :attr:`SeedGroups.facts`, one line per setting.
     """
+    first = facts.drop_duplicates("label").set_index("label")
+    with_public_data = set(facts.dropna(subset="public")["label"])
     names = {}
-    for label, method in facts.groupby("label", sort=False):
-        name = str(label)
-        if method["public"].notna().any():
-            name += PUBLIC_MARK
+    for label, word in claims(facts).items():
         remarks = []
-        if method["yields"].iloc[0] == "classifier":
+        if first["yields"][label] == "classifier":
             remarks.append("classifier")
-        method_claim = claim(method)
-        if method_claim not in ("", "proved"):
-            remarks.append(claim_words(method_claim))
+        if word not in ("", "proved"):
+            remarks.append(claim_words(word))
+        names[label] = label
+        if label in with_public_data:
+            names[label] += PUBLIC_MARK
         if remarks:
-            name += f" ({', '.join(remarks)})"
-        names[str(label)] = name
+            names[label] += f" ({', '.join(remarks)})"
     return names
 
 

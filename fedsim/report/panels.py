@@ -28,7 +28,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from fedsim.errors import UserError
 from fedsim.files import replaced
-from fedsim.report.names import claim, epsilon_head, named
+from fedsim.report.names import claims, epsilon_head, named
 from fedsim.results.columns import UNVERIFIED
 from fedsim.words import number
 
@@ -192,13 +192,17 @@ def looks(facts: pd.DataFrame, *, joined: bool = True) -> dict[str, Look]:
     """
     names = named(facts)
     numbers = look_numbers(names)
-    return {
-        label: Look(
-            name,
-            _style(*numbers[label], facts[facts["label"] == label], joined),
-        )
-        for label, name in names.items()
-    }
+    words = claims(facts)
+    classifiers = set(facts["label"][facts["yields"] == "classifier"])
+    found = {}
+    for label, name in names.items():
+        style = _style(*numbers[label], words[label], is_classifier=label in classifiers)
+        if not joined:
+            style["linestyle"] = "none"
+        elif words[label] == "not private":
+            style |= {"marker": "", "linestyle": (0, (6, 2, 1, 2))}
+        found[label] = Look(name, style)
+    return found
 
 
 def look_numbers(labels: Iterable[str]) -> dict[str, tuple[int, int]]:
@@ -237,16 +241,15 @@ def _free_look(label: str, used: Collection[tuple[int, int]]) -> tuple[int, int]
     )
 
 
-def _style(colour: int, marker: int, method: pd.DataFrame, joined: bool) -> dict[str, Any]:
+def _style(colour: int, marker: int, word: str, *, is_classifier: bool) -> dict[str, Any]:
     """Return the style of a method's line.
 
     Args:
         colour: The number of its colour.
         marker: The number of its marker.
-        method: The method's lines of :attr:`SeedGroups.facts`.
-        joined: Whether points are joined by lines.
+        word: What its epsilons rest on, see :func:`fedsim.report.names.claims`.
+        is_classifier: Whether the method yields a classifier.
     """
-    word = claim(method)
     style: dict[str, Any] = {
         "color": SERIES[colour],
         "linewidth": 1.6,
@@ -255,14 +258,10 @@ def _style(colour: int, marker: int, method: pd.DataFrame, joined: bool) -> dict
         "markersize": 5,
         "linestyle": _DASHES.get(word, "-"),
     }
-    if method["yields"].iloc[0] == "classifier":
+    if is_classifier:
         style |= {"linewidth": 0.8, "marker": CROSSES[marker], "markersize": 6}
     if word in _DASHES:
         style["markerfacecolor"] = PAPER
-    if not joined:
-        style["linestyle"] = "none"
-    elif word == "not private":
-        style |= {"marker": "", "linestyle": (0, (6, 2, 1, 2))}
     return style
 
 

@@ -23,8 +23,8 @@ from fedsim.grid.models import Evaluation
 from fedsim.privacy.plan import THEOREMS
 from fedsim.report.names import (
     caption_words,
-    claim,
     claim_words,
+    claims,
     epsilon_head,
     known_measure,
     most_seeds,
@@ -193,10 +193,6 @@ def _method_lines(facts: pd.DataFrame, means: pd.DataFrame, digits: int) -> pd.D
         ``facts`` with ``method`` (its name), ``kind`` (0 for generators, 1 for classifiers),
         ``text``, ``mean``, and ``holds`` (whether the method may be marked as best).
     """
-    holds = {
-        label: claim(method) in (*THEOREMS, "not private")
-        for label, method in facts.groupby("label")
-    }
     most = most_seeds(facts)
     results = facts.join(means[["mean", "low", "high", "n"]]).to_dict("records")
     return facts.assign(
@@ -204,7 +200,7 @@ def _method_lines(facts: pd.DataFrame, means: pd.DataFrame, digits: int) -> pd.D
         kind=(facts["yields"] == "classifier").astype(int),
         text=[_value(line, most, digits) for line in results],
         mean=means["mean"].astype("float64"),
-        holds=facts["label"].map(holds),
+        holds=facts["label"].map(claims(facts)).isin([*THEOREMS, "not private"]),
     )
 
 
@@ -357,9 +353,9 @@ def _mean_notes(settings: SeedGroups, means: pd.DataFrame) -> Iterator[str]:
 
 def _method_notes(facts: pd.DataFrame) -> Iterator[str]:
     """Yield the notes that explain the remarks beside methods: claims and public data."""
-    claims = {claim(method) for _, method in facts.groupby("label")}
+    words = claims(facts).values()
     for word, text in _CLAIM_NOTES.items():
-        if word in claims:
+        if word in words:
             yield f"{claim_words(word)}: {text}"
     public_names = facts["public"].dropna().unique()
     if len(public_names):
