@@ -16,7 +16,6 @@ import pandas as pd
 
 from fedsim.report.names import epsilon_head, setting_words
 from fedsim.results.stats import PLACE, SeedGroups
-from fedsim.words import counted
 
 LATE = 0.25
 """The share of the rounds, the last ones, whose means say what a training has come to."""
@@ -189,11 +188,10 @@ class Finding:
         method, place, budget, *values = self.table.iloc[0]
         heads = self.table.columns[3:]
         observed = [f"{head} {value}" for head, value in zip(heads, values, strict=True) if value]
-        often = counted(len(self.table), "setting")
-        if len(self.table) > 1:
-            often += ", such as"
         where = " · ".join([method, place, budget])
-        return f"{self.kind.name} ({often} {where}): {', '.join(observed)}. {self.advice}"
+        if len(self.table) > 1:
+            where = f"{len(self.table)} settings, such as {where}"
+        return f"{self.kind.name} ({where}): {', '.join(observed)}. {self.advice}"
 
 
 def round_frame(settings: SeedGroups, records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

@@ -270,9 +270,8 @@ def _for_a_paper(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     first = rows[0]
     if first.drawn_claim not in THEOREMS or first.status != "ok":
         return
-    budgets = _once(
-        (f"ε = {number(row.epsilon_target)} at δ = {number(row.delta)}" for row in rows), " and "
-    )
+    epsilons = _once((number(row.epsilon_target) for row in rows), " or ")
+    deltas = _once((number(row.delta) for row in rows), " or ")
     group = f"the examples of one client with one value of {first.unit}"
     unit = _CITED_UNITS.get(first.unit, group)
     seen = _CITED_TRUSTS[first.trust]
@@ -283,7 +282,7 @@ def _for_a_paper(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     if first.claim == "stated":
         subject = f"According to its author, {first.label}"
     sentences = [
-        f"{subject} satisfies (ε, δ)-differential privacy with {budgets}.",
+        f"{subject} satisfies (ε, δ)-differential privacy with ε = {epsilons} and δ = {deltas}.",
         f"Neighbouring data sets differ in {unit} (add or remove).",
         f"The adversary sees {seen}.",
         f"ε was computed with {accountants} from the steps that were run.",
