@@ -3,6 +3,7 @@ needs.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,12 @@ def shown(figure: Any) -> list[Any]:
     """The panels that are drawn."""
     assert figure is not None
     return [axes for axes in figure.axes if axes.axison]
+
+
+def figure_of(settings: SeedGroups, width: float | None = None) -> Any:
+    figure = utility(settings, width=width)
+    assert figure is not None
+    return figure
 
 
 def titles(figure: Any) -> list[str]:
@@ -234,28 +241,26 @@ def test_audited_bound_has_a_tick_and_bars_are_clipped() -> None:
     assert max(ends) == 1.0
 
 
-def test_nothing_to_draw_is_no_figure() -> None:
-    settings = SeedGroups.of([make_failed()])
-    assert [
-        utility(settings),
-        fidelity(settings),
-        communication(settings),
-        sites(settings, pd.DataFrame()),
-    ] == [None] * 4
-    assert [diagnostics(settings, round_frame(settings, [])), partitions([])] == [None] * 2
-    assert (
-        len(
-            shown(
-                partitions(
-                    [matrix(alpha=alpha, seed=seed) for alpha in (0.1, 1.0) for seed in (0, 1)]
-                )
-            )
-        )
-        == 2
-    )
-    assert [fidelity(SeedGroups.of([make_row()])), communication(SeedGroups.of([make_row()]))] == [
-        None
-    ] * 2
+@pytest.mark.parametrize("draw", [utility, fidelity, communication])
+def test_without_finished_results_there_is_no_figure(draw: Callable[..., Any]) -> None:
+    assert draw(SeedGroups.of([make_failed()])) is None
+
+
+@pytest.mark.parametrize("draw", [fidelity, communication])
+def test_without_scores_or_costs_to_compare_there_is_no_figure(draw: Callable[..., Any]) -> None:
+    assert draw(SeedGroups.of([make_row()])) is None
+
+
+def test_without_clients_rounds_or_partitions_there_is_no_figure() -> None:
+    settings = SeedGroups.of([make_row()])
+    assert sites(settings, pd.DataFrame()) is None
+    assert diagnostics(settings, round_frame(settings, [])) is None
+    assert partitions([]) is None
+
+
+def test_partitions_of_the_first_seed_are_drawn() -> None:
+    matrices = [matrix(alpha=alpha, seed=seed) for alpha in (0.1, 1.0) for seed in (0, 1)]
+    assert len(shown(partitions(matrices))) == 2
 
 
 def test_fidelity_has_a_panel_per_measure_and_place() -> None:
@@ -430,18 +435,23 @@ def matrix(clients: int = 5, seed: int = 0, alpha: float = 0.3) -> LabelMatrix:
 
 def test_a_figure_is_written_as_the_same_bytes_again(tmp_path: Path) -> None:
     settings = SeedGroups.of(scan(rounds=[5, 20]))
-    svgs = [save_figure(utility(settings), tmp_path / f"{name}.png") for name in "ab"]  # type: ignore[arg-type]
+    svgs = [save_figure(figure_of(settings), tmp_path / f"{name}.png") for name in "ab"]
     assert svgs[0] == svgs[1] == (tmp_path / "a.svg").read_bytes()
     assert imread(tmp_path / "a.png").shape[1] == 1800
-    pdfs = [
-        save_pdf(utility(settings, width=inches("column")), tmp_path / f"{name}.pdf").read_bytes()
-        for name in "ab"
-    ]  # type: ignore[arg-type]
-    assert pdfs[0] == pdfs[1]
-    assert b"/CIDFontType2" in pdfs[0]  # an embedded font, TrueType as fonttype 42 has it
-    assert b"/MediaBox [ 0 0 241.2 " in pdfs[0]
-    for width in ("wide", "0", "nan", "100"):
-        with pytest.raises(
-            UserError, match=rf"width {width}: is not a width; give column, page, or inches"
-        ):
-            inches(width)
+
+
+def test_a_pdf_is_the_same_again_and_has_text_in_fonts(tmp_path: Path) -> None:
+    settings = SeedGroups.of(scan(rounds=[5, 20]))
+    paths = [
+        save_pdf(figure_of(settings, inches("column")), tmp_path / f"{name}.pdf") for name in "ab"
+    ]
+    pdf = paths[0].read_bytes()
+    assert pdf == paths[1].read_bytes()
+    assert b"/CIDFontType2" in pdf  # an embedded font, TrueType as fonttype 42 has it
+    assert b"/MediaBox [ 0 0 241.2 " in pdf
+
+
+@pytest.mark.parametrize("width", ["wide", "0", "nan", "100"])
+def test_an_unknown_width_is_an_error(width: str) -> None:
+    with pytest.raises(UserError, match=f"width {width}: is not a width; give column, page, or"):
+        inches(width)
