@@ -38,7 +38,13 @@ def board(*rows: Row) -> Board:
 
 def test_board_is_sorted_by_data_set_epsilon_and_score() -> None:
     rows = [
-        scored("a", 0.4, epsilon_target=4.0, tuning=TUNED | {"free": True}, claim="heuristic"),
+        scored(
+            "a",
+            0.4,
+            epsilon_target=4.0,
+            tuning=TUNED | {"free": True},
+            claim="heuristic",
+        ),
         scored("b", 0.6, epsilon_target=4.0, tuning=TUNED | {"free": False}),
         scored("c", 0.1, epsilon_target=1.0, epsilon_spent=1.0),
         scored("d", 0.9, epsilon_target=4.0, dataset="another"),
@@ -105,7 +111,14 @@ def test_unproved_results_are_left_out_of_a_board_and_counted() -> None:
     good = scored("good", 0.5)
     bad = scored("bad", 0.9)
     made = Board.of(
-        [Proof(good, "proved"), Proof(bad, "differs", "ε is 0.5 of what its mechanisms spend")]
+        [
+            Proof(good, "proved"),
+            Proof(
+                bad,
+                "differs",
+                "ε is 0.5 of what its mechanisms spend",
+            ),
+        ]
     )
     assert made.frame["method"].tolist() == ["good"]
     reason = "differs: ε is 0.5 of what its mechanisms spend"

@@ -19,7 +19,10 @@ from fedsim.results.store import ResultStore
 
 @pytest.fixture
 def run(bench: Callable[..., Ran]) -> Path:
-    return bench(small_grid("dp-gaussian", epsilon=4.0, privacy={"noise": "secret"}), "run").folder
+    return bench(
+        small_grid("dp-gaussian", epsilon=4.0, privacy={"noise": "secret"}),
+        "run",
+    ).folder
 
 
 @pytest.fixture
@@ -31,9 +34,11 @@ def hub(run: Path, tmp_path: Path) -> Path:
 def test_the_hub_loads_the_folder_as_it_is(hub: Path, run: Path, tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    rows = load_dataset(str(hub), split="train", cache_dir=str(tmp_path / "cache")).with_format(
-        "numpy"
-    )
+    rows = load_dataset(
+        str(hub),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    ).with_format("numpy")
     x, y = load_generator(run).synthesise(5)
     np.testing.assert_array_equal(rows["embedding"][:], x)
     np.testing.assert_array_equal(rows["label"][:], y)
@@ -81,7 +86,10 @@ def test_seeded_noise_and_filled_folders_are_refused(
     bench: Callable[..., Ran], hub: Path, run: Path, tmp_path: Path
 ) -> None:
     seeded = bench(small_grid("dp-gaussian", epsilon=4.0), "seeded").folder
-    with pytest.raises(UserError, match="may not be released: the seed of its noise is known"):
+    with pytest.raises(
+        UserError,
+        match="may not be released: the seed of its noise is known",
+    ):
         write_hub_folder(load_generator(seeded), tmp_path / "other")
     assert not (tmp_path / "other").exists()
     with pytest.raises(UserError, match="is there and not empty"):

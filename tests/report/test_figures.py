@@ -181,10 +181,16 @@ def test_method_labelled_as_a_reference_has_a_line_of_its_own() -> None:
     assert "local-only (reference)" in names
 
 
-@pytest.mark.parametrize("measure", [name for name, each in MEASURES.items() if each.references])
+@pytest.mark.parametrize(
+    "measure",
+    [name for name, each in MEASURES.items() if each.references],
+)
 def test_every_reference_of_a_measure_can_be_drawn(measure: str) -> None:
     references = {column: 0.5 for _, column in MEASURES[measure].references}
-    figure = utility(SeedGroups.of([make_row(**{measure: 0.5} | references)]), measure)
+    figure = utility(
+        SeedGroups.of([make_row(**{measure: 0.5} | references)]),
+        measure,
+    )
     for name, _ in MEASURES[measure].references:
         assert name in legend(figure)
 
@@ -217,7 +223,16 @@ def test_line_is_dashed_if_its_claim_is_no_theorem() -> None:
         for claim in ("proved", "stated", "heuristic")
     ]
     found = looks(
-        SeedGroups.of([*rows, make_row(cell_id="f", label="found", check="failed")]).facts
+        SeedGroups.of(
+            [
+                *rows,
+                make_row(
+                    cell_id="f",
+                    label="found",
+                    check="failed",
+                ),
+            ]
+        ).facts
     )
     styles = {label: look.style["linestyle"] for label, look in found.items()}
     assert styles["proved"] == "-"
@@ -228,7 +243,12 @@ def test_line_is_dashed_if_its_claim_is_no_theorem() -> None:
 def test_audited_bound_has_a_tick_and_bars_are_clipped() -> None:
     scores = (0.6, 0.99, 1.0)
     rows = [
-        make_row(cell_id=f"{seed}", seed=seed, balanced_accuracy=score, audit_epsilon_lower=0.5)
+        make_row(
+            cell_id=f"{seed}",
+            seed=seed,
+            balanced_accuracy=score,
+            audit_epsilon_lower=0.5,
+        )
         for seed, score in enumerate(scores)
     ]
     (axes,) = shown(utility(SeedGroups.of(rows)))
@@ -275,7 +295,12 @@ def test_fidelity_has_a_panel_per_measure_and_place() -> None:
     figure = fidelity(
         SeedGroups.of(
             [
-                make_row(cell_id=f"{each}", alpha=each[0], epsilon_target=each[1], **scores)
+                make_row(
+                    cell_id=f"{each}",
+                    alpha=each[0],
+                    epsilon_target=each[1],
+                    **scores,
+                )
                 for each in places
             ]
         )
@@ -333,7 +358,10 @@ def test_sites_draws_one_dot_per_client() -> None:
         own, columns=["cell_id", "name", "own_balanced_accuracy", "shared_balanced_accuracy"]
     )
     (axes,) = shown(
-        sites(SeedGroups.of([make_row(cell_id="a"), make_row(cell_id="b", seed=1)]), clients)
+        sites(
+            SeedGroups.of([make_row(cell_id="a"), make_row(cell_id="b", seed=1)]),
+            clients,
+        )
     )
     assert line(axes, (0.5, 0.5), (0.5, 0.7))
 
@@ -365,7 +393,13 @@ def test_scanned_parameter_or_cost_is_the_axis() -> None:
     assert legend(figure) == ["dp-cvae", "dp-gmm"]
     assert line(shown(figure)[0], (5, 0.5105), (20, 0.5205), (80, 0.5005))
     for over, places in {"bytes": [1e-4, 2e-4], "seconds": [2.0, 4.0]}.items():
-        (axes,) = shown(over_parameter(scan(rounds=[5, 20]), over, "balanced_accuracy"))
+        (axes,) = shown(
+            over_parameter(
+                scan(rounds=[5, 20]),
+                over,
+                "balanced_accuracy",
+            )
+        )
         assert line(axes, *zip(places, (0.5005, 0.5105), strict=True))
     figure = over_parameter(
         scan(observation=["shared", "own"]), "observation", "balanced_accuracy", width=3.35
@@ -383,7 +417,10 @@ def test_scanned_parameter_or_cost_is_the_axis() -> None:
 
 def test_a_whole_number_in_a_scan_of_shares_is_on_its_line() -> None:
     rows = [
-        replace(row, values={**row.values, "params": {"clip": float(row.params["clip"])}})
+        replace(
+            row,
+            values={**row.values, "params": {"clip": float(row.params["clip"])}},
+        )
         for row in scan(clip=[0, 0.5])
     ]
     figure = over_parameter(rows, "clip", "balanced_accuracy")
@@ -392,7 +429,13 @@ def test_a_whole_number_in_a_scan_of_shares_is_on_its_line() -> None:
 
 def test_diagnostics_are_means_of_the_rounds() -> None:
     settings = SeedGroups.of(
-        [make_row(cell_id=f"{epsilon}", epsilon_target=epsilon) for epsilon in (1.0, 4.0)]
+        [
+            make_row(
+                cell_id=f"{epsilon}",
+                epsilon_target=epsilon,
+            )
+            for epsilon in (1.0, 4.0)
+        ]
     )
     records = [
         *make_rounds("1.0", kl=2.0),
@@ -435,7 +478,13 @@ def matrix(clients: int = 5, seed: int = 0, alpha: float = 0.3) -> LabelMatrix:
 
 def test_a_figure_is_written_as_the_same_bytes_again(tmp_path: Path) -> None:
     settings = SeedGroups.of(scan(rounds=[5, 20]))
-    svgs = [save_figure(figure_of(settings), tmp_path / f"{name}.png") for name in "ab"]
+    svgs = [
+        save_figure(
+            figure_of(settings),
+            tmp_path / f"{name}.png",
+        )
+        for name in "ab"
+    ]
     assert svgs[0] == svgs[1] == (tmp_path / "a.svg").read_bytes()
     assert imread(tmp_path / "a.png").shape[1] == 1800
 
@@ -443,7 +492,11 @@ def test_a_figure_is_written_as_the_same_bytes_again(tmp_path: Path) -> None:
 def test_a_pdf_is_the_same_again_and_has_text_in_fonts(tmp_path: Path) -> None:
     settings = SeedGroups.of(scan(rounds=[5, 20]))
     paths = [
-        save_pdf(figure_of(settings, inches("column")), tmp_path / f"{name}.pdf") for name in "ab"
+        save_pdf(
+            figure_of(settings, inches("column")),
+            tmp_path / f"{name}.pdf",
+        )
+        for name in "ab"
     ]
     pdf = paths[0].read_bytes()
     assert pdf == paths[1].read_bytes()
@@ -453,5 +506,8 @@ def test_a_pdf_is_the_same_again_and_has_text_in_fonts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", ["wide", "0", "nan", "100"])
 def test_an_unknown_width_is_an_error(width: str) -> None:
-    with pytest.raises(UserError, match=f"width {width}: is not a width; give column, page, or"):
+    with pytest.raises(
+        UserError,
+        match=f"width {width}: is not a width; give column, page, or",
+    ):
         inches(width)

@@ -56,7 +56,11 @@ def pair(noisy: float, noiseless: float) -> list[Row]:
     """Rows of one method with a score at epsilon = 1 and one without noise."""
     return [
         make_row(cell_id="noisy", epsilon_target=1.0, balanced_accuracy=noisy),
-        make_row(cell_id="noiseless", epsilon_target=math.inf, balanced_accuracy=noiseless),
+        make_row(
+            cell_id="noiseless",
+            epsilon_target=math.inf,
+            balanced_accuracy=noiseless,
+        ),
     ]
 
 
@@ -90,7 +94,12 @@ def test_collapse_shows_score_and_noise_in_columns() -> None:
     [{"label": "other"}, {"alpha": 1.0}, {"dataset": "o"}, {"scheme": "shards"}, {"clients": 4}],
 )
 def test_ceiling_counts_where_no_score_without_noise_is_comparable(other: dict[str, Any]) -> None:
-    noiseless = make_row(cell_id="n", epsilon_target=math.inf, balanced_accuracy=0.2, **other)
+    noiseless = make_row(
+        cell_id="n",
+        epsilon_target=math.inf,
+        balanced_accuracy=0.2,
+        **other,
+    )
     # 0.1 + 0.25 * (0.953 - 0.1) = 0.313
     assert kinds([make_row(balanced_accuracy=0.31), noiseless], []) == [BELOW_CEILING]
 
@@ -108,9 +117,16 @@ def test_a_score_near_the_ceiling_or_without_noise_is_no_finding(fields: dict[st
 
 
 # 0.33 + 0.1 * (1 - 0.33) = 0.397
-@pytest.mark.parametrize(("ceiling", "expected"), [(0.396, []), (0.398, [BELOW_CEILING])])
+@pytest.mark.parametrize(
+    ("ceiling", "expected"),
+    [(0.396, []), (0.398, [BELOW_CEILING])],
+)
 def test_a_ceiling_hardly_above_chance_blames_nobody(ceiling: float, expected: list[str]) -> None:
-    row = make_row(balanced_accuracy=0.33, chance=0.33, ceiling_balanced_accuracy=ceiling)
+    row = make_row(
+        balanced_accuracy=0.33,
+        chance=0.33,
+        ceiling_balanced_accuracy=ceiling,
+    )
     assert kinds([row], []) == expected
 
 
@@ -122,7 +138,10 @@ def test_a_score_falls_with_epsilon_if_all_its_seeds_say_so(
     at_8: tuple[float, ...], expected: list[str]
 ) -> None:
     rows = of_seeds(*[{"balanced_accuracy": 0.8}] * 3, epsilon_target=1.0)
-    rows += of_seeds(*[{"balanced_accuracy": score} for score in at_8], epsilon_target=8.0)
+    rows += of_seeds(
+        *[{"balanced_accuracy": score} for score in at_8],
+        epsilon_target=8.0,
+    )
     assert kinds(rows, []) == expected
 
 
@@ -150,7 +169,13 @@ def test_findings_look_at_seeds_and_not_at_their_mean(
 def test_small_differences_between_seeds_are_no_finding(
     name: str, values: tuple[float, ...]
 ) -> None:
-    assert kinds(of_seeds(*[{"balanced_accuracy": 0.8, name: value} for value in values]), []) == []
+    assert (
+        kinds(
+            of_seeds(*[{"balanced_accuracy": 0.8, name: value} for value in values]),
+            [],
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,12 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, quickstart: list[Row]) -> 
         "message": f"client 0 has 0 steps of {HOSTILE}",
         "traceback": "",
     }
-    rows[4] = changed(quickstart[4], status="unaccounted", epsilon_spent=None, error=unknown)
+    rows[4] = changed(
+        quickstart[4],
+        status="unaccounted",
+        epsilon_spent=None,
+        error=unknown,
+    )
     rows[3] = changed(quickstart[3], status="overspent", epsilon_spent=5.0)
     text: dict[str, Any] = {"label": HOSTILE, "algorithm": HOSTILE, "params": {HOSTILE: HOSTILE}}
     error = dict.fromkeys(("type", "message", "traceback"), HOSTILE)
@@ -225,11 +230,22 @@ def test_only_the_manifests_cells_count_and_their_labels_hold(tmp_path: Path) ->
 def many_failures(tmp_path: Path) -> Path:
     """A folder with ten settings that show a failure, and 300 failed cells."""
     rows = [
-        make_row(cell_id=f"{epsilon}", epsilon_target=float(epsilon), balanced_accuracy=0.8)
+        make_row(
+            cell_id=f"{epsilon}",
+            epsilon_target=float(epsilon),
+            balanced_accuracy=0.8,
+        )
         for epsilon in range(2, 12)
     ]
     records = [record for each in rows for record in make_rounds(each.cell_id, kl=0.0)]
-    rows += [make_failed(cell_id=f"{seed:04}", seed=seed, label="broken") for seed in range(300)]
+    rows += [
+        make_failed(
+            cell_id=f"{seed:04}",
+            seed=seed,
+            label="broken",
+        )
+        for seed in range(300)
+    ]
     return folder_with(tmp_path, rows, records=records)
 
 
@@ -243,7 +259,10 @@ def test_main_table_comes_before_what_is_wrong(tmp_path: Path) -> None:
 def test_cautions_are_closed_lines_the_worst_first(tmp_path: Path) -> None:
     html = write_report(many_failures(tmp_path)).page.read_text(encoding="utf-8")
     _, section = html.split('<section id="cautions">')
-    summaries = re.findall("<summary.*?>(.*?)</summary>", section.split("</section>")[0])
+    summaries = re.findall(
+        "<summary.*?>(.*?)</summary>",
+        section.split("</section>")[0],
+    )
     assert summaries == ["Failed experiment: 300", "The KL term vanishes: 10 settings"]
     assert "<details open" not in html
 
@@ -262,7 +281,11 @@ def test_failed_cells_and_refuted_claims_are_red(tmp_path: Path, status: str) ->
     row = changed(make_row(audit_epsilon_lower=4.5), status=status)
     if status == "failed":
         row = make_failed()
-    assert named(page_of(folder_with(tmp_path, [row])), "summary", "class") == ["severe"]
+    assert named(
+        page_of(folder_with(tmp_path, [row])),
+        "summary",
+        "class",
+    ) == ["severe"]
 
 
 def test_nothing_is_red_in_a_run_with_findings_only(tmp_path: Path) -> None:
@@ -275,7 +298,12 @@ def test_nothing_is_red_in_a_run_with_findings_only(tmp_path: Path) -> None:
 def test_everything_wide_scrolls_in_a_frame(hostile: Path) -> None:
     html = write_report(hostile).page.read_text(encoding="utf-8")
     for tag in ("<img", "<table"):
-        assert html.count(tag) == len(re.findall(rf'<div class="scroll[ a-z]*">\s*{tag}', html))
+        assert html.count(tag) == len(
+            re.findall(
+                rf'<div class="scroll[ a-z]*">\s*{tag}',
+                html,
+            )
+        )
 
 
 def test_page_lists_numbers_of_cells_and_refuting_audits(
@@ -308,7 +336,13 @@ def test_page_lists_numbers_of_cells_and_refuting_audits(
     table = page.read_text().split('<table class="dataframe cells">')[-1]
     heads = re.findall("<th>(.*?)</th>", table)
     values = re.findall("<td>(.*?)</td>", table)
-    cell = dict(zip(heads, values[values.index("a") - len(heads) + 1 :], strict=False))
+    cell = dict(
+        zip(
+            heads,
+            values[values.index("a") - len(heads) + 1 :],
+            strict=False,
+        )
+    )
     expected = {
         "seed": "3",
         "status": "ok",

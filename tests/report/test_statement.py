@@ -58,7 +58,10 @@ def test_a_method_that_is_not_proved_has_no_guarantee(verdict: Verdict) -> None:
     rows = [make_row(cell_id="a"), make_row(cell_id="b", label="other")]
     proofs = [Proof(rows[0], verdict, "why it is not"), Proof(rows[1], "proved")]
     found = {each.method: "\n".join(each.lines) for each in statements(rows, proofs)}
-    assert re.search("guarantee: none: one of its results .*: why it is not", found["fedhypevae"])
+    assert re.search(
+        "guarantee: none: one of its results .*: why it is not",
+        found["fedhypevae"],
+    )
     assert "budget: ε =" not in found["fedhypevae"]
     assert "budget: ε =" in found["other"]
 
@@ -75,7 +78,13 @@ def cited(*rows: Row) -> str:
 
 
 def test_a_proved_method_has_sentences_for_a_paper() -> None:
-    rows = [make_row(cell_id=f"{epsilon}", epsilon_target=epsilon) for epsilon in (1.0, 4.0)]
+    rows = [
+        make_row(
+            cell_id=f"{epsilon}",
+            epsilon_target=epsilon,
+        )
+        for epsilon in (1.0, 4.0)
+    ]
     assert cited(*rows) == (
         "fedhypevae satisfies (ε, δ)-differential privacy with ε = 1 or 4 and δ = 0.0001. "
         "Neighbouring data sets differ in one training example (add or remove). The adversary sees "
@@ -86,7 +95,14 @@ def test_a_proved_method_has_sentences_for_a_paper() -> None:
 
 
 def test_sentences_for_a_paper_name_author_group_and_trust() -> None:
-    text = cited(make_row(claim="stated", unit="patient", trust="silo", noise="secret"))
+    text = cited(
+        make_row(
+            claim="stated",
+            unit="patient",
+            trust="silo",
+            noise="secret",
+        )
+    )
     assert text.startswith("According to its author, fedhypevae satisfies")
     assert "the examples of one client with one value of patient" in text
     assert "sees every message of every client" in text
@@ -117,7 +133,11 @@ def test_methods_without_noise_guarantee_nothing() -> None:
 
 def test_method_without_valid_results_has_no_guarantee() -> None:
     unknown = [
-        changed(make_row(label=status), status=status) for status in ("unaccounted", "refuted")
+        changed(
+            make_row(label=status),
+            status=status,
+        )
+        for status in ("unaccounted", "refuted")
     ]
     found = stated(make_failed(), *unknown)
     assert found["fedhypevae"].endswith("guarantee: none: no experiment with it has finished")
@@ -175,7 +195,12 @@ def test_statement_names_the_effect_of_a_unit_on_an_update() -> None:
 
 
 def test_an_external_epsilon_is_the_authors_statement() -> None:
-    theirs = make_row(label="theirs", algorithm=EXTERNAL, claim="stated", epsilon_target=3.1)
+    theirs = make_row(
+        label="theirs",
+        algorithm=EXTERNAL,
+        claim="stated",
+        epsilon_target=3.1,
+    )
     text = stated(theirs)["theirs"]
     assert "ε = 3.1 at δ = 0.0001 (unit example, trust aggregate)" in text
     assert "as stated by the author, not verified" in text

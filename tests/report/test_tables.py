@@ -34,7 +34,11 @@ def lines_of(table: Table | None) -> list[tuple[str, ...]]:
     assert table is not None
     return [
         (*key, *texts)
-        for key, texts in zip(table.texts.index, table.texts.to_numpy().tolist(), strict=True)
+        for key, texts in zip(
+            table.texts.index,
+            table.texts.to_numpy().tolist(),
+            strict=True,
+        )
     ]
 
 
@@ -71,7 +75,11 @@ def test_table_has_methods_by_place_and_references_below(
 
 
 def test_reference_is_marked_where_a_method_has_its_name() -> None:
-    row = make_row(label="ceiling", balanced_accuracy=0.5, ceiling_balanced_accuracy=0.9)
+    row = make_row(
+        label="ceiling",
+        balanced_accuracy=0.5,
+        ceiling_balanced_accuracy=0.9,
+    )
     texts = table_of([row]).texts
     assert texts.loc[("", "ceiling"), "ε = 1"] == "0.500"
     assert texts.loc[("", "ceiling (reference)"), "no ε"] == "0.900"
@@ -161,7 +169,12 @@ def test_measures_with_values_have_tables_and_references() -> None:
         assert measures_of(settings, terminal=True) == ["balanced_accuracy", *shown]
     # a reference is the mean of partitions, however many rows each has
     rows = [
-        make_row(cell_id=name, label=name, partition_hash="one", local_only_balanced_accuracy=0.2)
+        make_row(
+            cell_id=name,
+            label=name,
+            partition_hash="one",
+            local_only_balanced_accuracy=0.2,
+        )
         for name in "abc"
     ]
     rows.append(
@@ -184,10 +197,29 @@ def test_best_of_each_kind_is_bold_if_its_claim_holds() -> None:
         )
         for each in settings
     ]
-    rows += [make_row(cell_id="h", label="heuristic", claim="heuristic", balanced_accuracy=0.9)]
-    rows += [make_row(cell_id="f", label="found", check="failed", balanced_accuracy=0.9)]
     rows += [
-        make_row(cell_id=label, label=label, yields="classifier", balanced_accuracy=score)
+        make_row(
+            cell_id="h",
+            label="heuristic",
+            claim="heuristic",
+            balanced_accuracy=0.9,
+        )
+    ]
+    rows += [
+        make_row(
+            cell_id="f",
+            label="found",
+            check="failed",
+            balanced_accuracy=0.9,
+        )
+    ]
+    rows += [
+        make_row(
+            cell_id=label,
+            label=label,
+            yields="classifier",
+            balanced_accuracy=score,
+        )
         for label, score in (("c", 0.7), ("d", 0.8))
     ]
     table = table_of(rows)
@@ -208,7 +240,15 @@ def test_best_of_each_kind_is_bold_if_its_claim_holds() -> None:
     assert best["ε = 1"].tolist() == [True, False]
     assert (
         table_of(
-            [make_row(cell_id=label, label=label, density=0.5) for label in "ab"], "density"
+            [
+                make_row(
+                    cell_id=label,
+                    label=label,
+                    density=0.5,
+                )
+                for label in "ab"
+            ],
+            "density",
         ).best
         is None
     )
@@ -216,14 +256,35 @@ def test_best_of_each_kind_is_bold_if_its_claim_holds() -> None:
 
 def test_claims_are_named_beside_labels_and_explained_below() -> None:
     rows = [
-        make_row(cell_id=word, label=word, claim=word) for word in ("proved", "stated", "heuristic")
+        make_row(
+            cell_id=word,
+            label=word,
+            claim=word,
+        )
+        for word in ("proved", "stated", "heuristic")
     ]
     rows += [
         make_row(cell_id="r", label="refuted"),
         make_row(cell_id="s", label="refuted", epsilon_target=4.0, status="refuted"),
     ]
-    rows += [make_row(cell_id="p", label="helped", public="BloodMNIST", public_hash="0")]
-    table = table_of([*rows, make_row(cell_id="n", label="open", epsilon_target=None)])
+    rows += [
+        make_row(
+            cell_id="p",
+            label="helped",
+            public="BloodMNIST",
+            public_hash="0",
+        )
+    ]
+    table = table_of(
+        [
+            *rows,
+            make_row(
+                cell_id="n",
+                label="open",
+                epsilon_target=None,
+            ),
+        ]
+    )
     names = [
         "proved",
         "stated (stated ε)",
@@ -245,7 +306,14 @@ def test_claims_are_named_beside_labels_and_explained_below() -> None:
 
 @pytest.mark.parametrize("author_says", ["stated", "heuristic"])
 def test_the_best_external_samples_are_not_bold(author_says: str) -> None:
-    rows = [make_row(cell_id=label, label=label, balanced_accuracy=0.6) for label in ("a", "b")]
+    rows = [
+        make_row(
+            cell_id=label,
+            label=label,
+            balanced_accuracy=0.6,
+        )
+        for label in ("a", "b")
+    ]
     rows[0] = make_row(cell_id="a", label="a", balanced_accuracy=0.5)
     theirs = make_row(
         cell_id="t", label="theirs", algorithm=EXTERNAL, claim=author_says, balanced_accuracy=0.9
@@ -265,7 +333,10 @@ def test_external_samples_are_named_unverified() -> None:
 
 
 def test_unknown_measures_are_errors() -> None:
-    with pytest.raises(UserError, match="there is no measure 'acuracy'; did you mean 'accuracy'"):
+    with pytest.raises(
+        UserError,
+        match="there is no measure 'acuracy'; did you mean 'accuracy'",
+    ):
         table_of([make_row()], "acuracy")
     with pytest.raises(UserError, match="no finished experiment has a coverage"):
         table_of([make_row()], "coverage")
@@ -337,7 +408,10 @@ def test_differences_are_paired_and_written_with_their_p_values() -> None:
     assert table is not None
     assert table.numbers[["first", "second", "seeds"]].to_numpy().tolist() == [["good", "poor", 3]]
     assert difference_table(SeedGroups.of(rows[:4])) is None
-    turned = difference_table(SeedGroups.of(rows), compared=chosen_pair("poor", "good"))
+    turned = difference_table(
+        SeedGroups.of(rows),
+        compared=chosen_pair("poor", "good"),
+    )
     assert lines_of(turned)[0][1:] == ("poor − good", "-0.350±0.329 p=0.044")
     budgets = [("dp", 1.0), ("dp", math.inf), ("open", None)]
     rows = [
@@ -358,7 +432,11 @@ def test_what_tuned_cells_chose_has_a_table() -> None:
         "free": False,
     }
     rows = [
-        make_row(cell_id=f"{n}", seed=n, tuning={**tuned, "chosen": {"clip": 1}, "trained": n + 1})
+        make_row(
+            cell_id=f"{n}",
+            seed=n,
+            tuning={**tuned, "chosen": {"clip": 1}, "trained": n + 1},
+        )
         for n in range(2)
     ]
     assert lines_of(tuned_table(SeedGroups.of(rows))) == [
@@ -437,7 +515,12 @@ def test_columns_that_do_not_fit_are_counted_and_the_mean_stays() -> None:
 
 def many_places(alphas: int) -> list[Row]:
     return [
-        make_row(cell_id=f"{n}", alpha=0.1 + n, client_balanced_accuracy=0.5) for n in range(alphas)
+        make_row(
+            cell_id=f"{n}",
+            alpha=0.1 + n,
+            client_balanced_accuracy=0.5,
+        )
+        for n in range(alphas)
     ]
 
 
