@@ -224,4 +224,4 @@ def _provenance(first: Row, second: Row) -> Iterator[str]:
 def _made_by(row: Row) -> dict[str, str | None]:
     """Return the code hashes and versions that made a result, by their words."""
     code = {words.format(row.algorithm): getattr(row, name) for name, words in _PROVENANCE.items()}
-    return code | row.versions
+    return {**code, **row.versions}
