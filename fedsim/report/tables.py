@@ -169,7 +169,8 @@ def results_table(
     best = MEASURES[measure].best
     if best is not None:
         lines["best"] = _best(lines, best, digits)
-        notes.append(_BOLD)
+        if lines["best"].any():
+            notes.append(_BOLD)
     columns = ["label", "claim", "epsilon_target", "delta", "unit", "trust", "mean", "half", "n"]
     return _built(
         measure,
