@@ -121,7 +121,7 @@ class Board(Printed):
             notes.append(f"{counted(self.external_rows, 'result')} of {heading}.")
         for reason, count in self.left_out.items():
             notes.append(f"Left out: {counted(count, 'result')} of {reason}.")
-        texts = texts.fillna("").replace("", "–").set_index(["data set", "method"])
+        texts = texts.astype("object").fillna("").replace("", "–").set_index(["data set", "method"])
         return Table("board", "Board", texts, tuple(notes), numbers)
 
     def show(self, console: Console) -> None:

@@ -114,7 +114,7 @@ def _points(settings: SeedGroups, measures: Sequence[str]) -> tuple[pd.DataFrame
         at=means["epsilon_target"].map(at),
         place=placed(means)[1],
     )
-    if len(points):
+    if ticks:
         points["at"] = side_by_side(points, ticks)
     return points, ticks
 

@@ -305,15 +305,13 @@ def side_by_side(points: pd.DataFrame, ticks: Mapping[float, str]) -> pd.Series[
 
     Args:
         points: One line per point, with ``at`` and ``label``.
-        ticks: The ticks of the axis, by place.
+        ticks: The ticks of the axis, by place; there is at least one.
     """
     labels = points.dropna(subset="at")["label"].unique()
-    step = DODGE * (max(ticks, default=0.0) - min(ticks, default=0.0))
+    span = (max(ticks) - min(ticks)) or 1.0
     # Points of many methods stay closer to their own tick than to the next one.
-    step = min(
-        step,
-        np.diff([*ticks, math.inf]).min() / (2 * len(labels)),
-    )
+    narrowest = np.diff([*ticks, math.inf]).min() / (2 * len(labels))
+    step = min(DODGE * span, narrowest)
     shifts = step * (np.arange(len(labels)) - (len(labels) - 1) / 2)
     return points["at"] + points["label"].map(dict(zip(labels, shifts, strict=True)))
 

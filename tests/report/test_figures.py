@@ -148,6 +148,13 @@ def test_methods_at_one_epsilon_stand_side_by_side() -> None:
     assert max(map(abs, places[:3])) < 0.03
 
 
+def test_methods_at_a_single_epsilon_stand_side_by_side() -> None:
+    rows = [make_row(cell_id=label, label=label) for label in ("a", "b")]
+    (axes,) = shown(utility(SeedGroups.of(rows)))
+    first, second = [drawn.get_xdata()[0] for drawn in axes.lines if drawn.get_marker() != "None"]
+    assert first < 0 < second
+
+
 def test_axis_is_broken_before_infinity(quickstart: list[Row]) -> None:
     (axes, _) = shown(utility(SeedGroups.of(quickstart)))
     at, _ = epsilon_axis(pd.Series([1.0, 4.0, math.inf]))
@@ -322,7 +329,7 @@ def test_heat_map_names_class_client_and_seed() -> None:
     assert axes.get_xlabel() == "client"
     assert axes.get_ylabel() == "class"
     (title,) = titles(axes.figure)
-    assert title.endswith("seed 3")
+    assert " ".join(title.split()).endswith("seed 3")
 
 
 def test_communication_is_per_client_in_megabytes() -> None:
