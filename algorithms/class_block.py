@@ -124,7 +124,10 @@ def block_of(
         orthogonal_part = of_data - of_means @ (of_means.T @ of_data)
         columns = torch.cat([of_means, polar(orthogonal_part)], 1)
     directions = steady(columns)
-    return ClassBlock(directions.float(), (inverse_root @ directions).float())
+    return ClassBlock(
+        directions.float(),
+        (inverse_root @ directions).float(),
+    )
 
 
 def residuals(
@@ -158,7 +161,10 @@ def class_products(
     """Returns sums ``[C, k]`` and second moments ``[C k, k]`` of every class's residuals."""
     onehot = one_hot(y, classes)
     by_class = (onehot.unsqueeze(2) * u.unsqueeze(1)).flatten(1)  # [N, C k]
-    return {"class_sums": OuterProduct(onehot, u), "class_second": OuterProduct(by_class, u)}
+    return {
+        "class_sums": OuterProduct(onehot, u),
+        "class_second": OuterProduct(by_class, u),
+    }
 
 
 def site_products(
@@ -199,7 +205,11 @@ def upper_triangles(u: Tensor) -> Tensor:
 
     Entries off the diagonal are multiplied by sqrt(2), so that the norm is |u|^2.
     """
-    row, column = torch.triu_indices(u.shape[1], u.shape[1], device=u.device)
+    row, column = torch.triu_indices(
+        u.shape[1],
+        u.shape[1],
+        device=u.device,
+    )
     scale = torch.where(row == column, 1.0, math.sqrt(2))
     triangles: Tensor = u[:, row] * u[:, column] * scale
     return triangles
@@ -250,7 +260,11 @@ class BlockGenerator:
         paired: draw rows in pairs.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], paired: bool = True) -> None:
+    def __init__(
+        self,
+        tensors: dict[str, Tensor],
+        paired: bool = True,
+    ) -> None:
         self.tensors = tensors
         self.paired = paired
         prior = tensors["prior_means"]
@@ -361,14 +375,19 @@ def orthogonal(draws: Tensor) -> Tensor:
     rotated = []
     for chunk in draws.chunk(chunks):
         rows = chunk.double()
-        is_tall = len(rows) > rows.shape[1]
         # The smaller Gram matrix takes half the time of `polar`, which serves any matrix.
-        gram = rows.T @ rows if is_tall else rows @ rows.T
-        inverse_root = spectral_function(gram, lambda values: values.clamp_min(1e-9).rsqrt())
-        directions = rows @ inverse_root if is_tall else inverse_root @ rows
+        if len(rows) > rows.shape[1]:
+            directions = rows @ _inverse_root(rows.T @ rows)
+        else:
+            directions = _inverse_root(rows @ rows.T) @ rows
         scale = rows.norm(dim=1, keepdim=True) / directions.norm(dim=1, keepdim=True)
         rotated.append(directions * scale)
     return torch.cat(rotated).to(draws.dtype)
+
+
+def _inverse_root(gram: Tensor) -> Tensor:
+    """Returns the inverse symmetric root of a matrix ``[n, n]``."""
+    return spectral_function(gram, lambda values: values.clamp_min(1e-9).rsqrt())
 
 
 class SitesGenerator(BlockGenerator):
@@ -399,7 +418,11 @@ class SitesGenerator(BlockGenerator):
         # S^(1/2) (n + S^(-1/2) m) has the mean m and the site's covariance S relative to what all
         # share, where n is the normal of the class about 0.
         means = (t["prior_means"] + t["shifts"][client]) @ inverse_spread
-        of_site = {"centre": t["client_centres"][client], "prior_means": means, "spread": spread}
+        of_site = {
+            "centre": t["client_centres"][client],
+            "prior_means": means,
+            "spread": spread,
+        }
         return BlockGenerator(t | of_site, self.paired)
 
 

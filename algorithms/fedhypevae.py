@@ -61,7 +61,12 @@ class FedHypeVAE(DPSGD):
 
     def build(self, clients: int) -> nn.Module:
         """Returns the model of a cohort of ``clients``."""
-        return HyperCVAE(self.params, self.task.dim, self.task.classes, clients)
+        return HyperCVAE(
+            self.params,
+            self.task.dim,
+            self.task.classes,
+            clients,
+        )
 
     def initial_server(self, seeds: Seeds) -> Server:
         """Returns the server's start, with prototypes of zero.
@@ -119,7 +124,10 @@ class FedHypeVAE(DPSGD):
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Returns the parts of each example's loss, ``[N]`` each.
 
-        Their sum is s^2 (-log p(x | z, y, v) + beta KL(q || p(z | y, v))) + lambda kernel score,
+        Their sum is
+
+            s^2 (-log p(x | z, y, v) + beta KL(q || p(z | y, v))) + lambda kernel score,
+
         where s^2 is the current observation variance, held constant: the decoder's gradient is then
         the residual, whatever s^2 is. With the exact posterior, z is a constant and the KL
         divergence is estimated by log q(z) - log p(z | y, v), which has its gradient.
@@ -155,7 +163,12 @@ class FedHypeVAE(DPSGD):
             code: the scaled code of each example's client ``[N, code]``.
         """
         draws = batch.draws
-        generated = model.generate(code, batch.y, draws["prior"], draws["observation"])
+        generated = model.generate(
+            code,
+            batch.y,
+            draws["prior"],
+            draws["observation"],
+        )
         if self.in_paper_form:
             return batch_mmd(batch.x, generated[:, 0]).expand(len(batch))
         return kernel_score(batch.x, generated[:, 0], generated[:, 1])
@@ -217,7 +230,11 @@ class FedHypeVAE(DPSGD):
 
     # --- what the server adds, and the outcome ---
 
-    def public_terms(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
+    def public_terms(
+        self,
+        model: Any,
+        stream: torch.Generator,
+    ) -> Mapping[str, Tensor]:
         """Returns the Lipschitz penalty of the hypernetwork."""
         weight = self.params.lipschitz * CODE_SCALE[self.params.form] ** 2
         if weight:
@@ -318,7 +335,11 @@ class FedHypeVAE(DPSGD):
         else:
             # The codes from which the clients started are public.
             clients = self.task.clients
-            start: Any = initial_model(self.build, server.seeds, range(clients))
+            start: Any = initial_model(
+                self.build,
+                server.seeds,
+                range(clients),
+            )
             client_codes = start.to(server.device).codes(clients)
         if self.params.synthesis == "client":
             return HyperGenerator(model, client_codes, client_codes)

@@ -39,7 +39,10 @@ def paper_round(
     load_parameters(model, broadcast)
     parameters = dict(model.named_parameters())
     chosen = _clients_that_take_part(algorithm, clients, round_)
-    positions = to_device(torch.tensor(chosen, dtype=torch.long), clients.device)
+    positions = to_device(
+        torch.tensor(chosen, dtype=torch.long),
+        clients.device,
+    )
     # One slice per client, each that of a model of one client.
     local = {name: parameters[name].detach()[positions].unsqueeze(1) for name in local_names(model)}
     shared = {name: value.expand(len(chosen), *value.shape) for name, value in broadcast.items()}
@@ -48,13 +51,26 @@ def paper_round(
     gradients = shared
     losses: Tensors = {}
     if chosen:
-        gradients, losses = _both_levels(algorithm, clients.only(chosen), round_, shared, local)
+        gradients, losses = _both_levels(
+            algorithm,
+            clients.only(chosen),
+            round_,
+            shared,
+            local,
+        )
     code_changes = {name: local[name] - before[name] for name in codes}
-    clipped, norms = clip_updates(gradients | code_changes, algorithm.clip())
+    clipped, norms = clip_updates(
+        gradients | code_changes,
+        algorithm.clip(),
+    )
     kept = {}
     for name in codes:
         zeros = torch.zeros_like(parameters[name])
-        kept[name] = zeros.index_copy_(0, positions, clipped[name].squeeze(1))
+        kept[name] = zeros.index_copy_(
+            0,
+            positions,
+            clipped[name].squeeze(1),
+        )
     ones = torch.ones(len(chosen), device=clients.device)
     sums = {name: weighted_sum(ones, clipped[name]) for name in shared}
     noised = clients.add_noise(round_.release, round_.stream, sums, kept)
@@ -83,7 +99,11 @@ def _clients_that_take_part(
     """Returns the positions of the clients that are sampled in a round and have rows."""
     chosen = []
     for position, (client, x) in enumerate(zip(clients.members, clients.x, strict=True)):
-        stream = clients.seeds.keystream(Purpose.SAMPLING, round_.number, client)
+        stream = clients.seeds.keystream(
+            Purpose.SAMPLING,
+            round_.number,
+            client,
+        )
         is_sampled = bool(stream.uniform(1)[0] < algorithm.params.client_rate)
         if is_sampled and len(x):
             chosen.append(position)

@@ -59,6 +59,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
     units: ClassVar[tuple[Unit, ...]] = ("example", "group")
     Params: ClassVar[type[FedHypeVAESitesParams]] = FedHypeVAESitesParams
     shares: ClassVar[Mapping[str, float]] = SHARES
+    sent_to_clients = (*SENT_TO_CLIENTS, "client_centres", "prior_means")
 
     def ignores_partition(self) -> bool:
         """Returns False: each client has its own code."""
@@ -75,16 +76,15 @@ class FedHypeVAESites(FedHypeVAEWarm):
         )
         return (*super().statistics(), site_moments)
 
-    def broadcast(self, server: Server) -> Tensors:
-        """Returns what clients need of what has been released so far."""
-        names = (*SENT_TO_CLIENTS, "client_centres", "prior_means")
-        return {name: server.tensors[name] for name in names if name in server.tensors}
-
     def mean_statistic(self, share: float) -> Statistic:
         """Returns the statistic of the mean of all rows and of the mean of every site."""
 
         def products(rows: Rows, broadcast: Tensors) -> moments.Products:
-            of_sites = moments.client_mean_products(rows.x, rows.client, self.task.clients)
+            of_sites = moments.client_mean_products(
+                rows.x,
+                rows.client,
+                self.task.clients,
+            )
             return moments.mean_products(rows.x) | of_sites
 
         return Statistic(
@@ -107,10 +107,17 @@ class FedHypeVAESites(FedHypeVAEWarm):
         """
         super().receive_mean(server, sums, std)
         square = server.tensors["square"]
-        site_means = moments.client_means(sums["client_sums"], sums["client_counts"], std)
+        site_means = moments.client_means(
+            sums["client_sums"],
+            sums["client_counts"],
+            std,
+        )
         variance_between = (site_means - site_means.mean(0)).square().sum(1).mean()
         least = fedhypevae_warm.TUNED.least_variance * square
-        variance_within = torch.maximum(square - server.tensors["error"] - variance_between, least)
+        variance_within = torch.maximum(
+            square - server.tensors["error"] - variance_between,
+            least,
+        )
         if variance_between > APART * variance_within:
             centres = site_means
             square = variance_within
@@ -126,11 +133,21 @@ class FedHypeVAESites(FedHypeVAEWarm):
         """Returns rows minus their site's centre, ``[N, d]``."""
         return rows.x - broadcast["client_centres"][rows.client]
 
-    def site_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
+    def site_products(
+        self,
+        rows: Rows,
+        broadcast: Tensors,
+    ) -> moments.Products:
         """Returns the statistics of residuals in the block, by site and by class of a site."""
         u = self.block_residuals(rows, broadcast, broadcast["prior_means"])
         classes = self.task.classes
-        return class_block.site_products(u, rows.y, rows.client, classes, self.task.clients)
+        return class_block.site_products(
+            u,
+            rows.y,
+            rows.client,
+            classes,
+            self.task.clients,
+        )
 
     def receive_sites(
         self,
@@ -158,7 +175,12 @@ class FedHypeVAESites(FedHypeVAEWarm):
             axes,
         )
         shifts = site_shifts[:, None] + class_shifts.view(len(site_shifts), -1, size)
-        covariances = site_covariances(sums, std, shifts, server.tensors["prior_covariances"])
+        covariances = site_covariances(
+            sums,
+            std,
+            shifts,
+            server.tensors["prior_covariances"],
+        )
         server.tensors |= {
             "shifts": class_block.reach(size) * shifts,
             "site_covariances": covariances,
@@ -198,9 +220,19 @@ def shrunk_mean(
     shrunk = torch.zeros_like(sums, dtype=torch.double)
     # Equal class means have no directions between them.
     if rank:
-        shrunk += shrinkage.james_stein(between, noise, rank, shrinkage.STEPS)
+        shrunk += shrinkage.james_stein(
+            between,
+            noise,
+            rank,
+            shrinkage.STEPS,
+        )
     if rank < size:
-        shrunk += shrinkage.james_stein(means - between, noise, size - rank, shrinkage.STEPS)
+        shrunk += shrinkage.james_stein(
+            means - between,
+            noise,
+            size - rank,
+            shrinkage.STEPS,
+        )
     return shrunk.to(sums.dtype)
 
 
@@ -224,10 +256,18 @@ def site_covariances(
     size = shifts.shape[2]
     class_counts = sums["site_class_counts"].view(len(shifts), -1).clamp_min(1)
     frequency = class_counts / class_counts.sum(1, keepdim=True)
-    counts = moments.counts_above_noise(sums["site_counts"][:, 0], std["site_counts"])
+    counts = moments.counts_above_noise(
+        sums["site_counts"][:, 0],
+        std["site_counts"],
+    )
     second = class_block.from_upper_triangles(sums["site_second"], size) / counts[:, None, None]
     about_means = second - torch.einsum("kc,kci,kcj->kij", frequency, shifts, shifts)
     mixed = torch.einsum("kc,cij->kij", frequency, class_covariances)
     expected = mixed / class_block.reach(size) ** 2
     noise = std["site_second"] / 2**0.5
-    return shrinkage.relative_covariances(about_means, expected, counts, noise)
+    return shrinkage.relative_covariances(
+        about_means,
+        expected,
+        counts,
+        noise,
+    )

@@ -34,7 +34,12 @@ from fedsim.privacy.statistics import moments, shrinkage
 from fedsim.privacy.statistics.outer_products import OuterProduct, unit_weights
 from fedsim.privacy.statistics.spectral import descending
 
-SHARES = {"coordinates": 0.12, "class means": 0.37, "moments": 0.42, "class moments": 0.09}
+SHARES = {
+    "coordinates": 0.12,
+    "class means": 0.37,
+    "moments": 0.42,
+    "class moments": 0.09,
+}
 """The share of each release in the budget, in units of 1 / sigma^2."""
 MOMENT_WEIGHTS = {"class_sums": 0.5, "class_counts": 0.15, "second": 1.0}
 """Weights of the moments in a row's joint norm if there are many rows; class means are known then.
@@ -112,6 +117,7 @@ class FedHypeVAEWarm(OneShot):
     source = "arXiv 2601.00785, linear-Gaussian, by moments; eigenvalues: arXiv 1610.08104"
     Params: ClassVar[type[FedHypeVAEWarmParams]] = FedHypeVAEWarmParams
     shares: ClassVar[Mapping[str, float]] = SHARES
+    sent_to_clients: ClassVar[tuple[str, ...]] = SENT_TO_CLIENTS
 
     def statistics(self) -> tuple[Statistic, ...]:
         """Returns the statistics in the order of their release."""
@@ -138,7 +144,11 @@ class FedHypeVAEWarm(OneShot):
             self.class_products,
             self.receive_classes,
         )
-        coordinates = coordinate_statistics(share["coordinates"], self.about, mean)
+        coordinates = coordinate_statistics(
+            share["coordinates"],
+            self.about,
+            mean,
+        )
         return (*coordinates, class_means, all_moments, class_moments)
 
     def mean_statistic(self, share: float) -> Statistic:
@@ -160,7 +170,8 @@ class FedHypeVAEWarm(OneShot):
 
     def broadcast(self, server: Server) -> Tensors:
         """Returns what clients need of what has been released so far."""
-        return {name: server.tensors[name] for name in SENT_TO_CLIENTS if name in server.tensors}
+        tensors = server.tensors
+        return {name: tensors[name] for name in self.sent_to_clients if name in tensors}
 
     # --- the mean ---
 
@@ -220,7 +231,11 @@ class FedHypeVAEWarm(OneShot):
         """Returns rows in released coordinates ``[N, d]``, of mean squared norm 1."""
         return Coordinates(broadcast).of_centred(self.about(rows, broadcast))
 
-    def means_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
+    def means_products(
+        self,
+        rows: Rows,
+        broadcast: Tensors,
+    ) -> moments.Products:
         """Returns class sums and counts of the clipped rows."""
         r = moments.in_unit_ball(self.in_coordinates(rows, broadcast) / TUNED.clip)
         return moments.class_mean_products(r, rows.y, self.task.classes)
@@ -237,10 +252,17 @@ class FedHypeVAEWarm(OneShot):
         less.
         """
         released_counts = sums["class_counts"][:, 0]
-        counts = moments.counts_above_noise(released_counts, std["class_counts"])
+        counts = moments.counts_above_noise(
+            released_counts,
+            std["class_counts"],
+        )
         means = sums["class_sums"] / counts[:, None] * TUNED.clip
         noise = (std["class_sums"] / counts * TUNED.clip).square()
-        shrunk = shrinkage.james_stein(means.double(), noise.double(), steps=shrinkage.STEPS)
+        shrunk = shrinkage.james_stein(
+            means.double(),
+            noise.double(),
+            steps=shrinkage.STEPS,
+        )
         shrunk = shrunk.to(means.dtype)
         left = shrunk.norm(dim=1) / means.norm(dim=1).clamp_min(1e-12)
         known = left.mean() > TUNED.known
@@ -267,7 +289,11 @@ class FedHypeVAEWarm(OneShot):
 
     # --- moments ---
 
-    def moment_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
+    def moment_products(
+        self,
+        rows: Rows,
+        broadcast: Tensors,
+    ) -> moments.Products:
         """Returns the moments of the clipped rows about their classes' centres.
 
         They are class sums, class counts and one second moment, each times its emphasis.
@@ -293,7 +319,10 @@ class FedHypeVAEWarm(OneShot):
         sums = {name: sums[name] / factor for name, factor in emphasis.items()}
         std = {name: std[name] / factor for name, factor in emphasis.items()}
         radius = tensors["radius"]
-        squared_norm = clipped_square(tensors, torch.full_like(radius, TUNED.clip))
+        squared_norm = clipped_square(
+            tensors,
+            torch.full_like(radius, TUNED.clip),
+        )
         released = moments.gaussians(sums, std, squared_norm)
         # Counts and means were released twice; both estimates are combined.
         counts, count_noise = shrinkage.of_two(
@@ -302,7 +331,10 @@ class FedHypeVAEWarm(OneShot):
             sums["class_counts"][:, 0],
             released.counts.new_tensor(std["class_counts"] ** 2),
         )
-        counts = moments.counts_above_noise(counts, float(count_noise.sqrt()))
+        counts = moments.counts_above_noise(
+            counts,
+            float(count_noise.sqrt()),
+        )
         means, mean_noise = shrinkage.of_two(
             tensors["class_means"] / radius,
             tensors["class_means_noise"] / radius.square(),
@@ -314,9 +346,18 @@ class FedHypeVAEWarm(OneShot):
             values = variances
             vectors = axes
         else:
-            covariance = moments.within(released.second, means, mean_noise, counts)
+            covariance = moments.within(
+                released.second,
+                means,
+                mean_noise,
+                counts,
+            )
             values, vectors = descending(covariance)
-        in_axes = shrinkage.shrunk_along(means.double() @ axes, mean_noise.double(), variances)
+        in_axes = shrinkage.shrunk_along(
+            means.double() @ axes,
+            mean_noise.double(),
+            variances,
+        )
         means = (in_axes @ axes.T).float()
         tensors["counts"] = counts
         values = estimated_eigenvalues(values, released.noise)
@@ -341,7 +382,13 @@ class FedHypeVAEWarm(OneShot):
         inverse_root = ((vectors * values.rsqrt()) @ vectors.T).float()
         coordinates = Coordinates(server.tensors)
         outward = coordinates.apart(root)
-        block = class_block.block_of(means, values, vectors, self.block_size(server), outward)
+        block = class_block.block_of(
+            means,
+            values,
+            vectors,
+            self.block_size(server),
+            outward,
+        )
         # The part of the classes' common mean that lies in the block is drawn there.
         centre = means.mean(0)
         in_block = (centre @ inverse_root @ block.directions) @ block.directions.T @ root
@@ -364,7 +411,11 @@ class FedHypeVAEWarm(OneShot):
         weight = unit_weights(class_block.CLASS_WEIGHTS)["class_second"]
         std = server.noise_std("class moments", self.task.clients)
         noise = std / self.clip() / weight * class_block.TUNED.reach**2
-        affordable = shrinkage.affordable(typical_rows, noise, TUNED.resolution)
+        affordable = shrinkage.affordable(
+            typical_rows,
+            noise,
+            TUNED.resolution,
+        )
         most: int = self.params.block
         return max(self.task.classes - 1, min(most, affordable, self.dim))
 
@@ -380,7 +431,11 @@ class FedHypeVAEWarm(OneShot):
         r = self.about(rows, broadcast) / broadcast["radius"]
         return class_block.residuals(r, rows.y, broadcast["basis"], means)
 
-    def class_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
+    def class_products(
+        self,
+        rows: Rows,
+        broadcast: Tensors,
+    ) -> moments.Products:
         """Returns sums and second moments of every class's residuals in the block."""
         u = self.block_residuals(rows, broadcast, broadcast["coordinates"])
         return class_block.class_products(u, rows.y, self.task.classes)
@@ -397,11 +452,19 @@ class FedHypeVAEWarm(OneShot):
         size = start.shape[1]
         reach = class_block.reach(size)
         mean_residuals = sums["class_sums"] / counts[:, None]
-        offsets = shrinkage.james_stein(mean_residuals, (std["class_sums"] / counts).square())
+        offsets = shrinkage.james_stein(
+            mean_residuals,
+            (std["class_sums"] / counts).square(),
+        )
         second = sums["class_second"].view(len(counts), size, size)
         second = (second + second.transpose(1, 2)) / 2 / counts[:, None, None]
         noise = std["class_second"] / 2**0.5
-        covariances = shrinkage.pooled_and_own(second, offsets, counts, noise)
+        covariances = shrinkage.pooled_and_own(
+            second,
+            offsets,
+            counts,
+            noise,
+        )
         server.tensors |= {
             "prior_means": start + reach * offsets,
             "prior_covariances": reach**2 * covariances,
@@ -427,6 +490,9 @@ def estimated_eigenvalues(noisy: Tensor, noise: float) -> Tensor:
     """
     mean = float(noisy.mean().clamp_min(1e-9))
     edge = noise * len(noisy) ** 0.5
-    floor = max(TUNED.least_eigenvalue * mean, TUNED.floor * min(mean, edge))
+    floor = max(
+        TUNED.least_eigenvalue * mean,
+        TUNED.floor * min(mean, edge),
+    )
     values = shrinkage.free_eigenvalues(noisy, noise).clamp_min(floor)
     return values * (mean * len(noisy) / values.sum())

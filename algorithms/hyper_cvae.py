@@ -6,6 +6,7 @@ The generator decodes at meta-codes, which represent the codes of all clients.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -163,7 +164,13 @@ class HyperCVAE(nn.Module):
         self.spread = SpreadCache()
         latent = params.latent
         if params.encoder == "trained":
-            self.encoder = Encoder(dim, classes, params.encoder_hidden, latent, clients)
+            self.encoder = Encoder(
+                dim,
+                classes,
+                params.encoder_hidden,
+                latent,
+                clients,
+            )
         if params.code:
             self.code = ClientCode(clients, params.code)
         inputs = params.code
@@ -174,7 +181,12 @@ class HyperCVAE(nn.Module):
         self.decoder = ModulatedDecoder(
             latent, classes, params.decoder_hidden, dim, inputs, 1 / math.sqrt(latent)
         )
-        self.prior = ConditionalPrior(latent, classes, inputs, full=params.prior == "full")
+        self.prior = ConditionalPrior(
+            latent,
+            classes,
+            inputs,
+            full=params.prior == "full",
+        )
         # Before it is learned, the noise has half of the squared norm of an embedding.
         self.observation = ObservationNoise(0.5 / dim)
 
@@ -204,7 +216,11 @@ class HyperCVAE(nn.Module):
         return self.hyper.weight.square().sum() * outer
 
     @torch.no_grad()
-    def posterior(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def posterior(
+        self,
+        batch: Batch,
+        noise: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns mean, deviation and log density of a draw from the exact posterior.
 
         All are without gradient (Fisher's identity, as in EM); see
@@ -284,9 +300,24 @@ def fit_meta_codes(
         latent = [normal((rows, 1, model.params.latent), stream, codes) for _ in range(3)]
         observation = [normal((rows, 1, model.decoder.dim), stream, codes) for _ in range(3)]
         with torch.no_grad():
-            target = model.generate(codes[client], y, latent[0], observation[0])
-        first = model.generate(meta[first_code], y, latent[1], observation[1])
-        second = model.generate(meta[second_code], y, latent[2], observation[2])
+            target = model.generate(
+                codes[client],
+                y,
+                latent[0],
+                observation[0],
+            )
+        first = model.generate(
+            meta[first_code],
+            y,
+            latent[1],
+            observation[1],
+        )
+        second = model.generate(
+            meta[second_code],
+            y,
+            latent[2],
+            observation[2],
+        )
         score = kernel_score(target[:, 0], first[:, 0], second[:, 0]).mean()
         (gradient,) = torch.autograd.grad(score, meta)
         learning_rate = 0.02 * (1 - step / steps)
@@ -303,24 +334,19 @@ def _initial_meta_codes(codes: Tensor, count: int) -> Tensor:
     return torch.stack([codes[group].mean(0) for group in order.tensor_split(count)])
 
 
+@dataclass(frozen=True, eq=False)
 class HyperGenerator:
     """A generator that decodes each row at a code that is drawn uniformly from several.
 
-    Args:
+    Attributes:
         model: the model with the hypernetwork.
         codes: the codes to draw from ``[M, k]``.
         client_codes: the clients' codes as released, or those from which they started ``[K, k]``.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        codes: Tensor,
-        client_codes: Tensor,
-    ) -> None:
-        self.model = model
-        self.codes = codes
-        self.client_codes = client_codes
+    model: Any
+    codes: Tensor
+    client_codes: Tensor
 
     def of_client(self, client: int) -> HyperGenerator:
         """Returns the generator at a client's own code."""
@@ -332,7 +358,20 @@ class HyperGenerator:
         with torch.no_grad():
             rows = len(labels)
             picked = integers(len(self.codes), (rows,), stream, labels)
-            latent = normal((rows, 1, self.model.params.latent), stream, labels)
-            observation = normal((rows, 1, self.model.decoder.dim), stream, labels)
-            generated: Tensor = self.model.generate(self.codes[picked], labels, latent, observation)
+            latent = normal(
+                (rows, 1, self.model.params.latent),
+                stream,
+                labels,
+            )
+            observation = normal(
+                (rows, 1, self.model.decoder.dim),
+                stream,
+                labels,
+            )
+            generated: Tensor = self.model.generate(
+                self.codes[picked],
+                labels,
+                latent,
+                observation,
+            )
             return generated[:, 0]

@@ -57,9 +57,12 @@ class SharedAndOwn(nn.Module):
 class PersonalSoftmaxRegression(LocalTraining):
     """The model, the loss and the classifiers of both forms.
 
-    Every client k solves ``min_v F_k(v) + lambda / 2 |v - w|^2``, where w is the broadcast
-    classifier. The two parts of the loss share no parameter, so w is trained as it would be without
-    v. The other base class decides how they are trained.
+    Every client k solves
+
+        min_v F_k(v) + lambda / 2 |v - w|^2,
+
+    where w is the broadcast classifier. The two parts of the loss share no parameter, so w is
+    trained as it would be without v. The other base class decides how they are trained.
     """
 
     local = (OWN_HEAD,)

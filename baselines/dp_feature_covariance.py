@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from baselines.fedavg_linear import SoftmaxRegression
 from fedsim.methods import (
     DPSGD,
-    Batch,
-    Classifier,
     Coordinates,
     DPSGDParams,
     LinearClassifier,
@@ -34,7 +33,6 @@ from fedsim.methods import (
     Values,
     ZeroLinear,
     average_step,
-    cross_entropy,
     moments,
     register,
     shared_tensors,
@@ -101,7 +99,7 @@ class BallHead(nn.Module):
 
 
 @register("dp-feature-covariance")
-class DPFeatureCovariance(DPSGD):
+class DPFeatureCovariance(SoftmaxRegression, DPSGD):
     """DP-FC: coordinates, the second moment in them, then preconditioned full-batch DP-SGD."""
 
     source = "DP-FC: Mehta et al. 2022, arXiv 2211.13403"
@@ -110,10 +108,6 @@ class DPFeatureCovariance(DPSGD):
     def build(self, clients: int) -> nn.Module:
         """Returns the model of the classifier."""
         return BallHead(self.task.dim, self.task.classes, self.params.radius)
-
-    def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Returns the cross-entropy of each example, ``[N]``."""
-        return {"cross_entropy": cross_entropy(model(batch.x), batch.y)}
 
     def phases(self) -> tuple[Phase, ...]:
         """Returns the phases of the statistics, then DP-SGD."""
@@ -129,7 +123,11 @@ class DPFeatureCovariance(DPSGD):
         phase = statistic_phase(second, self.clip(), self.task, lambda server: dict(server.tensors))
         return (*coordinates, phase, sgd.taking(1 - p.precondition - p.second_share))
 
-    def second_products(self, rows: Rows, released: Tensors) -> Mapping[str, OuterProduct]:
+    def second_products(
+        self,
+        rows: Rows,
+        released: Tensors,
+    ) -> Mapping[str, OuterProduct]:
         """Returns the second moment of the clipped rows in released coordinates."""
         clipped = Coordinates(released).in_ball(rows.x, self.params.radius)
         return {"second": OuterProduct(clipped, clipped)}
@@ -166,7 +164,3 @@ class DPFeatureCovariance(DPSGD):
         if round_.step >= self.average_from * self.params.rounds:
             average_step(shared_tensors(server.model), server.tensors)
         return {"parameter_norm": weight.detach().norm()}
-
-    def classifier(self, server: Server) -> Classifier:
-        """Returns the mean of the later iterates."""
-        return cast(BallHead, server.model).classifier()

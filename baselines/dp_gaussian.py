@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -68,7 +69,11 @@ class DPGaussianParams(InCoordinatesParams):
 class DPGaussian(OneShot):
     """DP-Gaussian: noisy class means and a shared covariance.
 
-    Gaussian mechanisms release them in released coordinates; rows are sampled from Gaussians.
+    Gaussian mechanisms release them in released coordinates. A row of class c is then sampled from
+
+        N(m_c, S)
+
+    with the mean m_c of its class and the covariance S, which all classes share.
     """
 
     source = (
@@ -88,9 +93,17 @@ class DPGaussian(OneShot):
             "moments", share, moments.MOMENT_WEIGHTS, self.moment_products, self.receive_moments
         )
 
-    def moment_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
+    def moment_products(
+        self,
+        rows: Rows,
+        broadcast: Tensors,
+    ) -> Mapping[str, OuterProduct]:
         """Returns the moments of the clipped rows."""
-        return moments.moment_products(self.clipped(rows, broadcast), rows.y, self.task.classes)
+        return moments.moment_products(
+            self.clipped(rows, broadcast),
+            rows.y,
+            self.task.classes,
+        )
 
     def clipped(self, rows: Rows, broadcast: Tensors) -> Tensor:
         """Returns rows in released coordinates ``[N, d]``, clipped to and divided by the radius."""
@@ -107,7 +120,10 @@ class DPGaussian(OneShot):
         They are in units of the radius.
         """
         released = moments.gaussians(sums, std)
-        noise = to_device(torch.tensor(released.noise, dtype=torch.double), server.device)
+        noise = to_device(
+            torch.tensor(released.noise, dtype=torch.double),
+            server.device,
+        )
         server.tensors |= {
             "class_means": released.means,
             "class_counts": released.counts,
@@ -128,7 +144,12 @@ class DPGaussian(OneShot):
         basis, covariance, rest = moments.principal(
             tensors["within"], float(tensors["noise"]), self.params.rank
         )
-        gaussian = GaussianGenerator(tensors["class_means"], basis, covariance, rest**0.5)
+        gaussian = GaussianGenerator(
+            tensors["class_means"],
+            basis,
+            covariance,
+            rest**0.5,
+        )
         return self.taken_back(gaussian, server)
 
     def taken_back(self, generator: Generator, server: Server) -> Generator:
@@ -184,12 +205,18 @@ class DPLeastSquaresParams(InCoordinatesParams):
 class DPLeastSquares(DPGaussian):
     """DP-LS: a linear classifier by least squares, in closed form; no generator.
 
-    It uses the releases of DP-Gaussian. The paper clips the rows, releases their second moment and
-    every class's sum, projects to positive semidefinite, adds a ridge, and solves. Different here:
-    rows are in released coordinates; one mechanism releases second moment, class sums and counts,
-    and no second moments by class; the ridge follows the known noise; and classes have equal
-    weights, whatever their counts. Least squares is then Fisher's discriminant (Hastie, Tibshirani
-    and Friedman 2009, section 4.3), which needs means and one covariance.
+    It uses the releases of DP-Gaussian. A row r gets the class with the largest
+
+        m_c^T W^-1 r - m_c^T W^-1 m_c / 2
+
+    with the class means m_c and the covariance W within classes plus a ridge. This is Fisher's
+    discriminant, which least squares with equal weights of the classes gives (Hastie, Tibshirani
+    and Friedman 2009, section 4.3).
+
+    The paper clips the rows, releases their second moment and every class's sum, projects to
+    positive semidefinite, adds a ridge, and solves. Different here: rows are in released
+    coordinates. One mechanism releases second moment, class sums and counts, and no second moments
+    by class. The ridge follows the known noise. Classes have equal weights, whatever their counts.
     """
 
     source = "DP-LS: Mehta et al. 2022, arXiv 2211.13403"
@@ -215,7 +242,11 @@ class DPLeastSquares(DPGaussian):
         )
         weight = means @ inverse
         squared = (means * weight).sum(1) - released.mean_noise * inverse.trace()
-        server.tensors |= {"weight": weight, "bias": -squared / 2, "class_counts": released.counts}
+        server.tensors |= {
+            "weight": weight,
+            "bias": -squared / 2,
+            "class_counts": released.counts,
+        }
 
     def classifier(self, server: Server) -> Classifier:
         """Returns the discriminant, for embeddings."""
@@ -234,9 +265,9 @@ class DPPrototypes(OneShot):
 
     A Gaussian mechanism releases the means in released coordinates, and a row is assigned to the
     class of the nearest one. It is the paper's DPPL-Mean. Different here: rows are in released
-    coordinates; counts are released with the sums, where the paper assumes that they are known;
-    what noise adds to a prototype's length is subtracted; and neighbouring features, an option of
-    the paper, are not averaged.
+    coordinates. Counts are released with the sums, where the paper assumes that they are known.
+    What noise adds to a prototype's length is subtracted. Neighbouring features, an option of the
+    paper, are not averaged.
     """
 
     source = "DPPL-Mean: Wahdany et al. 2024, arXiv 2406.08039"
@@ -323,11 +354,15 @@ class DPGMMParams(DPGaussianParams):
 class DPGMM(DPGaussian):
     """DP-GMM: a Gaussian mixture per class by noisy EM.
 
-    It releases DP-Gaussian's moments, then a few EM steps; all components share one covariance.
-    Clients compute responsibilities, the server computes component means and shares. Different
-    here: the clients' statistics are summed into one mixture per class, where FedPFT sends one from
-    every client; the covariance is shared and fixed by its moments, so an EM step pays only for
-    component means and shares, in few directions.
+    It releases DP-Gaussian's moments, then a few EM steps. Clients compute responsibilities, and
+    the server computes the means m_ck and the shares p_ck of the components. A row of class c is
+    then sampled from
+
+        sum_k p_ck N(m_ck, S)
+
+    with one covariance S for all components. Different here: the clients' statistics are summed
+    into one mixture per class, where FedPFT sends one from every client. The covariance is fixed by
+    its moments, so an EM step pays only for component means and shares, in few directions.
     """
 
     source = (
@@ -357,10 +392,19 @@ class DPGMM(DPGaussian):
         """Returns what has been released but the moments, which clients do not need."""
         return {name: server.tensors[name] for name in SENT_TO_CLIENTS if name in server.tensors}
 
-    def component_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
+    def component_products(
+        self,
+        rows: Rows,
+        broadcast: Tensors,
+    ) -> Mapping[str, OuterProduct]:
         """Returns the E step: component sums and counts of the rows' residuals."""
         clipped = self.clipped(rows, broadcast)
-        u = mixture.residuals(clipped, rows.y, broadcast["class_means"], broadcast["basis"])
+        u = mixture.residuals(
+            clipped,
+            rows.y,
+            broadcast["class_means"],
+            broadcast["basis"],
+        )
         offsets = broadcast["offsets"]
         shares = broadcast["shares"]
         scatter = mixture.scatter(offsets, shares, broadcast["class_counts"])
@@ -418,12 +462,17 @@ class DPGMM(DPGaussian):
         return self.taken_back(MixtureGenerator(gaussian, shares), server)
 
 
+@dataclass(frozen=True, eq=False)
 class MixtureGenerator:
-    """A generator that draws a component by its share ``[C, K]``, then a row of its Gaussian."""
+    """A generator that draws a component by its share, then a row of its Gaussian.
 
-    def __init__(self, components: GaussianGenerator, shares: Tensor) -> None:
-        self.components = components
-        self.shares = shares
+    Attributes:
+        components: the Gaussians of all components, class by class.
+        shares: the shares of the components of every class ``[C, K]``.
+    """
+
+    components: GaussianGenerator
+    shares: Tensor
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""

@@ -81,7 +81,10 @@ class DPLDA(FedHypeVAEWarm):
         total = covariance + between + self.params.ridge * identity
         weight = torch.linalg.solve(total, centred.T).T
         row_weight = weight @ basis.T
-        return LinearClassifier(row_weight, -weight @ means.mean(0) - row_weight @ centre)
+        return LinearClassifier(
+            row_weight,
+            -weight @ means.mean(0) - row_weight @ centre,
+        )
 
 
 class Discriminant:

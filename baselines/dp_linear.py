@@ -9,17 +9,16 @@ distance do not.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, ClassVar, cast
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from baselines.fedavg_linear import SoftmaxRegression
 from fedsim.methods import (
     DPSGD,
-    Batch,
-    Classifier,
     DPSGDParams,
     Generator,
     LinearClassifier,
@@ -27,7 +26,6 @@ from fedsim.methods import (
     Server,
     Tensors,
     ZeroLinear,
-    cross_entropy,
     load_parameters,
     moments,
     normal,
@@ -84,7 +82,7 @@ class CentredHead(nn.Module):
 
 
 @register("dp-linear")
-class DPLinear(DPSGD):
+class DPLinear(SoftmaxRegression, DPSGD):
     """DP-linear: releases the mean, then trains a softmax layer on the rows about it.
 
     It is what a generator of the same budget has to beat for one task. Rows of unit norm share a
@@ -97,10 +95,6 @@ class DPLinear(DPSGD):
     def build(self, clients: int) -> nn.Module:
         """Returns the model of the classifier."""
         return CentredHead(self.task.dim, self.task.classes)
-
-    def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Returns the cross-entropy of each example, ``[N]``."""
-        return {"cross_entropy": cross_entropy(model(batch.x), batch.y)}
 
     def phases(self) -> tuple[Phase, ...]:
         """Returns the phase of the mean (coordinates with ``precondition``), then DP-SGD."""
@@ -116,10 +110,6 @@ class DPLinear(DPSGD):
     def generates(cls, params: Any = None) -> bool:
         """Returns whether the classifier is re-encoded as rows."""
         return bool(params and params.reencoded)
-
-    def classifier(self, server: Server) -> Classifier:
-        """Returns the mean of the later iterates."""
-        return cast(CentredHead, server.model).classifier()
 
     def generator(self, server: Server) -> Generator:
         """Returns a generator of rows that encode the classifier.
@@ -147,12 +137,17 @@ def receive_mean(
     load_parameters(server.model, {"mean": moments.released_mean(sums, std).mean})
 
 
+@dataclass(frozen=True, eq=False)
 class WhiteGenerator:
-    """A generator of N(mean of the class, std^2 I)."""
+    """A generator of N(mean of the class, std^2 I).
 
-    def __init__(self, means: Tensor, std: Tensor) -> None:
-        self.means = means
-        self.std = std
+    Attributes:
+        means: class means ``[C, d]``.
+        std: the standard deviation, a scalar.
+    """
+
+    means: Tensor
+    std: Tensor
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""

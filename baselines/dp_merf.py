@@ -95,7 +95,13 @@ class DPMERF(OneShot):
         p = self.params
         if clients:
             return nn.Module()
-        return ConditionalGenerator(p.latent, self.task.classes, (), self.dim, p.initial_variance)
+        return ConditionalGenerator(
+            p.latent,
+            self.task.classes,
+            (),
+            self.dim,
+            p.initial_variance,
+        )
 
     def initial_server(self, seeds: Seeds) -> Server:
         """Returns the server's start, with frequencies drawn before any data are seen."""

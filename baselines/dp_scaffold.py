@@ -1,10 +1,18 @@
 """DP-SCAFFOLD: local DP-SGD with control variates; softmax regression, no generator.
 
-A local step goes along ``g - c_k + c``, where g is the noised mean of clipped gradients and the
-control variates correct the drift of client k. After K steps its control variate becomes the mean
-of its noised gradients, ``c_k - c + (x - y_k) / (K eta)``. The client sends its update and the
-change of c_k, and the server adds the mean change to c. All of it is post-processing of noisy
-steps. Control variates start at 0: the paper's warm start is left out.
+A local step of client k goes along
+
+    g - c_k + c
+
+where g is the noised mean of clipped gradients, and the control variates c_k and c correct the
+drift of the client. After K steps of rate eta from x to y_k its control variate becomes the mean of
+its noised gradients,
+
+    c_k - c + (x - y_k) / (K eta).
+
+The client sends its update and the change of c_k, and the server adds the mean change to c. All of
+it is post-processing of noisy steps. Control variates start at 0: the paper's warm start is left
+out.
 """
 
 from __future__ import annotations

@@ -43,8 +43,22 @@ class FedAvgCVAEParams(LocalTrainingParams):
     initial_variance: float = Field(0.01, gt=0)
 
 
+class PrivateEncoders(LocalTraining):
+    """A CVAE whose encoder stays at its client; a subclass builds it and gives the loss."""
+
+    local = ("encoder.",)
+
+    def draws(self) -> Mapping[str, tuple[int, ...]]:
+        """Returns the shape of one draw of z."""
+        return {"posterior": (self.params.latent,)}
+
+    def generator(self, server: Server) -> CVAEGenerator:
+        """Returns a generator that decodes z ~ N(0, I), with observation noise if it is learned."""
+        return CVAEGenerator(cast(CVAE, server.model))
+
+
 @register("fedavg-cvae")
-class FedAvgCVAE(LocalTraining):
+class FedAvgCVAE(PrivateEncoders):
     """FedAvg-CVAE: one decoder averaged over clients; not private.
 
     A CVAE (Sohn et al. 2015) with local steps (McMahan et al. 2017).
@@ -53,7 +67,6 @@ class FedAvgCVAE(LocalTraining):
     source = "McMahan et al. 2017, arXiv 1602.05629; Sohn et al. 2015"
     Params: ClassVar[type[FedAvgCVAEParams]] = FedAvgCVAEParams
     private = False
-    local = ("encoder.",)
 
     def build(self, clients: int) -> nn.Module:
         """Returns the CVAE of one client."""
@@ -67,10 +80,6 @@ class FedAvgCVAE(LocalTraining):
             p.initial_variance,
         )
 
-    def draws(self) -> Mapping[str, tuple[int, ...]]:
-        """Returns the shape of one draw of z."""
-        return {"posterior": (self.params.latent,)}
-
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Returns the negative ELBO of each example in units of the observation variance, ``[N]``.
 
@@ -83,10 +92,6 @@ class FedAvgCVAE(LocalTraining):
             "reconstruction": variance * gaussian_nll(batch.x, decoded, log_var),
             "kl": self.params.beta * variance * kl,
         }
-
-    def generator(self, server: Server) -> CVAEGenerator:
-        """Returns a generator that decodes z ~ N(0, I) and adds the learned observation noise."""
-        return CVAEGenerator(cast(CVAE, server.model))
 
 
 class DPCVAEParams(LocalDPSGDParams):
@@ -113,7 +118,7 @@ class DPCVAEParams(LocalDPSGDParams):
 
 
 @register("dp-cvae")
-class DPCVAE(LocalDPSGD):
+class DPCVAE(PrivateEncoders, LocalDPSGD):
     """DP-CVAE: a CVAE by DP-SGD at each client, with averaged decoders.
 
     Architecture and protocol are as published. Different here, because the published method pays
@@ -126,16 +131,11 @@ class DPCVAE(LocalDPSGD):
     source = "Di Salvo, Nguyen and Ledig, MICCAI 2025, arXiv 2507.02671"
     Params = DPCVAEParams
     for_reproduction = True
-    local = ("encoder.",)
 
     def build(self, clients: int) -> nn.Module:
         """Returns the CVAE of one client."""
         p = self.params
         return CVAE(self.task.dim, self.task.classes, p.latent, p.hidden, p.hidden)
-
-    def draws(self) -> Mapping[str, tuple[int, ...]]:
-        """Returns the shape of one draw of z."""
-        return {"posterior": (self.params.latent,)}
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Returns the squared error of each row and beta times its KL divergence, ``[N]`` each.
@@ -145,7 +145,3 @@ class DPCVAE(LocalDPSGD):
         decoded, kl = model(batch.x, batch.y, batch.draws["posterior"])
         squared_error = (batch.x - decoded).square().sum(-1)
         return {"reconstruction": squared_error, "kl": self.params.beta * kl}
-
-    def generator(self, server: Server) -> CVAEGenerator:
-        """Returns a generator that decodes z ~ N(0, I)."""
-        return CVAEGenerator(cast(CVAE, server.model))

@@ -37,7 +37,8 @@ class FedAvgLinearParams(LocalTrainingParams):
 class SoftmaxRegression:
     """The model, the loss and the classifier that federated linear classifiers share.
 
-    Another base class decides how they are trained.
+    Another base class decides how they are trained. A subclass may build another model that has a
+    method ``classifier``.
     """
 
     task: Task
@@ -51,7 +52,7 @@ class SoftmaxRegression:
         return {"cross_entropy": cross_entropy(model(batch.x), batch.y)}
 
     def classifier(self, server: Server) -> Classifier:
-        """Returns the averaged classifier."""
+        """Returns the trained classifier."""
         return cast(LinearHead, server.model).classifier()
 
 

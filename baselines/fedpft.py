@@ -6,6 +6,7 @@ The server draws from all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -131,24 +132,19 @@ class FedPFT(ClientMixtures):
         return {part: torch.from_numpy(a).float().to(x.device) for part, a in arrays.items()}
 
 
+@dataclass(frozen=True, eq=False)
 class Mixtures:
     """A generator that draws a component of the label, then a row from its normal distribution.
 
-    Args:
+    Attributes:
         means: the means of the components of every class ``[C, M, d]``.
         roots: their standard deviations ``[C, M, d]``.
         mass: the number of rows that each represents ``[C, M]``.
     """
 
-    def __init__(
-        self,
-        means: Tensor,
-        roots: Tensor,
-        mass: Tensor,
-    ) -> None:
-        self.means = means
-        self.roots = roots
-        self.mass = mass
+    means: Tensor
+    roots: Tensor
+    mass: Tensor
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``.

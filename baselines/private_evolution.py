@@ -20,7 +20,7 @@ Constants were tuned on test rows of OrganAMNIST and HAM10000 (1,000 training ro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -157,7 +157,11 @@ class PrivateEvolution(OneShot):
         at_server = ("fresh", "round")
         return {name: value for name, value in server.tensors.items() if name not in at_server}
 
-    def vote_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
+    def vote_products(
+        self,
+        rows: Rows,
+        broadcast: Tensors,
+    ) -> Mapping[str, OuterProduct]:
         """Returns the votes of every row by class, of norm 1.
 
         The first of several equal candidates gets the votes of all.
@@ -171,7 +175,10 @@ class PrivateEvolution(OneShot):
             distinct = first_of_equals(class_candidates)
             # The cosine of T (x - m) and c is <x - m, T c / |c|> over the length of T (x - m), for
             # symmetric T. That length does not change the order of the candidates.
-            directions = torch.nn.functional.normalize(class_candidates[distinct], dim=1)
+            directions = torch.nn.functional.normalize(
+                class_candidates[distinct],
+                dim=1,
+            )
             directions = coordinates.of_centred(directions)
             cosines = exact_products(rows.x[of_class] - coordinates.mean, directions)
             count = -(-min(self.params.votes, total) * len(distinct) // total)
@@ -194,7 +201,11 @@ class PrivateEvolution(OneShot):
             votes = votes - share * votes.sum(0, keepdim=True)
         # If no candidate of a class stands out of the noise, the one with most votes is taken.
         best = torch.nn.functional.one_hot(votes.argmax(1), votes.shape[1]).to(votes)
-        counted = torch.where(votes > self.params.threshold * std["votes"], votes.clamp_min(0), 0)
+        counted = torch.where(
+            votes > self.params.threshold * std["votes"],
+            votes.clamp_min(0),
+            0,
+        )
         weights = torch.where(counted.sum(1, keepdim=True) > 0, counted, best)
         server.tensors["weights"] = weights / weights.sum(1, keepdim=True)
         server.tensors["round"] = server.tensors["round"] + 1
@@ -256,24 +267,19 @@ def offspring(
     return (1 - share) * candidates[labels, first] + share * candidates[labels, second]
 
 
+@dataclass(frozen=True, eq=False)
 class Evolved:
     """A generator of offspring with white noise.
 
-    Args:
+    Attributes:
         candidates: ``[C, K, d]``.
         weights: the probabilities with which candidates are parents ``[C, K]``.
         std: the standard deviation of the noise on each entry.
     """
 
-    def __init__(
-        self,
-        candidates: Tensor,
-        weights: Tensor,
-        std: float,
-    ) -> None:
-        self.candidates = candidates
-        self.weights = weights
-        self.std = std
+    candidates: Tensor
+    weights: Tensor
+    std: float
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Returns synthetic rows in coordinates ``[n, d]`` for labels ``[n]``."""

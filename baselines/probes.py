@@ -239,4 +239,9 @@ def held_out_weight(
     rows = torch.from_numpy(x[is_held_out])
     labels = torch.from_numpy(y[is_held_out])
     importance = torch.ones(len(labels))
-    return best_weight(local.probabilities(rows), shared.probabilities(rows), labels, importance)
+    return best_weight(
+        local.probabilities(rows),
+        shared.probabilities(rows),
+        labels,
+        importance,
+    )

@@ -42,7 +42,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout
-from fedsim.data.sources.known import digits_embeddings
+from fedsim.data.sources.known import read_digits
+from fedsim.data.spec import DatasetSpec
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.messages import Server, Task
@@ -169,7 +170,7 @@ class Problem:
     def of(cls, name: str) -> Problem:
         """The digits, or unit-norm rows and labels at random."""
         if name.endswith("digits"):
-            digits = digits_embeddings("digits")
+            digits = read_digits(DatasetSpec(name="digits"))
             return cls(PROBLEMS[name], digits.x_train, digits.y_train, len(digits.x_train) // 5)
         stream = np.random.default_rng(0)
         x = stream.standard_normal((HELD, DIM), dtype=np.float32)

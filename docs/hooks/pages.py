@@ -1,5 +1,7 @@
-"""Pages of the site that are no Markdown in docs/: README, measurements, the tutorial; and links,
-as code hosts have them.
+"""Builds the pages of the site that are not Markdown files in docs/, and adapts links.
+
+These pages are README, the measurements and the tutorial. Links in the files are those of code
+hosts, relative to the file; on the site they lead to the pages.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ OUTSIDE = [
 ]
 LINK = re.compile(r"(!?\[([^\]]*)\])\(([^)\s#]*)(#[^)\s]*)?\)")
 NAMES: dict[Path, str] = {}
-"""The name on the site of what lies at a place below the root."""
+"""The name on the site of each file, by its path below the root."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the tutorial, README, measurements and their pictures."""
+    """Add the tutorial, README, the measurements and their pictures to the files of the site."""
     NAMES.clear()
     for file in [file for file in files if file.inclusion.is_included()]:
         NAMES[Path("docs", file.src_uri)] = file.src_uri
@@ -43,12 +45,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def add_notebook(file: File, files: Files, config: MkDocsConfig) -> None:
-    """A page and pictures of an executed notebook."""
+    """Add the page and the pictures of an executed notebook."""
     from nbconvert import MarkdownExporter
 
     name = NAMES[Path("docs", file.src_uri)] = file.src_uri.removesuffix("ipynb") + "md"
     text, resources = MarkdownExporter().from_filename(file.abs_src_path)
-    # frames look as the pages' own tables do
+    # Data frames look like the tables of the pages.
     text = re.sub(
         r"<style scoped>.*?</style>| border=\"1\" class=\"dataframe\"| style=\"text-align: "
         r"right;\"",
@@ -62,8 +64,9 @@ def add_notebook(file: File, files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to files below the root lead to their pages; of code, which the site does not show, the
-    text alone is left.
+    """Return a page whose links to files below the root lead to pages of the site.
+
+    The site does not show code, so only the text is left of a link to code.
     """
     here = next(place for place, name in NAMES.items() if name == page.file.src_uri)
 
@@ -80,5 +83,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Docstrings name code by roles (``:class:`Grid```) that Markdown does not know."""
+    """Return a page without the roles of docstrings (``:class:`Grid```), which Markdown lacks."""
     return re.sub(r":\w+:(?=<code>)", "", html)

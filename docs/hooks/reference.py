@@ -1,5 +1,6 @@
-"""The reference, made of the code: ``python docs/hooks/reference.py`` writes what stands below the
-mark of each page of docs/reference.
+"""Writes the reference from the code.
+
+``python docs/hooks/reference.py`` writes the part below the mark of each page of docs/reference.
 """
 
 from __future__ import annotations
@@ -35,15 +36,14 @@ SECTIONS: dict[Any, str] = {
     AuditSpec: "audit",
     Resources: "resources",
 }
-"""The models that have a section of their own, and its title."""
-
+"""The title of the section of each model that has its own section."""
 
 PAGES = Path(__file__).parents[1] / "reference"
 MARK = "<!-- made of the code from here on: python docs/hooks/reference.py -->\n"
 
 
 def made(name: str) -> str:
-    """A page as it should be: what is written by hand, the mark, and what is made."""
+    """Return a page as it should be: the text written by hand, the mark, and the generated text."""
     head = (PAGES / f"{name}.md").read_text(encoding="utf-8").partition(MARK)[0]
     return (
         head + MARK + "\n" + re.sub(r"\n{3,}", "\n\n", "\n".join(GENERATED[name]())).strip() + "\n"
@@ -51,7 +51,7 @@ def made(name: str) -> str:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
-    """A table in Markdown, with an empty line after it."""
+    """Yield the lines of a table in Markdown, with an empty line after it."""
     head = list(head)
     for cells in (head, ["---"] * len(head), *rows):
         yield (
@@ -61,7 +61,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
 
 
 def choices(annotation: Any) -> Iterator[str]:
-    """The words that a field takes, and the sections of its models."""
+    """Yield the words that a field accepts, and links to the sections of its models."""
     if title := SECTIONS.get(annotation):
         yield f"[{title}](#{title})"
     elif get_origin(annotation) is Literal:
@@ -72,7 +72,7 @@ def choices(annotation: Any) -> Iterator[str]:
 
 
 def default_words(model: type[BaseModel], entry: Parameter) -> str:
-    """The default of a field."""
+    """Return the default of a field in words."""
     default = model.model_fields[entry.name].get_default(call_default_factory=True)
     if isinstance(default, BaseModel):
         return "its defaults"
@@ -84,7 +84,7 @@ def default_words(model: type[BaseModel], entry: Parameter) -> str:
 
 
 def fields_table(model: type[BaseModel]) -> Iterator[str]:
-    """Every field of a model: its values, its default and its meaning."""
+    """Yield a table of every field of a model: its values, its default and its meaning."""
     rows = []
     for entry in parameters_of(model):
         values = ", ".join(
@@ -95,12 +95,12 @@ def fields_table(model: type[BaseModel]) -> Iterator[str]:
 
 
 def first_paragraph(text: str) -> str:
-    """The first paragraph of a docstring, on one line."""
+    """Return the first paragraph of a docstring, on one line."""
     return " ".join(text.partition("\n\n")[0].split())
 
 
 def grid_keys() -> Iterator[str]:
-    """Every key of a grid, from the models that read it."""
+    """Yield a section for each model that reads a grid, with all its keys."""
     for model, title in SECTIONS.items():
         yield f"## {title}\n\n{plain(first_paragraph(model.__doc__))}\n"
         yield from fields_table(model)
@@ -108,11 +108,13 @@ def grid_keys() -> Iterator[str]:
 
 def commands() -> Iterator[str]:
     """Yield every command with its arguments and options, as cyclopts documents them."""
-    yield app.generate_docs(heading_level=1).partition("\n")[2]
+    text = app.generate_docs(heading_level=1).partition("\n")[2]
+    # Where a command has a usage line of its own, cyclopts writes its name twice.
+    yield re.sub(r"^fedsim (\w+) \1 ", r"fedsim \1 ", text, flags=re.MULTILINE)
 
 
 def methods() -> Iterator[str]:
-    """Every registered method: source, claims, parameters."""
+    """Yield a section for every registered method: its source, claims and parameters."""
     for name in known():
         described = describe(name)
         summary = first_paragraph(described.text)
@@ -129,7 +131,7 @@ def methods() -> Iterator[str]:
 
 
 def names() -> Iterator[str]:
-    """What ``fedsim`` offers to users, and ``fedsim.methods`` to authors."""
+    """Yield the names that ``fedsim`` has for users and ``fedsim.methods`` for authors."""
     yield "## fedsim\n"
     for name in dir(fedsim):
         if not name.startswith("_"):
@@ -144,12 +146,13 @@ def names() -> Iterator[str]:
 
 
 def described(name: str, thing: Any, level: int = 3, *, value: bool = False) -> Iterator[str]:
-    """A name with its signature and docstring; of a class also its own public methods and
-    properties.
+    """Yield a name with its signature and docstring.
+
+    For a class, its own public methods and properties follow.
     """
     yield f"{'#' * level} `{name}`\n"
     if not value and not issubclass(thing if inspect.isclass(thing) else object, BaseModel):
-        # annotations are texts, in quotes
+        # Annotations are texts in quotes, which are removed.
         signature = re.sub(
             r"(: |-> )(['\"])(.*?)\2(?=[,)=]| =|$)", r"\1\3", str(inspect.signature(thing))
         )
@@ -164,7 +167,7 @@ def described(name: str, thing: Any, level: int = 3, *, value: bool = False) -> 
 
 
 def prose(docstring: str) -> Iterator[str]:
-    """A docstring of Google's style in Markdown."""
+    """Yield the lines of a docstring of Google's style in Markdown."""
     for block in re.split(
         r"\n(?=(?:Args|Attributes|Class attributes|Returns|Raises):\n)", docstring
     ):
@@ -193,7 +196,7 @@ GENERATED: dict[str, Callable[[], Iterable[str]]] = {
     ),
     "methods": methods,
 }
-"""What each page has below its mark."""
+"""The function that yields the lines below the mark of each page."""
 
 if __name__ == "__main__":
     for page in GENERATED:

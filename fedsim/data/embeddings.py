@@ -39,8 +39,14 @@ def unit_norm(x: NDArray[np.float32]) -> NDArray[np.float32]:
         float32 ``[n, d]``; a row of the result depends on no other row.
     """
     # Dividing by the largest entry first keeps the squares of huge and tiny rows inside float32.
-    largest = np.maximum(x.max(axis=1, keepdims=True), -x.min(axis=1, keepdims=True))
-    unit: NDArray[np.float32] = np.divide(x, np.where(largest > 0, largest, 1).astype(np.float32))
+    largest = np.maximum(
+        x.max(axis=1, keepdims=True),
+        -x.min(axis=1, keepdims=True),
+    )
+    unit: NDArray[np.float32] = np.divide(
+        x,
+        np.where(largest > 0, largest, 1).astype(np.float32),
+    )
     norm = np.sqrt(np.square(unit).sum(axis=1, keepdims=True))
     return np.divide(unit, np.where(norm > 0, norm, 1), out=unit)
 
@@ -88,8 +94,15 @@ class PublicRows:
             dim: the number of dimensions, d.
             classes: the number of classes of the labels.
         """
-        x = np.random.default_rng(0).standard_normal((dim + MORE_STAND_INS, dim), dtype=np.float32)
-        return cls(unit_norm(x), np.arange(len(x), dtype=np.int64) % classes, "made up")
+        x = np.random.default_rng(0).standard_normal(
+            (dim + MORE_STAND_INS, dim),
+            dtype=np.float32,
+        )
+        return cls(
+            unit_norm(x),
+            np.arange(len(x), dtype=np.int64) % classes,
+            "made up",
+        )
 
     def rows(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return a copy of ``x`` as a tensor on a device."""
@@ -245,7 +258,10 @@ class Embeddings:
                 "name another site",
             )
         columns = {key: values[test] for key, values in self.test_columns.items()}
-        without_site = self.trained_on(self.others(column, value), f"without {column} '{value}'")
+        without_site = self.trained_on(
+            self.others(column, value),
+            f"without {column} '{value}'",
+        )
         return replace(
             without_site,
             x_test=self.x_test[test],
@@ -413,14 +429,17 @@ def _check_columns(columns: Mapping[str, NDArray[Any]], rows: int) -> None:
             )
 
 
-def _class_names(class_names: NDArray[Any] | Sequence[str], classes: int) -> tuple[str, ...]:
+def _class_names(
+    class_names: NDArray[Any] | Sequence[str],
+    classes: int,
+) -> tuple[str, ...]:
     """Return one name per class; refuse another number of names."""
     names = np.asarray(class_names)
     if names.shape != (classes,):
         raise UserError(
             "",
             f"class_names has shape {list(names.shape)}, and there are {classes} classes",
-            f"give one name a class, [{classes}], or leave class_names out",
+            f"give one name per class, [{classes}], or leave class_names out",
         )
     return tuple(map(str, names))
 

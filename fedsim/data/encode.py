@@ -203,7 +203,7 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedde
             f"has a column '{clashes[0]}', a name that embeddings use themselves",
             "rename the column",
         )
-    manifest = job.manifest() or _fill_cache(job, console, skip_bad=skip_bad)
+    manifest = job.manifest() or _fill_cache(job, console)
     bad = {int(position): why for position, why in manifest["bad"]}
     if not skip_bad:
         _refuse_bad(bad, images)
@@ -216,23 +216,12 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedde
             "remove it, it is made again",
         ) from error
     good = images.take(np.setdiff1d(np.arange(len(images)), list(bad)))
-    return Embedded(
-        good,
-        x,
-        _describe(
-            job,
-            good,
-            manifest,
-            bad,
-        ),
-    )
+    return Embedded(good, x, _describe(job, good, manifest, bad))
 
 
-def _fill_cache(job: EmbedJob, console: Console, *, skip_bad: bool) -> dict[str, Any]:
+def _fill_cache(job: EmbedJob, console: Console) -> dict[str, Any]:
     """Compute the embeddings, write the cached file, and return its manifest."""
     x, bad = _compute_shards(job, console)
-    if not skip_bad:
-        _refuse_bad(bad, job.images)
     packages = ("torch", "transformers", "numpy", "pillow")
     manifest = {
         **job.identity,

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from fedsim.data.split import TEST, TRAIN, stratified_rows
-from fedsim.errors import UserError
+from fedsim.data.split import NO_LABELS, TEST, TRAIN, made_up_labels, stratified_rows
+from fedsim.errors import UserError, at
 from fedsim.files import unread
 
 Source = str | bytes | NDArray[np.uint8]
@@ -118,17 +118,13 @@ class ImageSet:
         Raises:
             UserError: the limit is below the number of classes.
         """
-        if limit < len(self.class_names):
-            problem = (
-                f"limit {limit} leaves some of the {len(self.class_names)} classes without an image"
-            )
-            raise UserError(self.where, problem, "give a larger limit")
         chosen = []
         for part in (TRAIN, TEST):
             members = np.flatnonzero(self.split == part)
             if limit < len(members):
                 _, y = np.unique(self.y[members], return_inverse=True)
-                members = members[stratified_rows(y, limit)]
+                with at(self.where):
+                    members = members[stratified_rows(y, limit)]
             chosen.append(members)
         return self.take(np.sort(np.concatenate(chosen)))
 
@@ -159,6 +155,12 @@ class ImageSet:
     def image_name(self, position: int) -> str:
         """Return the name of an image for messages; positions count the images of this set."""
         return self.images.name(int(self.rows[position]))
+
+
+def without_labels(name: str, images: ImageFiles) -> ImageSet:
+    """Return a set of public images without labels; their labels and split are made up."""
+    y, split = made_up_labels(len(images.paths))
+    return ImageSet(name, images, np.arange(len(y)), y, split, NO_LABELS)
 
 
 class ImageFiles(Images):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from fedsim.data.sources.kinds import SOURCES, Source
 from fedsim.errors import nearest
 from fedsim.files import cache_folder
 
@@ -32,23 +33,6 @@ EXPORTED: dict[str, dict[str, Any]] = {
 
 ``fedsim embed --make NAME`` writes such a network to ``encoders/NAME.onnx`` in the cache.
 """
-PATHS = ("npz", "imagefolder", "csv")
-"""The kinds of data sets that are given by a path."""
-IN_FOLDERS = {
-    "milk10k": ("per image: copyright_license", "https://challenge.isic-archive.com/data/#milk10k"),
-    "ham10000": ("CC BY-NC 4.0", "https://doi.org/10.7910/DVN/DBW86T"),
-    "chest-xray": ("CC BY 4.0", "https://data.mendeley.com/datasets/rscbjbr9sj"),
-}
-"""The licence and the download page of sets that a user downloads into a folder."""
-ARGUMENTS = {"digits": "", **dict.fromkeys(IN_FOLDERS, ""), "medmnist": "<flag>"}
-"""The kinds of data sets that are given by a name, with what follows the name after a colon."""
-_KINDS_WITH_KEY = {
-    "root": ("medmnist", *IN_FOLDERS),
-    "size": ("medmnist",),
-    "remap": ("npz",),
-    "domains": ("imagefolder",),
-}
-"""The kinds of data sets that take a key, for keys that not every kind takes."""
 
 
 def changed(model: BaseModel) -> set[str]:
@@ -58,6 +42,9 @@ def changed(model: BaseModel) -> set[str]:
         for name, field in type(model).model_fields.items()
         if getattr(model, name) != field.default
     }
+
+
+_PATHS = [kind for kind, source in SOURCES.items() if source.by_path]
 
 
 class EncoderSpec(BaseModel):
@@ -96,12 +83,7 @@ class EncoderSpec(BaseModel):
     revision: str | None = Field(default=None, min_length=1)
     pool: Literal["cls", "mean", "cls+mean"] = "cls"
     dtype: Literal["float32", "float16"] = "float32"
-    views: int = Field(
-        default=1,
-        ge=1,
-        le=64,
-        strict=True,
-    )
+    views: int = Field(default=1, ge=1, le=64, strict=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -198,7 +180,8 @@ class DatasetSpec(BaseModel):
         remap: Whether the labels of an ``npz`` file are numbered 0 .. C-1 in sorted order.
         domains: Whether the top folders of an ``imagefolder`` are domains (sites, scanners,
             styles), each with the folders of the classes inside. They become the column
-            ``domain``. If several top folders hold the same folders, give ``true`` or ``false``.
+            ``domain``. By default they are not; if several top folders hold the same folders, give
+            ``true`` or ``false``.
         limit: The largest number of training rows to keep, and of test images if the data set
             holds images. The choice is fixed and stratified. None keeps all rows.
         overlap: What happens to training rows that are equal to a test row: ``error`` stops,
@@ -219,7 +202,7 @@ class DatasetSpec(BaseModel):
     root: Path | None = None
     size: Literal[28, 64, 128, 224] = 28
     remap: bool = False
-    domains: bool = False
+    domains: bool | None = None
     limit: int | None = Field(default=None, gt=0)
     overlap: Literal["error", "drop", "keep"] | None = None
     skip_bad: bool = False
@@ -234,41 +217,48 @@ class DatasetSpec(BaseModel):
         if not isinstance(value, str):
             return value
         kind, _, path = value.partition(":")
-        if kind in PATHS and path:
+        if kind in SOURCES and SOURCES[kind].by_path and path:
             return {kind: path}
         return {"name": value}
 
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
         """Refuse several sources, an unknown name, and keys that the data set does not take."""
-        paths = [kind for kind in PATHS if getattr(self, kind) is not None]
+        paths = self._paths()
         if len(paths) > 1:
             raise ValueError(f"names {' and '.join(paths)}; give one of them")
         if not paths:
             self._check_name()
-        for key in sorted(changed(self) & _KINDS_WITH_KEY.keys()):
-            kinds = _KINDS_WITH_KEY[key]
-            if self.kind not in kinds:
+        for key in sorted(changed(self)):
+            kinds = [kind for kind, source in SOURCES.items() if key in source.keys]
+            if kinds and self.kind not in kinds:
                 listed = ", ".join(sorted(kinds))
                 raise ValueError(f"'{self.display}' takes no {key}; it is for {listed}")
-        if self.has_images:
-            return self
-        for key in ("split", "encoder"):
-            if getattr(self, key):
+            if key in ("split", "encoder") and not self.has_images:
                 raise ValueError(
                     f"'{self.display}' holds embeddings and takes no {key}, which is for "
                     "images; remove it"
                 )
         return self
 
+    def _paths(self) -> dict[str, Path]:
+        """Return the paths that the data set is given by, by their keys."""
+        paths = {kind: getattr(self, kind) for kind in _PATHS}
+        return {kind: path for kind, path in paths.items() if path is not None}
+
     def _check_name(self) -> None:
         """Refuse a missing or unknown name, with a hint at the right one."""
-        known = [f"{kind}:{argument}" if argument else kind for kind, argument in ARGUMENTS.items()]
+        known = [
+            f"{kind}:{source.argument}" if source.argument else kind
+            for kind, source in SOURCES.items()
+            if not source.by_path
+        ]
         if self.name is None:
-            paths = " or ".join(f"{{{kind}: PATH}}" for kind in PATHS)
+            paths = " or ".join(f"{{{kind}: PATH}}" for kind in _PATHS)
             raise ValueError(f"names no data; give {', '.join(known)}, or {paths}")
         kind, colon, argument = self.name.partition(":")
-        if kind in ARGUMENTS and bool(ARGUMENTS[kind]) == bool(colon) == bool(argument):
+        source = SOURCES.get(kind)
+        if source and not source.by_path and bool(source.argument) == bool(colon) == bool(argument):
             return
         if self.name.endswith(".npy"):
             raise ValueError(
@@ -279,43 +269,38 @@ class DatasetSpec(BaseModel):
             hint = f"write {{npz: {self.name}}}"
         else:
             hint = nearest(self.name, known)
-        raise ValueError(f"unknown data set '{self.name}'; {hint}, or your own: {', '.join(PATHS)}")
+        own = ", ".join(_PATHS)
+        raise ValueError(f"unknown data set '{self.name}'; {hint}, or your own: {own}")
 
     @property
     def kind(self) -> str:
         """The kind of source: the key of the path, or the first word of the name."""
-        for kind in PATHS:
-            if getattr(self, kind) is not None:
-                return kind
+        for kind in self._paths():
+            return kind
         return str(self.name).partition(":")[0]
+
+    @property
+    def source(self) -> Source:
+        """What is known of this kind of data set."""
+        return SOURCES[self.kind]
 
     @property
     def argument(self) -> str:
         """The part of a known name after the colon: ``organsmnist`` of ``medmnist:organsmnist``."""
-        if self.kind in PATHS:
-            return ""
         return str(self.name).partition(":")[2]
 
     @property
     def path(self) -> Path | None:
         """The file or folder of the data set; None if it is given by a name."""
-        if self.kind not in PATHS:
-            return None
-        path: Path | None = getattr(self, self.kind)
-        return path
+        return self._paths().get(self.kind)
 
     @property
     def terms(self) -> tuple[str, str]:
         """The licence of the data and the page they come from, each empty if it is not known."""
-        known = {
-            "digits": ("CC BY 4.0", "scikit-learn, UCI"),
-            "medmnist": ("CC BY 4.0", "MedMNIST, Zenodo"),
-            **IN_FOLDERS,
-        }
-        licence, source = known.get(self.kind, ("", ""))
-        if self.argument == "dermamnist":
+        licence = self.source.licence
+        if self.name == "medmnist:dermamnist":
             licence = "CC BY-NC 4.0"
-        return self.licence or licence, source
+        return self.licence or licence, self.source.page
 
     @property
     def display(self) -> str:
@@ -342,19 +327,14 @@ class DatasetSpec(BaseModel):
     @property
     def has_images(self) -> bool:
         """Whether the data set holds images, which an encoder has to embed."""
-        return self.kind not in ("npz", "digits")
-
-    @property
-    def says_domains(self) -> bool:
-        """Whether ``domains`` was given, as true or false, so that it need not be guessed."""
-        return "domains" in self.model_fields_set
+        return self.source.images
 
     @property
     def overlap_policy(self) -> str:
         """The value of ``overlap``, or its default for this kind of data set."""
         if self.overlap:
             return self.overlap
-        if self.kind in PATHS:
+        if self.path:
             return "error"
         return "keep"
 
@@ -370,6 +350,8 @@ class DatasetSpec(BaseModel):
         without_meaning = {"licence"}
         if self.path:
             without_meaning.add("name")
+        if not self.domains:  # false chooses what would be guessed, so the rows are the same
+            without_meaning.add("domains")
         fields = self.model_dump(mode="json", exclude_defaults=True, exclude=without_meaning)
         return json.dumps(fields, sort_keys=True)
 

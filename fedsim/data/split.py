@@ -30,18 +30,31 @@ WORDS = {
 """The names that folders, columns and hubs give to the splits."""
 
 
-def stratified_rows(y: NDArray[np.int64], size: int, leave: int = 0) -> NDArray[np.int64]:
+def stratified_rows(
+    y: NDArray[np.int64],
+    size: int,
+    leave: int = 0,
+) -> NDArray[np.int64]:
     """Return the sorted positions of ``size`` rows with the label frequencies of ``y``.
 
     Args:
         y: the labels ``[n]``, in ``0 .. C-1``; every class occurs.
-        size: the number of rows to choose, at least C: every class gets one or more.
+        size: the number of rows to choose, at most n.
         leave: the number of rows of every class that are not chosen; each class has more rows.
 
     Returns:
-        int64 ``[size]``, the same choice for the same arguments.
+        int64 ``[size]``, the same choice for the same arguments. Every class has one row or more.
+
+    Raises:
+        UserError: ``size`` is below C.
     """
     counts = np.bincount(y)
+    if size < len(counts):
+        raise UserError(
+            "",
+            f"limit {size} leaves some of the {len(counts)} classes without a row",
+            "give a larger limit",
+        )
     spare = counts - 1
     exact = spare * ((size - len(counts)) / max(int(spare.sum()), 1))
     quota = 1 + np.floor(exact).astype(np.int64)
@@ -126,7 +139,7 @@ def quarter_of_groups(
         raise UserError(
             "",
             f"{without_group} rows have no {thing}",
-            "give every row one; a row that stands alone a value of its own",
+            "give every row one; give a row that stands alone its own value",
         )
     _, group = np.unique(values, return_inverse=True)
     counts = np.zeros((int(group.max()) + 1, len(names)), np.int64)

@@ -155,21 +155,8 @@ def cell_evaluator(
     """
     cell = trial.cell
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
-    product, shares = restored(
-        algorithm,
-        state,
-        trial.plan,
-        Seeds(cell.seed),
-        device,
-    )
-    return CellEvaluator(
-        cell,
-        data,
-        trial.partition,
-        product,
-        shares,
-        device,
-    )
+    product, shares = restored(algorithm, state, trial.plan, Seeds(cell.seed), device)
+    return CellEvaluator(cell, data, trial.partition, product, shares, device)
 
 
 def evaluate_cell(
@@ -179,12 +166,7 @@ def evaluate_cell(
     device: torch.device = CPU,
 ) -> EvaluationResult:
     """Return the complete evaluation of a training; arguments as of :func:`cell_evaluator`."""
-    return cell_evaluator(
-        trial,
-        state,
-        data,
-        device,
-    ).result()
+    return cell_evaluator(trial, state, data, device).result()
 
 
 @dataclass(frozen=True)
@@ -197,7 +179,7 @@ class CellEvaluator:
         cell: the cell.
         data: its data set.
         partition: the training rows of each client.
-        made: the generator or classifier that the cell's training made.
+        product: the generator or classifier that the cell's training made.
         shares: the class frequencies ``[C]`` that the algorithm released; None if it released none.
         device: the device of the generator or classifier.
     """
@@ -205,7 +187,7 @@ class CellEvaluator:
     cell: Cell
     data: Embeddings
     partition: Partition
-    made: Generator | Classifier
+    product: Generator | Classifier
     shares: NDArray[np.float64] | None = None
     device: torch.device = CPU
 
@@ -233,13 +215,7 @@ class CellEvaluator:
         if clients or evaluation.personal is not None:
             tested = self.own_rows.words
         recalls = recall_per_class(predicted, self.data.classes)
-        return EvaluationResult(
-            scores,
-            recalls,
-            clients,
-            tested,
-            self._label_words(),
-        )
+        return EvaluationResult(scores, recalls, clients, tested, self._label_words())
 
     def predictions(self) -> list[Predictions]:
         """Return predictions for all test rows.
@@ -248,34 +224,27 @@ class CellEvaluator:
             One set of predictions, or one per client if each client has its own classifier.
         """
         data = self.data
-        product = self.made
+        product = self.product
         if not is_classifier(product):
-            return [
-                probe_predictions(
-                    self.probe,
-                    data.x_test,
-                    data.y_test,
-                    data.classes,
-                )
-            ]
+            return [probe_predictions(self.probe, data.x_test, data.y_test, data.classes)]
         x_test = self._test_rows_on_device()
-        classifiers: list[Classifier] = [product]
+        predictors = 1
         if is_personal(product):
-            classifiers = [own(product, client) for client in range(self.cell.clients)]
+            predictors = self.cell.clients
         return [
-            predictions_of(classifier.probabilities(x_test), data.y_test)
-            for classifier in classifiers
+            predictions_of(own(product, client).probabilities(x_test), data.y_test)
+            for client in range(predictors)
         ]
 
     def evaluators(self) -> Scores:
         """Return the scores of the grid's other evaluators; empty for a classifier."""
         scores = Scores()
-        if is_classifier(self.made):
+        if is_classifier(self.product):
             return scores
         evaluation = self.cell.evaluation
         real = Labelled(self.data.x_test, self.data.y_test)
         for name in evaluation.evaluators:
-            scores.update(EVALUATORS[name](self._synthetic, real, evaluation.real_c))
+            scores |= EVALUATORS[name](self._synthetic, real, evaluation.real_c)
         return scores
 
     def size(self) -> Scores:
@@ -284,19 +253,11 @@ class CellEvaluator:
         Returns:
             The score ``synthetic_norm``; empty if the generator does not shorten embeddings.
         """
-        unshortened = before_shortening(self.made)
-        if unshortened is self.made or is_classifier(unshortened):
+        unshortened = before_shortening(self.product)
+        if unshortened is self.product or is_classifier(unshortened):
             return Scores()
-        seeds = Seeds(self.cell.seed)
-        x, _ = synthesise(
-            unshortened,
-            self.data.classes,
-            FEW,
-            seeds,
-            draw=3,
-            device=self.device,
-        )
-        norms = np.linalg.norm(x.astype(np.float64), axis=1)
+        few = self._draw(unshortened, draw=3, per_class=FEW)
+        norms = np.linalg.norm(few.x.astype(np.float64), axis=1)
         return Scores(synthetic_norm=float(norms.mean()))
 
     def of_clients(self) -> tuple[ClientScores, ...]:
@@ -306,14 +267,14 @@ class CellEvaluator:
         client that has none of its own uses the shared one.
         """
         clients = []
-        personal = is_personal(self.made)
-        shared: Classifier | None = self._classifier_of(self.made, SERVER)
+        personal = is_personal(self.product)
+        shared: Classifier | None = self._classifier_of(self.product, SERVER)
         own_classifier = shared
-        if personal and is_classifier(self.made):
+        if personal and is_classifier(self.product):
             shared = None  # every client has its own classifier, so nothing is shared
         for client, name in enumerate(self.own_rows.names):
             if personal:
-                own_classifier = self._classifier_of(own(self.made, client), client)
+                own_classifier = self._classifier_of(own(self.product, client), client)
             clients.append(
                 ClientScores(
                     client=client,
@@ -332,13 +293,8 @@ class CellEvaluator:
         if classifier is None or not len(test):
             return None
         x = self.data.x_test[test]
-        return score_classifier(
-            classifier,
-            x,
-            self.data.y_test[test],
-            self.device,
-            self._label_shares,
-        )
+        y = self.data.y_test[test]
+        return score_classifier(classifier, x, y, self.device, self._label_shares)
 
     def _classifier_of(self, product: Generator | Classifier, client: int) -> Classifier:
         """Return a classifier as it is, and for a generator the probe on its embeddings."""
@@ -364,13 +320,11 @@ class CellEvaluator:
         is best on other synthetic embeddings, weighted by the client's label frequencies. A
         generator with finitely many embeddings gives the same embeddings again.
         """
-        if is_classifier(self.made):
-            return self._personal_classifiers(self.made)
+        if is_classifier(self.product):
+            return self._personal_classifiers(self.product)
         data = self.data
         shared = folded(self.probe, data.classes)
-        other = self._draw(self.made, draw=1)
-        x = torch.from_numpy(other.x)
-        y = torch.from_numpy(other.y)
+        other = self._draw(self.product, draw=1)
         x_test = torch.from_numpy(data.x_test)
         mixed = []
         alone = []
@@ -383,13 +337,7 @@ class CellEvaluator:
                 data.classes,
                 self.cell.evaluation.real_c,
             )
-            weight = self._personal_weight(
-                client,
-                local,
-                shared,
-                x,
-                y,
-            )
+            weight = self._personal_weight(client, local, shared, other)
             mixture = Interpolated(local, shared, weight)
             mixed.append(self._predict_own_rows(client, mixture.probabilities, x_test))
             alone.append(self._predict_own_rows(client, local.probabilities, x_test))
@@ -415,8 +363,7 @@ class CellEvaluator:
         client: int,
         local: LinearClassifier,
         shared: LinearClassifier,
-        x: Tensor,
-        y: Tensor,
+        other: Labelled,
     ) -> float:
         """Return the weight of a client's own classifier.
 
@@ -424,30 +371,26 @@ class CellEvaluator:
             client: the number of the client.
             local: the client's own classifier.
             shared: the classifier of the shared generator's embeddings.
-            x: other synthetic embeddings ``[n, d]``, on which the weight may be chosen.
-            y: their labels ``[n]``.
+            other: other synthetic embeddings, on which the weight may be chosen.
         """
         personal = self.cell.evaluation.personal
         if personal != "synthetic":
             return float(personal or 0)
+        x = torch.from_numpy(other.x)
+        y = torch.from_numpy(other.y)
         importance = torch.from_numpy(self._share(client))[y]
-        return best_weight(
-            local.probabilities(x),
-            shared.probabilities(x),
-            y,
-            importance,
-        )
+        return best_weight(local.probabilities(x), shared.probabilities(x), y, importance)
 
     @property
     def _label_shares(self) -> NDArray[np.float64] | None:
         """The label frequencies that predictions are adapted to; None for a classifier."""
-        if is_classifier(self.made):
+        if is_classifier(self.product):
             return None
         return self.shares
 
     def _label_words(self) -> LabelShares | None:
         """Return where the label frequencies of plain accuracy are from."""
-        if is_classifier(self.made):
+        if is_classifier(self.product):
             return None
         if self.shares is None:
             return "uniform"
@@ -456,8 +399,8 @@ class CellEvaluator:
     @cached_property
     def _synthetic(self) -> Labelled:
         """The embeddings of the shared generator."""
-        assert not is_classifier(self.made)
-        return self._draw(self.made)
+        assert not is_classifier(self.product)
+        return self._draw(self.product)
 
     @cached_property
     def probe(self) -> Probe:
@@ -475,22 +418,15 @@ class CellEvaluator:
         generator: Generator,
         client: int = SERVER,
         draw: int = 0,
+        per_class: int | None = None,
     ) -> Labelled:
-        """Return synthetic embeddings, as many per class as the evaluation asks for."""
+        """Return synthetic embeddings, by default as many as the evaluation asks for."""
         data = self.data
-        per_class = self.cell.evaluation.rows_per_class(data.dim, data.classes)
+        if per_class is None:
+            per_class = self.cell.evaluation.rows_per_class(data.dim, data.classes)
         seeds = Seeds(self.cell.seed)
-        return Labelled(
-            *synthesise(
-                generator,
-                data.classes,
-                per_class,
-                seeds,
-                client,
-                draw,
-                self.device,
-            )
-        )
+        x, y = synthesise(generator, data.classes, per_class, seeds, client, draw, self.device)
+        return Labelled(x, y)
 
     def _test_rows_on_device(self) -> Tensor:
         """Return all test rows ``[m, d]`` on the device."""
@@ -504,9 +440,8 @@ class CellEvaluator:
     ) -> Predictions:
         """Return predictions for a client's own test rows, with its label frequencies."""
         test = self.own_rows.rows[client]
-        return predictions_of(
-            probabilities(x_test[test]), self.data.y_test[test], self._share(client)
-        )
+        y = self.data.y_test[test]
+        return predictions_of(probabilities(x_test[test]), y, self._share(client))
 
     @cached_property
     def own_rows(self) -> OwnRows:

@@ -59,42 +59,46 @@ class Labelled:
     y: NDArray[np.int64]
 
 
-def nearest_neighbours(made: Labelled, real: Labelled, probe_c: float) -> Scores:
+def nearest_neighbours(
+    synthetic: Labelled,
+    real: Labelled,
+    probe_c: float,
+) -> Scores:
     """Return the balanced accuracy of a vote among the nearest synthetic embeddings.
 
     Args:
-        made: the synthetic embeddings, ordered by class.
+        synthetic: the synthetic embeddings, ordered by class.
         real: the test rows.
         probe_c: not used.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
     # Embeddings are ordered by class, so every k-th of them keeps the frequencies of the classes.
-    step = -(-len(made.x) // MOST_NEIGHBOURS)
-    x = made.x[::step]
-    y = made.y[::step]
+    step = -(-len(synthetic.x) // MOST_NEIGHBOURS)
+    x = synthetic.x[::step]
+    y = synthetic.y[::step]
     model = KNeighborsClassifier(min(NEAREST, len(x)), algorithm="brute").fit(x, y)
     return Scores(knn_balanced_accuracy=balanced_accuracy_of(real.y, model.predict(real.x)))
 
 
-def small_network(made: Labelled, real: Labelled, probe_c: float) -> Scores:
+def small_network(synthetic: Labelled, real: Labelled, probe_c: float) -> Scores:
     """Return the balanced accuracy of a network with one hidden layer.
 
     It is trained on the synthetic embeddings for a fixed number of epochs.
 
     Args:
-        made: the synthetic embeddings.
+        synthetic: the synthetic embeddings.
         real: the test rows.
         probe_c: the inverse penalty of the probe, from which the weight decay follows.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
-    mean = made.x.mean(axis=0)
-    deviation = made.x.std(axis=0).clip(1e-6)
+    mean = synthetic.x.mean(axis=0)
+    deviation = synthetic.x.std(axis=0).clip(1e-6)
     model = MLPClassifier(
         (HIDDEN,),
-        alpha=1 / (probe_c * len(made.x)),
+        alpha=1 / (probe_c * len(synthetic.x)),
         max_iter=30,
         random_state=0,
         tol=0.0,
@@ -103,16 +107,16 @@ def small_network(made: Labelled, real: Labelled, probe_c: float) -> Scores:
     with warnings.catch_warnings():
         # The number of epochs is part of the definition, so that no convergence is expected.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit((made.x - mean) / deviation, made.y)
+        model.fit((synthetic.x - mean) / deviation, synthetic.y)
     predicted = model.predict((real.x - mean) / deviation)
     return Scores(mlp_balanced_accuracy=balanced_accuracy_of(real.y, predicted))
 
 
-def fidelity(made: Labelled, real: Labelled, probe_c: float) -> Scores:
+def fidelity(synthetic: Labelled, real: Labelled, probe_c: float) -> Scores:
     """Return how similar synthetic embeddings are to real ones.
 
     Args:
-        made: the synthetic embeddings.
+        synthetic: the synthetic embeddings.
         real: the test rows.
         probe_c: the inverse penalty of the probe that tells them apart.
 
@@ -122,25 +126,26 @@ def fidelity(made: Labelled, real: Labelled, probe_c: float) -> Scores:
     """
     basis = leading_directions(real.x)
     counts = np.bincount(real.y)
-    classes = [label for label in np.flatnonzero(counts > NEIGHBOURS) if (made.y == label).any()]
-    if not classes:
+    enough = np.flatnonzero(counts > NEIGHBOURS)
+    classes = np.intersect1d(enough, synthetic.y)
+    if not len(classes):
         return Scores()
     by_class = []
     for label in classes:
-        made_rows = made.x[made.y == label] @ basis
+        synthetic_rows = synthetic.x[synthetic.y == label] @ basis
         real_rows = real.x[real.y == label] @ basis
         by_class.append(
             (
-                frechet(made_rows, real_rows),
-                squared_mmd(made_rows, real_rows),
-                *density_and_coverage(made_rows, real_rows),
+                frechet(synthetic_rows, real_rows),
+                squared_mmd(synthetic_rows, real_rows),
+                *density_and_coverage(synthetic_rows, real_rows),
             )
         )
     names = ("frechet_distance", "squared_mmd", "density", "coverage")
     means = np.array(by_class).mean(axis=0).tolist()
     return Scores(
         dict(zip(names, means, strict=True)),
-        real_or_synthetic=two_sample_accuracy(made, real, probe_c),
+        real_or_synthetic=two_sample_accuracy(synthetic, real, probe_c),
     )
 
 
@@ -179,7 +184,7 @@ def leading_directions(x: NDArray[np.float32]) -> Rows:
     return np.ascontiguousarray(centred.T @ vectors[:, leading] / np.sqrt(values[leading]))
 
 
-def frechet(made: Rows, real: Rows) -> float:
+def frechet(synthetic: Rows, real: Rows) -> float:
     """Return the Fréchet distance of the Gaussians that fit two sets of rows, ``[n, k]`` each.
 
     With means m, n and covariances A, B it is
@@ -188,16 +193,16 @@ def frechet(made: Rows, real: Rows) -> float:
 
     in units of squared embedding norm (Heusel et al. 2017, arXiv 1706.08500, equation 6).
     """
-    a = np.atleast_2d(np.cov(made.T, bias=True))
+    a = np.atleast_2d(np.cov(synthetic.T, bias=True))
     b = np.atleast_2d(np.cov(real.T, bias=True))
     values, vectors = np.linalg.eigh(a)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ b @ root).clip(0)).sum()
-    distance = np.square(made.mean(axis=0) - real.mean(axis=0)).sum()
+    distance = np.square(synthetic.mean(axis=0) - real.mean(axis=0)).sum()
     return float(distance + np.trace(a) + np.trace(b) - 2 * cross)
 
 
-def squared_mmd(made: Rows, real: Rows) -> float:
+def squared_mmd(synthetic: Rows, real: Rows) -> float:
     """Return the unbiased squared MMD (Gretton et al. 2012) of two sets of rows, ``[n, k]`` each.
 
     The Gaussian kernels are as wide as real rows are apart, and wider, so that differences in the
@@ -216,10 +221,10 @@ def squared_mmd(made: Rows, real: Rows) -> float:
         count = len(rows)
         return float((kernel(rows, rows).sum() - count) / (count * max(count - 1, 1)))
 
-    return mean_kernel(made) + mean_kernel(real) - 2 * float(kernel(made, real).mean())
+    return mean_kernel(synthetic) + mean_kernel(real) - 2 * float(kernel(synthetic, real).mean())
 
 
-def density_and_coverage(made: Rows, real: Rows) -> tuple[float, float]:
+def density_and_coverage(synthetic: Rows, real: Rows) -> tuple[float, float]:
     """Return density and coverage of two sets of rows (Naeem et al. 2020, arXiv 2002.09797).
 
     The neighbourhood of a real row reaches to its k-th nearest real row (:data:`NEIGHBOURS`).
@@ -229,11 +234,15 @@ def density_and_coverage(made: Rows, real: Rows) -> tuple[float, float]:
     from scipy.spatial.distance import cdist
 
     radius = np.sort(cdist(real, real), axis=1)[:, NEIGHBOURS]
-    inside = cdist(real, made) < radius[:, None]
-    return float(inside.sum() / (NEIGHBOURS * len(made))), float(inside.any(axis=1).mean())
+    inside = cdist(real, synthetic) < radius[:, None]
+    return float(inside.sum() / (NEIGHBOURS * len(synthetic))), float(inside.any(axis=1).mean())
 
 
-def two_sample_accuracy(made: Labelled, real: Labelled, probe_c: float) -> float:
+def two_sample_accuracy(
+    synthetic: Labelled,
+    real: Labelled,
+    probe_c: float,
+) -> float:
     """Return the accuracy of a probe that tells real from synthetic rows; 0.5 is a guess.
 
     Each class has as many synthetic as real rows, and at least one of each. There are at most about
@@ -242,25 +251,25 @@ def two_sample_accuracy(made: Labelled, real: Labelled, probe_c: float) -> float
     some generators draw rows in pairs, and a test row's partner must not be a training row.
 
     Args:
-        made: the synthetic embeddings, ordered by class.
+        synthetic: the synthetic embeddings, ordered by class.
         real: the test rows.
         probe_c: the inverse penalty of the probe.
 
     Returns:
         The share of right predictions, or 0.5 if there are too few rows for two folds.
     """
-    classes = 1 + int(max(made.y.max(), real.y.max()))
+    classes = 1 + int(max(synthetic.y.max(), real.y.max()))
     available = np.minimum(
-        np.bincount(made.y, minlength=classes), np.bincount(real.y, minlength=classes)
+        np.bincount(synthetic.y, minlength=classes), np.bincount(real.y, minlength=classes)
     )
     scaled = available * min(1.0, MOST_ROWS_COMPARED / available.sum())
     counts = np.maximum(scaled, np.minimum(available, 1)).astype(np.int64)
-    made_rows = made.x[_first_rows(made.y, counts)]
+    synthetic_rows = synthetic.x[_first_rows(synthetic.y, counts)]
     real_rows = real.x[_first_rows(real.y, counts)]
-    x = np.concatenate([made_rows, real_rows])
+    x = np.concatenate([synthetic_rows, real_rows])
     # A linear probe does not see how long rows are, so that the squared norm is a feature.
     x = np.hstack([x, np.square(x).sum(axis=1, keepdims=True)])
-    y = np.repeat([0, 1], [len(made_rows), len(real_rows)])
+    y = np.repeat([0, 1], [len(synthetic_rows), len(real_rows)])
     fold = np.tile(_pair_numbers(counts), 2) % 2
     if len(np.unique(fold)) < 2:
         return 0.5
@@ -272,7 +281,10 @@ def two_sample_accuracy(made: Labelled, real: Labelled, probe_c: float) -> float
     return correct / len(y)
 
 
-def _first_rows(y: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+def _first_rows(
+    y: NDArray[np.int64],
+    counts: NDArray[np.int64],
+) -> NDArray[np.int64]:
     """Return the positions of the first ``counts[c]`` rows of every class c, class by class."""
     return np.concatenate(
         [np.flatnonzero(y == label)[:count] for label, count in enumerate(counts)]

@@ -6,6 +6,7 @@ reaches by itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -40,7 +41,10 @@ class Scores(dict[str, float]):
         return self["balanced_accuracy"]
 
 
-def scores_of(predictions: Predictions, of: Literal["all", "personal"] = "all") -> Scores:
+def scores_of(
+    predictions: Predictions,
+    of: Literal["all", "personal"] = "all",
+) -> Scores:
     """Return every measure that is computed from predictions of one kind.
 
     Args:
@@ -59,7 +63,10 @@ def scores_of(predictions: Predictions, of: Literal["all", "personal"] = "all") 
     return scores
 
 
-def at_shares(predictions: Predictions, shares: NDArray[np.float64] | None) -> Predictions:
+def at_shares(
+    predictions: Predictions,
+    shares: NDArray[np.float64] | None,
+) -> Predictions:
     """Return predictions adapted to label frequencies.
 
     The classifier was trained on uniform labels. Its probabilities are multiplied by the
@@ -72,15 +79,24 @@ def at_shares(predictions: Predictions, shares: NDArray[np.float64] | None) -> P
     """
     if shares is None:
         return predictions
-    return replace(predictions, predicted=(predictions.probabilities * shares).argmax(1))
+    return replace(
+        predictions,
+        predicted=(predictions.probabilities * shares).argmax(1),
+    )
 
 
-def scores_with(predictions: Predictions, shares: NDArray[np.float64] | None) -> Scores:
+def scores_with(
+    predictions: Predictions,
+    shares: NDArray[np.float64] | None,
+) -> Scores:
     """Return every measure of predictions for all test rows.
 
     Only plain accuracy uses the label frequencies ``shares``, see :func:`at_shares`.
     """
-    return Scores(scores_of(predictions), accuracy=accuracy(at_shares(predictions, shares)))
+    return Scores(
+        scores_of(predictions),
+        accuracy=accuracy(at_shares(predictions, shares)),
+    )
 
 
 def mean_scores(of: Sequence[Scores]) -> Scores:
@@ -90,7 +106,10 @@ def mean_scores(of: Sequence[Scores]) -> Scores:
     return Scores({name: float(np.mean([scores[name] for scores in of])) for name in of[0]})
 
 
-def recall_per_class(predicted: Sequence[Predictions], classes: int) -> tuple[float | None, ...]:
+def recall_per_class(
+    predicted: Sequence[Predictions],
+    classes: int,
+) -> tuple[float | None, ...]:
     """Return the mean recall of every class over the predictors; None for a class without test row.
 
     Args:
@@ -104,7 +123,10 @@ def recall_per_class(predicted: Sequence[Predictions], classes: int) -> tuple[fl
     return tuple(by_class)
 
 
-def scores_of_clients(own: Sequence[Scores | None], shared: Sequence[Scores | None]) -> Scores:
+def scores_of_clients(
+    own: Sequence[Scores | None],
+    shared: Sequence[Scores | None],
+) -> Scores:
     """Return mean, worst client and spread (best less worst) of the clients' balanced accuracy.
 
     Args:
@@ -114,8 +136,8 @@ def scores_of_clients(own: Sequence[Scores | None], shared: Sequence[Scores | No
     Returns:
         The scores; empty if no client has a test row.
     """
-    own_accuracies = _balanced_accuracies(own)
-    shared_accuracies = _balanced_accuracies(shared)
+    own_accuracies = [scores.balanced_accuracy for scores in own if scores]
+    shared_accuracies = [scores.balanced_accuracy for scores in shared if scores]
     if not own_accuracies:
         return Scores()
     worst = min(own_accuracies)
@@ -127,11 +149,6 @@ def scores_of_clients(own: Sequence[Scores | None], shared: Sequence[Scores | No
     if shared_accuracies:
         summary["client_shared_balanced_accuracy"] = float(np.mean(shared_accuracies))
     return summary
-
-
-def _balanced_accuracies(clients: Sequence[Scores | None]) -> list[float]:
-    """Return the balanced accuracy of the clients that have scores."""
-    return [scores.balanced_accuracy for scores in clients if scores is not None]
 
 
 def personal_scores(clients: Sequence[Predictions]) -> Scores:
@@ -161,7 +178,11 @@ def probe_predictions(
         y_test: their labels ``[m]``.
         classes: the number of classes.
     """
-    return Predictions(y_test, probe.predict(x_test), probe.probabilities(x_test, classes))
+    return Predictions(
+        y_test,
+        probe.predict(x_test),
+        probe.probabilities(x_test, classes),
+    )
 
 
 def predictions_of(
@@ -175,16 +196,11 @@ def predictions_of(
         shares: the label frequencies of its client ``[C]``; None if it is no single client's.
     """
     on_cpu = probabilities.cpu()
-    return Predictions(
-        y,
-        on_cpu.argmax(1).numpy(),
-        on_cpu.numpy(),
-        shares,
-    )
+    return Predictions(y, on_cpu.argmax(1).numpy(), on_cpu.numpy(), shares)
 
 
 def score_classifier(
-    made: Classifier,
+    classifier: Classifier,
     x_test: NDArray[np.float32],
     y_test: NDArray[np.int64],
     device: torch.device = CPU,
@@ -193,14 +209,14 @@ def score_classifier(
     """Return the scores of a classifier on test rows.
 
     Args:
-        made: the classifier.
+        classifier: the classifier.
         x_test: the test rows ``[m, d]``.
         y_test: their labels ``[m]``.
         device: the device of the classifier.
         shares: the label frequencies of plain accuracy, see :func:`at_shares`.
     """
     x = to_device(torch.from_numpy(x_test), device)
-    return scores_with(predictions_of(made.probabilities(x), y_test), shares)
+    return scores_with(predictions_of(classifier.probabilities(x), y_test), shares)
 
 
 @dataclass(frozen=True)
@@ -229,15 +245,13 @@ def ceiling(data: Embeddings, probe_c: float | None) -> Ceiling:
     predicted = []
     for balanced in (False, True):
         tried = _strengths_to_try(data.dim, probe_c)
-        for probe in fit_probes(
-            data.x_train,
-            data.y_train,
-            tried,
-            balanced=balanced,
-        ):
+        for probe in fit_probes(data.x_train, data.y_train, tried, balanced=balanced):
             probabilities = ProbeClassifier(probe, data.classes).probabilities(x_test)
             predicted.append(predictions_of(probabilities, data.y_test))
-    return Ceiling(max(map(balanced_accuracy, predicted)), max(map(accuracy, predicted)))
+    return Ceiling(
+        max(map(balanced_accuracy, predicted)),
+        max(map(accuracy, predicted)),
+    )
 
 
 @dataclass(frozen=True)
@@ -269,59 +283,24 @@ def local_only(
         spec: the scheme of the partition.
         probe_c: an inverse penalty that is tried beside all :func:`strengths`.
     """
-    test_rows = own_rows(data, partition, spec).rows
+    own_test_rows = own_rows(data, partition, spec).rows
     tried = _strengths_to_try(data.dim, probe_c)
-    by_client = [
-        _score_client(
-            data,
-            rows,
-            test,
-            tried,
-        )
-        for rows, test in zip(partition.rows, test_rows, strict=True)
-    ]
-    means = []
-    own_by_strength = []
-    for scores_at_strength in zip(*by_client, strict=True):
-        on_all, on_own = zip(*scores_at_strength, strict=True)
-        means.append(float(np.mean(on_all)))
-        own_by_strength.append(on_own)
-    best = max(own_by_strength, key=lambda scores: sum(score or 0.0 for score in scores))
-    return LocalOnly(max(means), best)
-
-
-def _score_client(
-    data: Embeddings,
-    rows: NDArray[np.int64],
-    own_test_rows: NDArray[np.int64],
-    tried: Sequence[float],
-) -> list[tuple[float, float | None]]:
-    """Return the balanced accuracy of one client's probes, at each strength.
-
-    Args:
-        data: the data set.
-        rows: the client's training rows.
-        own_test_rows: the client's test rows.
-        tried: the strengths.
-
-    Returns:
-        For each strength the score on all test rows and on the client's own (None without any).
-    """
-    scores: list[tuple[float, float | None]] = []
-    probes = list(
-        fit_probes(
-            data.x_train[rows],
-            data.y_train[rows],
-            tried,
-            balanced=True,
-        )
-    )
-    for predicted in predict_each(probes, data.x_test):
-        on_own = None
-        if len(own_test_rows):
-            on_own = balanced_accuracy_of(data.y_test[own_test_rows], predicted[own_test_rows])
-        scores.append((balanced_accuracy_of(data.y_test, predicted), on_own))
-    return scores
+    on_all = np.empty((len(tried), len(partition.rows)))
+    on_own = np.full_like(on_all, np.nan)
+    for client, (rows, own) in enumerate(zip(partition.rows, own_test_rows, strict=True)):
+        x = data.x_train[rows]
+        probes = list(fit_probes(x, data.y_train[rows], tried, balanced=True))
+        for number, predicted in enumerate(predict_each(probes, data.x_test)):
+            on_all[number, client] = balanced_accuracy_of(data.y_test, predicted)
+            if len(own):
+                on_own[number, client] = balanced_accuracy_of(
+                    data.y_test[own],
+                    predicted[own],
+                )
+    totals = [sum(scores) for scores in np.nan_to_num(on_own)]
+    best = on_own[int(np.argmax(totals))].tolist()
+    clients = tuple(None if math.isnan(score) else score for score in best)
+    return LocalOnly(max(float(np.mean(scores)) for scores in on_all), clients)
 
 
 def _strengths_to_try(dim: int, probe_c: float | None) -> list[float]:

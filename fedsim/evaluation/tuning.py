@@ -1,18 +1,15 @@
-"""Trains a tuned cell, and solves the privacy plans of any cell.
+"""Trains a tuned cell.
 
 A tuned cell makes several trainings and keeps the best one, chosen by a noisy score on private
 examples that none of the trainings sees. The cell's budget pays for all trainings and their scores
-(:mod:`fedsim.privacy.selection`). Each training has an ordinary plan. It is solved for the largest
-epsilon at which all of them together cost no more than the cell's epsilon; that epsilon is the same
-for all settings.
+(:mod:`fedsim.privacy.selection`), as :mod:`fedsim.evaluation.plans` plans them.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -22,27 +19,23 @@ from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, to_device
-from fedsim.errors import UserError
 from fedsim.evaluation.evaluate import cell_evaluator, synthesise
 from fedsim.evaluation.measures import balanced_accuracy
 from fedsim.grid.models import Tuning
-from fedsim.methods.algorithm import Algorithm, solved_plan
-from fedsim.methods.messages import Task, Tensors
+from fedsim.methods.messages import Tensors
 from fedsim.methods.products import Classifier, is_classifier, own
 from fedsim.models.linear import folded
 from fedsim.models.probe import fit_probe
 from fedsim.partition import Partition
-from fedsim.plugins.claims import allowed
-from fedsim.privacy import accountant
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.noise import gaussian
-from fedsim.privacy.plan import PrivacyPlan, Release
-from fedsim.privacy.selection import SCORE, SEEN, Selection, distinct, runs_at, solved_noise
+from fedsim.privacy.plan import PrivacyPlan
+from fedsim.privacy.selection import SCORE, distinct, runs_at
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import LocalPool, build_algorithm
 from fedsim.training.rounds import RoundRecord, restored
 from fedsim.training.state import Checkpoint, Checkpoints, below, nested
-from fedsim.training.trial import Candidate, Outcome, Trial, local_pool, run_trial, seeds_of
+from fedsim.training.trial import Outcome, Trial, local_pool, run_trial, seeds_of
 
 
 @dataclass(frozen=True)
@@ -191,7 +184,9 @@ def run_tuned(
     started = time.perf_counter()
     trial = trial.given(data)
     tuning = cast(Tuning, trial.cell.tuning)
-    resume = checkpoints.load() if checkpoints else None
+    resume = None
+    if checkpoints is not None:
+        resume = checkpoints.load()
     seeds = seeds_of(trial, resume)
     search = _Search()
     progress = None
@@ -206,52 +201,43 @@ def run_tuned(
     for number in range(len(search.runs), len(drawn)):
         candidate = trial.candidates[drawn[number]]
         plan = _without_score(candidate.plan)
-        run = replace(trial.of(candidate.params, plan), partition=partition, candidates=())
-        run_seeds = seeds if tuning.free else seeds.run(number)
-        stored = _CheckpointsOfRun(
-            checkpoints,
-            search,
-            seeds.secret,
-            progress,
+        run = replace(
+            trial.of(candidate.params, plan),
+            partition=partition,
+            candidates=(),
         )
-        for step in run_trial(
-            run,
-            data,
-            make_pool,
-            stored,
-            device,
-            run_seeds,
-        ):
+        run_seeds = seeds if tuning.free else seeds.run(number)
+        stored = _CheckpointsOfRun(checkpoints, search, seeds.secret, progress)
+        for step in run_trial(run, data, make_pool, stored, device, run_seeds):
             if isinstance(step, RoundRecord):
                 values = {**step.values, "training": number + 1}
-                yield RoundRecord(sum(rounds[:number]) + step.round, sum(rounds), values)
+                yield RoundRecord(
+                    sum(rounds[:number]) + step.round,
+                    sum(rounds),
+                    values,
+                )
                 continue
+            state = step.state
             if held is None:
                 # A search that no budget pays for may look at the test rows.
-                score = _score_on_test_rows(
-                    run,
-                    step.state,
-                    data,
-                    device,
-                )
+                score = _score_on_test_rows(run, state, data, device)
                 multiplier = 0.0
             else:
                 score, multiplier = held.noisy(
                     run,
-                    step.state,
+                    state,
                     data,
                     candidate.plan,
                     run_seeds,
                     device,
                 )
-            outcome = replace(step, state={})
             scored = ScoredRun(
                 drawn[number],
                 score,
                 multiplier,
-                outcome,
+                replace(step, state={}),
             )
-            search = search.after(scored, step.state)
+            search = search.after(scored, state)
         progress = None
     yield _outcome(trial, search, time.perf_counter() - started)
 
@@ -270,12 +256,7 @@ def _score_on_test_rows(
     device: torch.device,
 ) -> float:
     """Return a training's balanced accuracy on all test rows, as the mean over its classifiers."""
-    predicted = cell_evaluator(
-        trial,
-        state,
-        data,
-        device,
-    ).predictions()
+    predicted = cell_evaluator(trial, state, data, device).predictions()
     return float(np.mean([balanced_accuracy(predictions) for predictions in predicted]))
 
 
@@ -344,15 +325,7 @@ class HeldOut:
         Returns:
             The noisy score and its noise multiplier.
         """
-        count = float(
-            self.weights
-            @ self.correct(
-                trial,
-                state,
-                data,
-                device,
-            )
-        )
+        count = float(self.weights @ self.correct(trial, state, data, device))
         std = 0.0
         if plan is not None:
             std = plan.mechanism(SCORE).noise_multiplier
@@ -408,28 +381,24 @@ def scored_classifier(
     task = trial.task
     seeds = Seeds(cell.seed)
     algorithm = build_algorithm(cell.algorithm, cell.params, task)
-    product, _ = restored(
-        algorithm,
-        state,
-        trial.plan,
-        seeds,
-        device,
-    )
+    product, _ = restored(algorithm, state, trial.plan, seeds, device)
     if is_classifier(product):
         return product, device
     per_class = cell.evaluation.rows_per_class(task.dim, task.classes)
-    x, y = synthesise(
-        product,
+    x, y = synthesise(product, task.classes, per_class, seeds, device=device)
+    probe_c = cell.evaluation.synthetic_c(
+        per_class * task.classes,
+        task.dim,
         task.classes,
-        per_class,
-        seeds,
-        device=device,
     )
-    probe_c = cell.evaluation.synthetic_c(per_class * task.classes, task.dim, task.classes)
     return folded(fit_probe(x, y, probe_c), task.classes), CPU
 
 
-def held_out(trial: Trial, probability: float, seeds: Seeds) -> tuple[Partition, HeldOut]:
+def held_out(
+    trial: Trial,
+    probability: float,
+    seeds: Seeds,
+) -> tuple[Partition, HeldOut]:
     """Divide the private examples into those for training and those for scores.
 
     A coin decides for every unit of privacy, so that a group stays whole. It is drawn from a secret
@@ -454,9 +423,9 @@ def held_out(trial: Trial, probability: float, seeds: Seeds) -> tuple[Partition,
         units = np.arange(len(client_rows))
         if partition.groups is not None:
             units = partition.groups[client]
-        count = int(units[-1]) + 1 if len(units) else 0
-        coins = seeds.keystream(Purpose.HELD_OUT, client=client).uniform(count) < probability
-        out = coins[units] if len(units) else np.zeros(0, bool)
+        count = int(units.max(initial=-1)) + 1
+        coins = seeds.keystream(Purpose.HELD_OUT, client=client).uniform(count)
+        out = coins[units] < probability
         training_rows.append(client_rows[~out])
         training_groups.append(np.unique(units[~out], return_inverse=True)[1])
         held_rows.append(client_rows[out])
@@ -469,7 +438,11 @@ def held_out(trial: Trial, probability: float, seeds: Seeds) -> tuple[Partition,
     if partition.groups is not None:
         groups = tuple(training_groups)
     remaining = replace(partition, rows=tuple(training_rows), groups=groups)
-    held = HeldOut(np.concatenate(held_rows), np.concatenate(held_clients), np.concatenate(weights))
+    held = HeldOut(
+        np.concatenate(held_rows),
+        np.concatenate(held_clients),
+        np.concatenate(weights),
+    )
     return remaining, held
 
 
@@ -478,10 +451,9 @@ def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
     winner = search.winner
     outcomes = [run.outcome for run in search.runs]
     chosen = trial.candidates[winner.candidate]
-    unaccounted = [outcome.unaccounted for outcome in outcomes if outcome.unaccounted]
     outcome = replace(
         winner.outcome,
-        unaccounted=unaccounted[0] if unaccounted else "",
+        unaccounted=next((each.unaccounted for each in outcomes if each.unaccounted), ""),
         uplink_bytes=sum(outcome.uplink_bytes for outcome in outcomes),
         downlink_bytes=sum(outcome.downlink_bytes for outcome in outcomes),
         seconds=seconds,
@@ -506,194 +478,4 @@ def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
         epsilon_spent=spent.epsilon(plan.delta),
         accountant=plan.accountant,
         mechanisms=mechanisms,
-    )
-
-
-_LESS = 0.995
-"""The factor by which the trainings' epsilon is lowered where all of them cost too much."""
-
-
-def plans_of(
-    cls: type[Algorithm],
-    params: Mapping[str, Any],
-    tuning: Tuning | None,
-    task: Task,
-    epsilon: float | None,
-    delta: float,
-) -> tuple[Candidate, ...]:
-    """Return the parameters and the privacy plan of a cell, or of every candidate of a tuned cell.
-
-    The budget is that of all trainings and scores together.
-
-    Args:
-        cls: the class of the algorithm.
-        params: the cell's parameters; those in the tuning's space are replaced.
-        tuning: the grid's tuning; None for a cell that is not tuned, which has one candidate.
-        task: the task of the cell.
-        epsilon: the budget; None if an epsilon has no meaning for the algorithm.
-        delta: the δ of the budget.
-
-    Raises:
-        UserError: the budget is too small, or the cell is tuned without a trusted aggregation.
-    """
-    points: Sequence[Mapping[str, Any]] = [{}]
-    if tuning is not None:
-        if task.trust == "silo":
-            raise UserError(
-                "trust",
-                SEEN,
-                "tune under trust: aggregate, or leave out tune",
-            )
-        points = tuning.points
-    settings = [cls.Params.model_validate({**params, **point}) for point in points]
-    algorithms = [cls(setting, task) for setting in settings]
-    plans: Sequence[PrivacyPlan | None]
-    if tuning is None or tuning.free or epsilon is None:
-        plans = [_plan(algorithm, epsilon, delta) for algorithm in algorithms]
-        if tuning is not None and epsilon is not None and math.isfinite(epsilon):
-            # The choice looked at test rows, so no epsilon of it can be proved.
-            plans = [plan and replace(plan, claim="heuristic") for plan in plans]
-    else:
-        plans = _plans_of_search(
-            algorithms,
-            tuning,
-            epsilon,
-            delta,
-        )
-    return tuple(
-        Candidate(setting.model_dump(mode="json"), plan)
-        for setting, plan in zip(settings, plans, strict=True)
-    )
-
-
-def _plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> PrivacyPlan | None:
-    """Return an algorithm's plan with the strongest claim that it may make; None without a plan."""
-    plan = solved_plan(algorithm, epsilon, delta)
-    return plan and replace(plan, claim=allowed(plan.claim, algorithm))
-
-
-def _plans_of_search(
-    algorithms: Sequence[Algorithm],
-    tuning: Tuning,
-    epsilon: float,
-    delta: float,
-) -> list[PrivacyPlan]:
-    """Return the plan of every candidate of a private search, all within one budget."""
-    size = (tuning.trials, tuning.distribution)
-    score_noise = 0.0
-    epsilon_of_training = math.inf
-    if math.isfinite(epsilon):
-        for algorithm in algorithms:
-            solved_plan(algorithm, epsilon, delta)  # raises for an algorithm that has no plan
-        try:
-            score_noise = solved_noise(
-                *size,
-                epsilon,
-                delta,
-                lambda sigma: [Mechanism(sigma)],
-            )
-            epsilon_of_training = min(
-                _largest_epsilon(
-                    mechanisms,
-                    size,
-                    epsilon,
-                    delta,
-                )
-                for mechanisms in {_unit_mechanisms(algorithm) for algorithm in algorithms}
-            )
-        except ValueError as error:
-            raise UserError(
-                "epsilon",
-                str(error),
-                "give a larger one, or a smaller mean number of trials",
-            ) from error
-    while True:
-        solved = [_plan(algorithm, epsilon_of_training, delta) for algorithm in algorithms]
-        plans = [plan for plan in solved if plan]
-        trainings = [_training_mechanisms(plan) for plan in plans]
-        selection = Selection(*size, distinct(trainings), score_noise)
-        reached = selection.epsilon(delta)
-        if reached <= epsilon:
-            return [
-                _with_score(
-                    plan,
-                    selection,
-                    epsilon,
-                    reached,
-                )
-                for plan in plans
-            ]
-        epsilon_of_training = float(f"{_LESS * epsilon_of_training:.6g}")
-
-
-def _training_mechanisms(plan: PrivacyPlan) -> tuple[Mechanism, ...]:
-    """Return the mechanisms of a plan's training, without that of its score."""
-    return tuple(mechanism for mechanism in plan.mechanisms if mechanism.release != SCORE)
-
-
-def _unit_mechanisms(algorithm: Algorithm) -> tuple[Mechanism, ...]:
-    """Return the mechanisms of an algorithm at a noise multiplier of 1, in a fixed order."""
-    return tuple(sorted(release.mechanism for release in algorithm.releases() if release.steps))
-
-
-def _largest_epsilon(
-    mechanisms: tuple[Mechanism, ...],
-    size: tuple[float, Any],
-    epsilon: float,
-    delta: float,
-) -> float:
-    """Return the largest epsilon of one training at which the search costs ``epsilon``.
-
-    Args:
-        mechanisms: the mechanisms of a training at a noise multiplier of 1.
-        size: the mean number of trainings, and its distribution.
-        epsilon: the budget of the search.
-        delta: the δ of the budget.
-    """
-
-    def at_noise(sigma: float) -> list[Mechanism]:
-        return [mechanism.scaled(sigma) for mechanism in mechanisms]
-
-    sigma = solved_noise(
-        *size,
-        epsilon,
-        delta,
-        at_noise,
-    )
-    return accountant.epsilon(at_noise(sigma), delta)[0]
-
-
-def _with_score(
-    plan: PrivacyPlan,
-    selection: Selection,
-    epsilon: float,
-    reached: float,
-) -> PrivacyPlan:
-    """Return a training's plan as that of the whole search, with the release of its score.
-
-    Args:
-        plan: the plan of the training.
-        selection: the search.
-        epsilon: the budget of the search.
-        reached: the epsilon that the search costs.
-    """
-    relative_noise = 1.0
-    accountant_name = "none"
-    if plan.sigma:
-        relative_noise = selection.score / plan.sigma
-        accountant_name = "rdp"
-    score = Release(
-        SCORE,
-        1.0,
-        1,
-        relative_noise,
-        main=False,
-    )
-    return replace(
-        plan,
-        epsilon_target=epsilon,
-        epsilon_reached=reached,
-        accountant=accountant_name,
-        releases=(*plan.releases, score),
-        selection=selection,
     )

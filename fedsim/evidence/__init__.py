@@ -1,1 +1,1 @@
-"""What a privacy claim rests on: checks, audits, and epsilons recomputed from rows."""
+"""What a privacy claim rests on: checks, audits, and every ε computed again from results."""

@@ -40,7 +40,8 @@ def forked(function: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def in_forks(
-    function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]
+    function: Callable[..., Result],
+    arguments: Iterable[tuple[Any, ...]],
 ) -> Generator[Result, None, None]:
     """Yield the function's result for each of ``arguments``, in order, each from its own fork.
 
@@ -116,7 +117,11 @@ def _pickled_error(error: Exception) -> bytes:
     return pickle.dumps((None, ProcessEnded(said(error))))
 
 
-def alone(function: Callable[..., Result], module: str, *arguments: Any) -> Result:
+def alone(
+    function: Callable[..., Result],
+    module: str,
+    *arguments: Any,
+) -> Result:
     """Return ``function(*arguments)``, computed in a process with one thread, which may fork.
 
     That is this process if it has no other thread. Otherwise it is a new process.

@@ -8,8 +8,8 @@ data cost together, by the composition of all their mechanisms.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import UserError
-from fedsim.evidence.losses import composed_losses
+from fedsim.evidence.audit.bound import composed_losses
 from fedsim.evidence.records import contradictions
 from fedsim.files import unread
 from fedsim.grid.models import Tuning
@@ -31,7 +31,7 @@ from fedsim.plugins.claims import may_leave
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import EXTERNAL, check_installed, lookup
 from fedsim.plugins.untouched import replaced
-from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS
+from fedsim.privacy.accountant import INTEGER_ORDERS
 from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.plan import Claim, PrivacyPlan
 from fedsim.privacy.selection import Curve, composed_by_renyi, converted
@@ -92,20 +92,14 @@ class Proof:
     @property
     def ratio(self) -> float | None:
         """The recorded ε over the recomputed one; None if one of them is missing."""
-        if self.epsilon is None:
+        spent = self.row.epsilon_spent
+        if self.epsilon is None or spent is None:
             return None
-        return _ratio_of(self.row.epsilon_spent, self.epsilon)
-
-
-def _ratio_of(spent: float | None, epsilon: float) -> float | None:
-    """Return ``spent / epsilon``, which is 1 if both are 0 or infinite; None without ``spent``."""
-    if spent is None:
-        return None
-    if spent == epsilon:
-        return 1.0
-    if epsilon:
-        return spent / epsilon
-    return math.inf
+        if spent == self.epsilon:
+            return 1.0  # Both may be 0 or infinite.
+        if self.epsilon == 0:
+            return math.inf
+        return float(spent / self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -118,16 +112,9 @@ class _Comparison:
         rebuilt: whether the code here made a plan.
     """
 
-    faults: tuple[str, ...] = ()
-    doubts: tuple[str, ...] = ()
+    faults: Sequence[str] = ()
+    doubts: Sequence[str] = ()
     rebuilt: bool = False
-
-    def proof(
-        self, row: Row, verdict: Verdict, new_faults: Sequence[str], epsilon: float | None = None
-    ) -> Proof:
-        """Return a proof that names new faults before those of the comparison."""
-        why = "; ".join([*new_faults, *self.faults, *self.doubts])
-        return Proof(row, verdict, why, epsilon, self.rebuilt)
 
 
 def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
@@ -145,34 +132,33 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
     """
     if row.status in ("failed", "unaccounted", "refuted") or not _claims_epsilon(line):
         return Proof(row, "no claim")
-    comparison = _compare_with_algorithm(row, line, trust_plugin=trust_plugin)
+    compared = _compare_with_algorithm(row, line, trust_plugin=trust_plugin)
+    verdict: Verdict = "not proved"
     if line["cell"]["algorithm"] == EXTERNAL:
         # The ε of external samples is as stated by their author.
-        if comparison.doubts:
-            return comparison.proof(row, "not proved", ())
-        return Proof(row, "no claim")
+        if not compared.doubts:
+            verdict = "no claim"
+        return Proof(row, verdict, "; ".join(compared.doubts))
+    epsilon = None
     try:
         plan = _plan_of(line)
-    except ValidationError as error:
-        why = f"its plan cannot be read ({'; '.join(reasons(error))})"
-        return comparison.proof(row, "not proved", [why])
-    try:
         ran = _by_release(row.ran)
         planned = _by_release(plan.mechanisms)
         epsilon = _recompute_row(row, plan)
+        faults = _faults_of_epsilon(Proof(row, verdict, epsilon=epsilon).ratio or 0.0)
+        if not _are_alike(ran, planned):
+            faults.append("what ran is not what was planned")
+        if faults or compared.faults:
+            verdict = "differs"
+        elif not compared.doubts:
+            verdict = "proved"
+    except ValidationError as error:
+        faults = [f"its plan cannot be read ({'; '.join(reasons(error))})"]
     except (ArithmeticError, TypeError, ValueError, MemoryError) as error:
         # No training has such numbers.
-        why = f"dp-accounting cannot compose its mechanisms ({unread(error)})"
-        return comparison.proof(row, "not proved", [why])
-    faults = _faults_of_epsilon(_ratio_of(row.epsilon_spent, epsilon) or 0.0)
-    if not _are_alike(ran, planned):
-        faults.append("what ran is not what was planned")
-    verdict: Verdict = "proved"
-    if comparison.doubts:
-        verdict = "not proved"
-    if faults or comparison.faults:
-        verdict = "differs"
-    return comparison.proof(row, verdict, faults, epsilon)
+        faults = [f"dp-accounting cannot compose its mechanisms ({unread(error)})"]
+    why = "; ".join([*faults, *compared.faults, *compared.doubts])
+    return Proof(row, verdict, why, epsilon, compared.rebuilt)
 
 
 def _faults_of_epsilon(ratio: float) -> list[str]:
@@ -181,7 +167,7 @@ def _faults_of_epsilon(ratio: float) -> list[str]:
         return []
     fault = f"ε is {ratio:.3f} of what its mechanisms spend"
     if ratio > 1:
-        fault += ", a bound that holds and is loose"
+        fault += ": the bound holds, but it is loose"
     return [fault]
 
 
@@ -197,13 +183,12 @@ def _plan_of(line: Line) -> PrivacyPlan:
     return TypeAdapter(PrivacyPlan).validate_json(plain_json(line["plan"]))
 
 
-def _by_release(mechanisms: Sequence[Mechanism]) -> dict[str, list[dict[str, Any]]]:
+def _by_release(mechanisms: Sequence[Mechanism]) -> dict[str, Any]:
     """Return the mechanisms of each release as dictionaries; equal ones are added up."""
-    by_release = {}
-    for name in sorted({mechanism.release for mechanism in mechanisms}):
-        of_release = [mechanism for mechanism in mechanisms if mechanism.release == name]
-        by_release[name] = [asdict(mechanism) for mechanism in merged(of_release)]
-    return by_release
+    groups = defaultdict(list)
+    for mechanism in mechanisms:
+        groups[mechanism.release].append(mechanism)
+    return {name: list(map(vars, merged(group))) for name, group in groups.items()}
 
 
 def _recompute_row(row: Row, plan: PrivacyPlan) -> float:
@@ -214,7 +199,10 @@ def _recompute_row(row: Row, plan: PrivacyPlan) -> float:
 
 
 def proofs_of(
-    rows: Sequence[Row], results: RunResults, *, trust_plugin: bool = False
+    rows: Sequence[Row],
+    results: RunResults,
+    *,
+    trust_plugin: bool = False,
 ) -> list[Proof]:
     """Return the proofs of results of a run, each by the line of its training.
 
@@ -231,7 +219,12 @@ def proofs_of(
     return proofs
 
 
-def _compare_with_algorithm(row: Row, line: Line, *, trust_plugin: bool) -> _Comparison:
+def _compare_with_algorithm(
+    row: Row,
+    line: Line,
+    *,
+    trust_plugin: bool,
+) -> _Comparison:
     """Compare a line with itself, and its plan with the one that its algorithm makes here."""
     cell = line["cell"]
     try:
@@ -239,16 +232,16 @@ def _compare_with_algorithm(row: Row, line: Line, *, trust_plugin: bool) -> _Com
             check_installed(cell["algorithm"], "")
         cls = lookup(cell["algorithm"], "")
     except UserError as error:
-        return _Comparison(doubts=(f"its plan was not rebuilt: {error}",))
-    doubts = tuple(contradictions(line, cls, row.evaluation_source))
+        return _Comparison(doubts=[f"its plan was not rebuilt: {error}"])
+    doubts = list(contradictions(line, cls, row.evaluation_source))
     if cell["algorithm"] == EXTERNAL:
         return _Comparison(doubts=doubts)
     differences, rebuilt = _differences_from_class(cls, line)
     if differences and cell["source"] != source_hash(cls):
         text = "; ".join(differences)
         doubt = f"the code here is not the one that ran, and plans something else: {text}"
-        return _Comparison((), (doubt, *doubts), rebuilt)
-    return _Comparison(tuple(differences), doubts, rebuilt)
+        return _Comparison([], [doubt, *doubts], rebuilt)
+    return _Comparison(differences, doubts, rebuilt)
 
 
 def _differences_from_class(cls: type[Algorithm], line: Line) -> tuple[list[str], bool]:
@@ -261,21 +254,19 @@ def _differences_from_class(cls: type[Algorithm], line: Line) -> tuple[list[str]
     facts = dump([cell["params"], cell["tuning"], line["task"], cell["epsilon"], cell["delta"]])
     try:
         replaced_name = replaced()
-        if replaced_name is None:
-            plan, noise_at = _make_plan(cls, facts)
-        else:
+        make_plan: Callable[..., dict[str, Any]] = _make_plan
+        if replaced_name is not None:
             # A plan that was made before somebody replaced code is not what the class makes now.
-            plan, noise_at = _make_plan.__wrapped__(cls, facts)
-        recorded = line["plan"] and asdict(_plan_of(line))
-        if not recorded:
+            make_plan = _make_plan.__wrapped__
+        rebuilt = make_plan(cls, facts)
+        if not line["plan"]:
             return ["it has no plan, and its algorithm makes one"], True
+        recorded = asdict(_plan_of(line))
         recorded["noise_at"] = (line["ledger"] or {}).get("noise_at")
-        differences = list(_plan_differences(recorded, asdict(plan) | {"noise_at": noise_at}))
+        differences = list(_plan_differences(recorded, rebuilt))
     except (Exception, SystemExit) as error:
         # An algorithm may do anything with parameters that it was not made for.
-        why = "it exits"
-        if isinstance(error, Exception):
-            why = "; ".join(reasons(error))
+        why = "; ".join(reasons(error)) if isinstance(error, Exception) else "it exits"
         return [f"its algorithm makes no plan of its parameters ({why})"], False
     if differences and replaced_name is not None:
         differences.append(f"somebody replaced {replaced_name} in this process")
@@ -283,8 +274,8 @@ def _differences_from_class(cls: type[Algorithm], line: Line) -> tuple[list[str]
 
 
 @lru_cache(maxsize=4096)
-def _make_plan(cls: type[Algorithm], facts: str) -> tuple[PrivacyPlan, str]:
-    """Return the plan that a class makes, and where its noise is added.
+def _make_plan(cls: type[Algorithm], facts: str) -> dict[str, Any]:
+    """Return the fields of the plan that a class makes, and where its noise is added.
 
     Args:
         cls: the class.
@@ -293,7 +284,7 @@ def _make_plan(cls: type[Algorithm], facts: str) -> tuple[PrivacyPlan, str]:
     Raises:
         ValueError: the class makes no plan of these parameters.
     """
-    from fedsim.evaluation.tuning import plans_of
+    from fedsim.evaluation.plans import plans_of
     from fedsim.methods.messages import PublicRows, Task  # late: they import torch
 
     params, tuning_facts, task_facts, epsilon, delta = decode(load(facts))
@@ -305,7 +296,8 @@ def _make_plan(cls: type[Algorithm], facts: str) -> tuple[PrivacyPlan, str]:
             if candidate.plan is None:
                 raise ValueError("epsilon has no meaning for it")
             algorithm = cls(cls.Params.model_validate(candidate.params), task)
-            return candidate.plan, "clients" if algorithm.noise_at_clients() else "sum"
+            noise_at = "clients" if algorithm.noise_at_clients() else "sum"
+            return {**asdict(candidate.plan), "noise_at": noise_at}
     raise ValueError("its parameters are no point of the space that was searched")
 
 
@@ -322,9 +314,7 @@ def _plan_differences(plan: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> It
 def _are_alike(value: Any, other: Any) -> bool:
     """Return whether two values are the same; numbers as nearly as accountants solve them."""
     if isinstance(value, Mapping) and isinstance(other, Mapping):
-        return value.keys() == other.keys() and all(
-            _are_alike(item, other[name]) for name, item in value.items()
-        )
+        return _are_alike(sorted(value.items()), sorted(other.items()))
     if isinstance(value, list | tuple) and isinstance(other, list | tuple):
         return len(value) == len(other) and all(map(_are_alike, value, other))
     if isinstance(value, float) and isinstance(other, float):
@@ -333,7 +323,11 @@ def _are_alike(value: Any, other: Any) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def recomputed(mechanisms: tuple[Mechanism, ...], delta: float, renyi: bool) -> float:
+def recomputed(
+    mechanisms: tuple[Mechanism, ...],
+    delta: float,
+    renyi: bool,
+) -> float:
     """Return dp-accounting's ε of mechanisms that ran.
 
     Args:
@@ -349,12 +343,9 @@ def recomputed(mechanisms: tuple[Mechanism, ...], delta: float, renyi: bool) -> 
         return 0.0
     if any(mechanism.noise_multiplier == 0 for mechanism in costly):
         return math.inf
-    orders = INTEGER_ORDERS
     if renyi:
-        orders = ORDERS
-    rough = float(composed_by_renyi(costly, orders).get_epsilon(delta))
-    if renyi:
-        return rough
+        return float(composed_by_renyi(costly).get_epsilon(delta))
+    rough = float(composed_by_renyi(costly, INTEGER_ORDERS).get_epsilon(delta))
     # Connecting the dots widens the sum's variance by a share of steps * mesh^2.
     steps = sum(mechanism.count for mechanism in costly)
     mesh = min(_FINEST, _MESH * max(rough, 1e-3) / math.sqrt(steps))
@@ -393,9 +384,10 @@ class Proofs(Printed):
         console.print(self._table())
         rows = [proof.row for proof in self.proofs]
         proved = [proof.row for proof in self.proofs if proof.verdict == "proved"]
-        trainings = {
-            proof.row.cell_id: proof.training_id for proof in self.proofs if proof.training_id
-        }
+        trainings = {}
+        for proof in self.proofs:
+            if proof.training_id:
+                trainings[proof.row.cell_id] = proof.training_id
         for text in (*self._summary(), *together(proved, trainings)):
             console.print(text, highlight=False, markup=False)
         for text in large_deltas(rows):
@@ -404,7 +396,7 @@ class Proofs(Printed):
     def _table(self) -> Table:
         """Return the table, with a line for each of the distinct claims."""
         table = Table(
-            title=f"{self.name}: every ε again, by dp-accounting",
+            title=f"{self.name}: every ε, recomputed by dp-accounting",
             title_justify="left",
             show_edge=False,
         )
@@ -413,16 +405,21 @@ class Proofs(Printed):
         claiming = [proof for proof in self.proofs if proof.verdict != "no claim"]
         for (*cells, verdict, why), count in Counter(map(_table_line, claiming)).items():
             texts = map(Text, cells)
-            table.add_row(str(count), *texts, Text(verdict, style=COLOURS[verdict]), Text(why))
+            table.add_row(
+                str(count),
+                *texts,
+                Text(verdict, style=COLOURS[verdict]),
+                Text(why),
+            )
         return table
 
     def _summary(self) -> tuple[str, str]:
         """Return what was proved, and how many plans were rebuilt, in a sentence each."""
         counts = Counter(proof.verdict for proof in self.proofs)
         words = (
-            f"{counts['proved']} of {len(self.proofs)} rows proved: each plan is its "
-            "algorithm's, each ε what dp-accounting computes, "
-            f"at most {MOST_BELOW:.1%} below and {MOST_ABOVE:.0%} above"
+            f"{counts['proved']} of {len(self.proofs)} results proved: each plan is the one that "
+            f"its algorithm makes, and each ε is at most {MOST_BELOW:.1%} below and "
+            f"{MOST_ABOVE:.0%} above the one that dp-accounting computes"
         )
         for verdict, text in _NOT_PROVED.items():
             if counts[verdict]:
@@ -435,15 +432,15 @@ class Proofs(Printed):
 _NOT_PROVED: dict[Verdict, str] = {
     "differs": "differ",
     "not proved": "cannot be proved",
-    "no claim": "claim no ε of this run's",
+    "no claim": "claim no ε of this run",
 }
 """How the summary counts the results that are not proved."""
 _COLUMNS: dict[str, Literal["left", "right"]] = {
-    "rows": "right",
+    "results": "right",
     "method": "left",
     "unit, trust": "left",
     "δ": "right",
-    "ε in the row": "right",
+    "recorded ε": "right",
     "recomputed": "right",
     "ratio": "right",
     "verdict": "left",
@@ -455,16 +452,14 @@ _COLUMNS: dict[str, Literal["left", "right"]] = {
 def _table_line(proof: Proof) -> tuple[str, ...]:
     """Return the texts of a result in the table, without the number of equal results."""
     row = proof.row
-    ratio = "–"
-    if proof.ratio is not None:
-        ratio = f"{proof.ratio:.4f}"
+    ratio = proof.ratio
     return (
         row.label,
         f"{row.unit}, {row.trust}",
         number(row.delta),
         number(row.epsilon_spent, 5) or "–",
         number(proof.epsilon, 5) or "–",
-        ratio,
+        "–" if ratio is None else f"{ratio:.4f}",
         proof.verdict,
         proof.why,
     )
@@ -485,17 +480,16 @@ def together(rows: Sequence[Row], trainings: Mapping[str, str] | None = None) ->
             has a training of its own.
     """
     trainings = trainings or {}
-    groups: dict[tuple[str | None, ...], dict[str, Row]] = {}
-    for row in filter(_may_be_released, rows):
-        clients = None
-        if row.unit == "client":
-            clients = row.partition_hash
-        releases = groups.setdefault((row.dataset_hash, row.unit, clients), {})
-        releases.setdefault(trainings.get(row.cell_id, row.cell_id), row)
-    for releases in groups.values():
-        group = list(releases.values())
-        if len(group) == 1:
+    by_units: defaultdict[tuple[Any, ...], dict[str, Row]] = defaultdict(dict)
+    for row in rows:
+        if _may_be_released(row):
+            clients = row.partition_hash if row.unit == "client" else None
+            releases = by_units[row.dataset_hash, row.unit, clients]
+            releases.setdefault(trainings.get(row.cell_id, row.cell_id), row)
+    for releases in by_units.values():
+        if len(releases) == 1:
             continue
+        group = list(releases.values())
         delta = max(row.delta for row in group)
         epsilon = at_most(_composed_epsilon(group, delta))
         yield (
@@ -506,9 +500,9 @@ def together(rows: Sequence[Row], trainings: Mapping[str, str] | None = None) ->
 
 def _may_be_released(row: Row) -> bool:
     """Return whether a result is a private generator that may leave the simulation."""
-    if row.noise != "secret" or row.status != "ok" or not may_leave(row.claim, row.check):
-        return False
-    return bool(row.generator and row.mechanisms and row.delta)
+    has_costs = row.generator and row.mechanisms and row.delta
+    is_secret = row.noise == "secret" and row.status == "ok"
+    return bool(has_costs and is_secret and may_leave(row.claim, row.check))
 
 
 def _composed_epsilon(rows: Sequence[Row], delta: float) -> float:

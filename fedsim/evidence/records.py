@@ -38,7 +38,11 @@ _IN_THE_ID = (
 """The keys of a cell that :func:`fedsim.grid.cells.training_id_of` reads."""
 
 
-def contradictions(line: Line, cls: type[Algorithm], evaluated_by: str | None) -> Iterator[str]:
+def contradictions(
+    line: Line,
+    cls: type[Algorithm],
+    evaluated_by: str | None,
+) -> Iterator[str]:
     """Yield a sentence for each contradiction in the record of a training.
 
     Args:
@@ -47,24 +51,24 @@ def contradictions(line: Line, cls: type[Algorithm], evaluated_by: str | None) -
         evaluated_by: hash of the code that evaluated the cell; None where nothing did.
     """
     for places in _EQUAL_PLACES:
-        values = {place: _value(line, place) for place in places if _has_part(line, place)}
-        yield from _differing(values)
+        # External samples have neither a plan nor a ledger.
+        known = [place for place in places if line[place.partition(".")[0]] is not None]
+        yield from _differing({place: _value(line, place) for place in known})
     try:
         cell = Cell.model_validate(line["cell"])
     except ValidationError as error:
         yield f"its cell cannot be read ({'; '.join(reasons(error))})"
         return
-    probe_c = cell.evaluation.real_c
     data_set = shown(cell.dataset, cell.evaluation.unseen)
     for name, value, place in (
-        ("cell.evaluation.probe_c", probe_c, "task.probe_c"),
+        ("cell.evaluation.probe_c", cell.evaluation.real_c, "task.probe_c"),
         ("cell.alpha", cell.concentration, "alpha"),
         ("cell.dataset", data_set, "dataset"),
     ):
         yield from _differing({name: value, place: _value(line, place)})
     yield from _group_contradictions(cell, line)
     if (cell.public is None) != (cell.public_hash is None):
-        yield "of cell.public and cell.public_hash one is missing"
+        yield "one of cell.public and cell.public_hash is missing"
     if line["training_id"] not in _ids(cell, cls, evaluated_by):
         yield (
             "its training_id is not the hash of its cell, so one of these is not what it was "
@@ -75,17 +79,20 @@ def contradictions(line: Line, cls: type[Algorithm], evaluated_by: str | None) -
 def _group_contradictions(cell: Cell, line: Line) -> Iterator[str]:
     """Yield a sentence for each value that contradicts whether the unit is a group."""
     column = cell.unit_column
-    if (cell.unit == "group") != (column is not None):
-        yield f"cell.unit is {cell.unit!r} and cell.unit_column {column!r}"
+    groups = line.get("train_groups")
+    for name, value in (("cell.unit_column", column), ("train_groups", groups)):
+        if (cell.unit == "group") != (value is not None):
+            yield f"cell.unit is {cell.unit!r} and {name} {value!r}"
     if column is not None:
         together = cell.partition.together
         yield from _differing({"cell.unit_column": column, "cell.partition.together": together})
-    groups = line.get("train_groups")
-    if (cell.unit == "group") != (groups is not None):
-        yield f"cell.unit is {cell.unit!r} and train_groups {groups!r}"
 
 
-def _ids(cell: Cell, cls: type[Algorithm], evaluated_by: str | None) -> set[str]:
+def _ids(
+    cell: Cell,
+    cls: type[Algorithm],
+    evaluated_by: str | None,
+) -> set[str]:
     """Return the ids that a training of this cell may have.
 
     There are several, because a record names neither the working folder of its bench nor the code
@@ -102,19 +109,11 @@ def _ids(cell: Cell, cls: type[Algorithm], evaluated_by: str | None) -> set[str]
 
 def _differing(values: dict[str, Any]) -> Iterator[str]:
     """Yield a sentence for each value that differs from the first; values are by their places."""
-    # External samples have neither a plan nor a ledger.
-    if not values:
-        return
-    (first, expected), *others = values.items()
-    for place, value in others:
-        if value != expected:
-            yield f"{first} is {expected!r} and {place} {value!r}"
-
-
-def _has_part(line: Line, path: str) -> bool:
-    """Return whether a record has the part in which the path ends, such as its plan."""
-    part, _, _ = path.rpartition(".")
-    return not part or line[part] is not None
+    places = iter(values)
+    first = next(places, "")
+    for place in places:
+        if values[place] != values[first]:
+            yield f"{first} is {values[first]!r} and {place} {values[place]!r}"
 
 
 def _value(line: Line, path: str) -> Any:

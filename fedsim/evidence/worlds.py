@@ -1,20 +1,21 @@
 """Trainings whose clients are watched, or are given the noisy outputs of another training.
 
-Every query that a mechanism answers goes through three methods of
-:class:`fedsim.methods.clients.Clients`: all noise of clients is drawn in ``add_noise``, all Poisson
-samples in ``poisson``, and all random numbers for rows in ``draws``. So whoever watches these
-methods sees every query. Two draws of :class:`fedsim.methods.local_training.LocalTraining` are not
-seen: who takes part in a round, and what a local step draws for its rows. They do not matter,
-because an update is clipped whole, whatever it was computed from.
+Every query that a mechanism answers goes through methods of
+:class:`fedsim.methods.clients.Clients`. All noise of clients is drawn in ``add_noise``, all Poisson
+samples in ``poisson``, and all random numbers for examples in ``drawn`` and ``draws``. So whoever
+watches these methods sees every query. Two draws of
+:class:`fedsim.methods.local_training.LocalTraining` are not seen: who takes part in a round, and
+what a local step draws for its examples. They do not matter, because an update is clipped whole,
+whatever it was computed from.
 
 A second world can be *forced*: its queries are recorded, and in place of its own noisy answers it
 gets those of the first world. Two worlds that differ in one unit then see the same outputs, as in
-the definition of differential privacy, and what still differs between them are the queries.
+the definition of differential privacy. Only the queries still differ between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -24,16 +25,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients, Noised
 from fedsim.methods.messages import Message, Round, Tensors
-from fedsim.privacy.plan import Release
+from fedsim.privacy.plan import Release, Trust
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
-from fedsim.training.state import copied
+from fedsim.training.state import copied, nested
 
 HIDDEN_STREAM = 2**31
 """The number of the stream from which a hidden unit's random numbers are drawn.
 
-It is no client's number, so the other rows get the same random numbers with and without the unit.
+It is no client's number, so the other examples get the same random numbers with the unit and
+without it.
 """
 
 
@@ -50,9 +53,8 @@ class Query:
         release: the mechanism.
         step: the number that its noise was drawn with.
         members: the clients whose data it is about.
-        sent: sums over the members, before the noise.
-        kept: per-client tensors ``[members, ...]``, before the noise.
-        noised: both, after the noise.
+        plain: the tensors before the noise.
+        noised: the tensors after the noise.
         sampled: whether the hidden unit was in the Poisson sample.
     """
 
@@ -60,17 +62,37 @@ class Query:
     release: Release
     step: int
     members: tuple[int, ...]
-    sent: Tensors
-    kept: Tensors
+    plain: Noised
     noised: Noised
     sampled: bool
 
-    def shapes(self) -> dict[tuple[str, str], torch.Size]:
-        """Return shapes by ``(sent or kept, name)``; of a kept tensor that of one client."""
-        shapes = {("sent", name): value.shape for name, value in self.sent.items()}
-        for name, value in self.kept.items():
-            shapes["kept", name] = value.shape[1:]
-        return shapes
+    def shapes(self) -> set[tuple[str, torch.Size]]:
+        """Return name and shape of every sum, and of one client's part of every kept tensor."""
+        sent = {(f"sent.{name}", value.shape) for name, value in self.plain.sent.items()}
+        kept = {(f"kept.{name}", value.shape[1:]) for name, value in self.plain.kept.items()}
+        return sent | kept
+
+    def is_same_step_as(self, other: Query) -> bool:
+        """Return whether another query is of the same round, step and mechanism."""
+        same_step = self.round == other.round and self.step == other.step
+        return same_step and self.release == other.release
+
+
+def noised_by_clients(tensors: Noised, trust: Trust) -> Tensors:
+    """Return the tensors of a query that get noise from clients.
+
+    These are the kept tensors. Under ``trust: silo`` they are the sums, too.
+    """
+    kept = nested("kept", tensors.kept)
+    if trust == "silo":
+        return kept | nested("sent", tensors.sent)
+    return kept
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """Return all numbers of the tensors one after another, in float64."""
+    parts = [value.detach().double().flatten() for value in tensors]
+    return torch.cat([torch.zeros(0).double(), *parts])
 
 
 @dataclass(frozen=True)
@@ -109,13 +131,13 @@ class Tape:
 
 @dataclass(frozen=True)
 class Hidden:
-    """A row or a group of rows of a client that the other world lacks.
+    """An example or a group of examples of a client that the other world lacks.
 
     Attributes:
         client: the number of its client.
-        sampled: ``chance`` samples it as every unit; ``every`` and ``first`` put it into every
-            Poisson sample, or into the first one only. With ``alone`` every sample is all rows of
-            its client and of no other, in both worlds.
+        sampled: which Poisson samples have it. ``chance`` samples it as every unit; ``every`` and
+            ``first`` put it into every sample, or into the first one only. With ``alone`` every
+            sample is all examples of its client and of no other, in both worlds.
         position: where it stands among its client's units: 0 is first, 1 is last.
         present: whether this world has it.
     """
@@ -156,13 +178,13 @@ class Hidden:
 
 @dataclass(frozen=True)
 class RowBlock:
-    """The last rows of a client, which no Poisson sample holds after the first ``steps``.
+    """The last examples of a client, which no Poisson sample holds after the first ``steps``.
 
-    Later queries must not depend on these rows.
+    Later queries must not depend on these examples.
 
     Attributes:
         client: the number of the client.
-        start: the number of the first row of the block.
+        start: the number of the first example of the block.
         steps: the number of samples that may hold the block.
     """
 
@@ -177,19 +199,20 @@ class WatchedClients(Clients):
 
     Attributes:
         tape: what they did.
-        hidden: the unit, or the block of rows, in which two worlds differ.
+        hidden: the unit, or the block of examples, in which two worlds differ.
         script: the tape of another world, whose noisy outputs they are given; None for their own.
-        hidden_places: by client, where the rows of the hidden unit stand in the batch that is being
-            made.
     """
 
     tape: Tape = field(default_factory=Tape)
     hidden: Hidden | RowBlock | None = None
     script: Tape | None = None
-    hidden_places: dict[int, Tensor] = field(default_factory=dict)
 
     def add_noise(
-        self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None
+        self,
+        release: Release,
+        round_: int,
+        sent: Tensors,
+        kept: Tensors | None = None,
     ) -> Noised:
         """Add noise, record the query, and return the noisy tensors.
 
@@ -198,158 +221,174 @@ class WatchedClients(Clients):
         Raises:
             Divergence: the script has no such query.
         """
-        sent_before = copied(sent)
-        kept_before = copied(kept or {})
+        plain = Noised(copied(sent), copied(kept or {}))
         noised = super().add_noise(release, round_, sent, kept)
+        tape = self.tape
+        # A round without a sample is about all units.
+        in_sample = [sample.hidden for sample in tape.samples if sample.round == tape.round]
         query = Query(
-            self.tape.round,
+            tape.round,
             release,
             round_,
             self.members,
-            sent_before,
-            kept_before,
-            replace(noised, sent=copied(noised.sent), kept=copied(noised.kept)),
-            release.sample_rate == 1 or self._last_sample_has_hidden(),
+            plain,
+            Noised(copied(noised.sent), copied(noised.kept)),
+            release.sample_rate == 1 or all(in_sample[-1:]),
         )
-        self.tape.queries.append(query)
+        tape.queries.append(query)
         if self.script is None:
             return noised
         return self._outputs_of_script(self.script, query, noised)
 
-    def _last_sample_has_hidden(self) -> bool:
-        """Return whether the last sample of this round has the hidden unit; True without any."""
-        for sample in reversed(self.tape.samples):
-            if sample.round == self.tape.round:
-                return sample.hidden
-        return True
-
-    def _outputs_of_script(self, script: Tape, query: Query, noised: Noised) -> Noised:
+    def _outputs_of_script(
+        self,
+        script: Tape,
+        query: Query,
+        noised: Noised,
+    ) -> Noised:
         """Return the noisy outputs of the script for a query, as far as clients noise them."""
         number = len(self.tape.queries) - 1
-        if number >= len(script.queries) or not _ask_the_same(script.queries[number], query):
+        if number >= len(script.queries) or not script.queries[number].is_same_step_as(query):
             raise Divergence(
-                f"round {query.round} asks for noise on '{query.release.name}' only in the "
-                "one of two neighbouring data sets"
+                f"round {query.round} asks for noise on '{query.release.name}' in only one of "
+                "the two data sets"
             )
         first = script.queries[number]
-        differing = _differing_shape(query, first)
+        differing = query.shapes() - first.shapes()
+        # A client that is missing may have been the only one to send a tensor of that name.
+        if query.members == first.members:
+            differing = query.shapes() ^ first.shapes()
         if differing:
+            path, _ = min(differing)
+            _, _, name = path.partition(".")
             raise Divergence(
-                f"round {query.round}: name or shape of '{differing}' in what is to be "
-                "noised depends on the data"
+                f"round {query.round}: the name or the shape of '{name}', which gets noise, "
+                "depends on the data"
             )
+        sent = noised.sent
         if self.plan is not None and self.plan.trust == "silo":
             sent = copied(first.noised.sent)
-        else:
-            sent = noised.sent
         positions = torch.tensor([first.members.index(client) for client in self.members])
-        kept = {name: first.noised.kept[name][positions] for name in query.kept}
-        return replace(noised, sent=sent, kept=kept)
+        kept = {name: first.noised.kept[name][positions] for name in query.plain.kept}
+        return Noised(sent, kept)
 
-    def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
+    def poisson(
+        self,
+        round_: int,
+        rate: float,
+        client_rate: float = 1.0,
+    ) -> list[Tensor]:
         """Return each member's Poisson sample, with the hidden unit in or out as it should be.
 
         The samples of the other units do not depend on the hidden one.
         """
         rows = super().poisson(round_, rate, client_rate)
         has_hidden = True
-        if isinstance(self.hidden, RowBlock):
-            has_hidden = len(self.tape.samples) < self.hidden.steps
+        hidden = self.hidden
+        if isinstance(hidden, RowBlock):
+            has_hidden = len(self.tape.samples) < hidden.steps
+            position = self.members.index(hidden.client)
             if not has_hidden:
-                position = self.members.index(self.hidden.client)
-                rows[position] = rows[position][rows[position] < self.hidden.start]
-        elif self.hidden is not None:
+                rows[position] = rows[position][rows[position] < hidden.start]
+        elif hidden is not None:
             for position, client in enumerate(self.members):
-                if client == self.hidden.client:
-                    units = self._units_with_hidden(self.hidden, position, rows[position])
-                    rows[position] = self.rows_of(position, units)
-                    number = self.hidden.index(self.units(position) - 1)
-                    has_hidden = not self.hidden.present or number in units
-                elif self.hidden.sampled == "alone":
+                if client == hidden.client:
+                    rows[position] = self._sample_with_hidden(
+                        hidden,
+                        position,
+                        rows[position],
+                    )
+                    of_hidden = self._hidden_rows(position, self.units(position))
+                    has_hidden = bool(torch.isin(of_hidden, rows[position]).all())
+                elif hidden.sampled == "alone":
                     rows[position] = rows[position][:0]
         self.tape.samples.append(Sample(self.tape.round, round_, rate, has_hidden))
         return rows
 
-    def _units_with_hidden(self, hidden: Hidden, position: int, rows: Tensor) -> Tensor:
-        """Return the sampled units of the hidden unit's client, of which ``rows`` were drawn."""
+    def _sample_with_hidden(
+        self,
+        hidden: Hidden,
+        position: int,
+        rows: Tensor,
+    ) -> Tensor:
+        """Return the examples sampled of the hidden unit's client, of which ``rows`` were drawn."""
         units = rows
         if self.groups is not None:
             units = torch.unique_consecutive(self.groups[position][rows])
-        return hidden.within(units, self.units(position), not self.tape.samples)
+        units = hidden.within(
+            units,
+            self.units(position),
+            not self.tape.samples,
+        )
+        return self.rows_of(position, units)
 
     def drawn(
-        self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        rows: Sequence[Tensor],
+        round_: int,
+        shapes: Mapping[str, tuple[int, ...]],
     ) -> list[Tensors]:
-        """Return the random numbers of a batch; its rows of the hidden unit get their own."""
-        for position, (client, numbers) in enumerate(zip(self.members, rows, strict=True)):
-            if self._hides(client):
-                hidden_rows = self._hidden_rows(position, self.units(position))
-                self.hidden_places[client] = torch.isin(numbers, hidden_rows).nonzero()[:, 0]
-        draws = super().drawn(rows, round_, shapes)
-        self.hidden_places.clear()
+        """Return the random numbers of a batch; its examples of the hidden unit get their own."""
+        draws = []
+        for position, numbers in enumerate(rows):
+            hidden = self._hidden_rows(position, self.units(position))
+            is_hidden = torch.isin(numbers, hidden)
+            draws.append(self._draws_beside(self.members[position], is_hidden, round_, shapes))
         return draws
 
     def draws(
-        self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        client: int,
+        rows: int,
+        round_: int,
+        shapes: Mapping[str, tuple[int, ...]],
     ) -> Tensors:
-        """Return standard normal draws ``[rows, ...]`` by name for the batch of one member.
-
-        Those of the hidden unit come from a stream of their own and do not move the others'.
-        """
-        if not rows or not self._hides(client):
-            return super().draws(client, rows, round_, shapes)
-        places = self.hidden_places.get(client)
-        if places is None:
-            places = self._places_without_batch(client, rows)
-        hidden = torch.zeros(rows, dtype=torch.bool)
-        hidden[places] = True
-        if not hidden.any():
-            return super().draws(client, rows, round_, shapes)
-        others = super().draws(client, int((~hidden).sum()), round_, shapes)
-        of_hidden = super().draws(HIDDEN_STREAM, int(hidden.sum()), round_, shapes)
-        draws = {name: torch.empty(rows, *shape) for name, shape in shapes.items()}
-        for name, values in draws.items():
-            values[~hidden] = others[name]
-            values[hidden] = of_hidden[name]
-        return draws
-
-    def _places_without_batch(self, client: int, rows: int) -> Tensor:
-        """Return the hidden unit's rows; an algorithm that made no batch means all rows."""
+        """Return standard normal draws ``[rows, ...]`` by name, for all examples of one member."""
         position = self.members.index(client)
         units = rows
         if self.groups is not None:
             units = self.units(position)
-        return self._hidden_rows(position, units)
+        is_hidden = torch.isin(torch.arange(rows), self._hidden_rows(position, units))
+        return self._draws_beside(client, is_hidden, round_, shapes)
 
-    def _hides(self, client: int) -> bool:
-        """Return whether a client has the hidden unit in this world."""
-        hidden = self.hidden
-        return isinstance(hidden, Hidden) and hidden.present and client == hidden.client
+    def _draws_beside(
+        self,
+        client: int,
+        is_hidden: Tensor,
+        round_: int,
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> Tensors:
+        """Return standard normal draws ``[n, ...]`` by name for examples of one member.
+
+        Those of the hidden unit come from a stream of their own and do not move the others'.
+
+        Args:
+            client: the number of the member.
+            is_hidden: whether each example is the hidden unit's, ``[n]``.
+            round_: the number of the step.
+            shapes: by name, the shape of one example's draws.
+        """
+        count = int(is_hidden.sum())
+        others = super().draws(client, len(is_hidden) - count, round_, shapes)
+        if not count:
+            return others
+        of_hidden = super().draws(HIDDEN_STREAM, count, round_, shapes)
+        # Where each example is found if those of the hidden unit are put behind the others.
+        places = is_hidden.to(torch.uint8).argsort(stable=True).argsort()
+        return {name: torch.cat([others[name], of_hidden[name]])[places] for name in shapes}
 
     def _hidden_rows(self, position: int, units: int) -> Tensor:
-        """Return the hidden unit's rows among those of its client, who has ``units`` units."""
-        assert isinstance(self.hidden, Hidden)
-        return self.rows_of(position, torch.tensor([self.hidden.index(units - 1)]))
+        """Return the hidden unit's examples among those of a member; none if it has no such unit.
 
-
-def _ask_the_same(query: Query, other: Query) -> bool:
-    """Return whether two queries are of the same round, mechanism and step."""
-    same_round = query.round == other.round and query.step == other.step
-    return same_round and query.release == other.release
-
-
-def _differing_shape(query: Query, first: Query) -> str | None:
-    """Return the name of a tensor that is missing, or has another shape, in one of two queries."""
-    shapes = query.shapes()
-    first_shapes = first.shapes()
-    compared = shapes
-    # A client that is missing may have been the only one to send a tensor of that name.
-    if query.members == first.members:
-        compared = shapes | first_shapes
-    for key in compared:
-        if shapes.get(key) != first_shapes.get(key):
-            return key[1]
-    return None
+        Args:
+            position: the position of the member.
+            units: the number of its units.
+        """
+        hidden = self.hidden
+        client = self.members[position]
+        if isinstance(hidden, Hidden) and hidden.present and hidden.client == client:
+            return self.rows_of(position, torch.tensor([hidden.index(units - 1)]))
+        return torch.zeros(0, dtype=torch.long)
 
 
 class WatchedPool(LocalPool):
@@ -360,6 +399,7 @@ class WatchedPool(LocalPool):
         order: the order in which they compute; None for that of their numbers.
         script: tapes of another world, whose messages the server is given in place of these
             cohorts' messages.
+        tried: an algorithm whose contract is tested after each round; None for no test.
     """
 
     def __init__(
@@ -367,9 +407,10 @@ class WatchedPool(LocalPool):
         cohorts: Sequence[Cohort],
         order: Sequence[int] | None = None,
         script: Sequence[Tape] | None = None,
+        tried: Algorithm | None = None,
     ) -> None:
-        super().__init__(cohorts)
-        self.order = range(len(cohorts)) if order is None else order
+        super().__init__(cohorts, tried)
+        self.order = order or range(len(cohorts))
         self.script = script
 
     @property
@@ -379,16 +420,15 @@ class WatchedPool(LocalPool):
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         """Run one round of all cohorts and return their messages, or those of the script."""
-        messages: dict[int, Message] = {}
         for number in self.order:
-            cohort = self.cohorts[number]
-            tape = tape_of(cohort)
+            tape = self.tapes[number]
             tape.round = round_.number
-            messages[number] = cohort.round(round_, broadcast)
-            tape.messages[round_.number] = _copy_of(messages[number])
-        if self.script is None:
-            return [messages[number] for number in range(len(self.cohorts))]
-        return [_copy_of(tape.messages[round_.number]) for tape in self.script]
+            message = self.cohorts[number].round(round_, broadcast)
+            tape.messages[round_.number] = _copy_of(message)
+        if self.tried is not None:
+            self.tried.check_contract(round_, broadcast)
+        tapes = self.script or self.tapes
+        return [_copy_of(tape.messages[round_.number]) for tape in tapes]
 
 
 def watched(
@@ -402,12 +442,17 @@ def watched(
 
     Args:
         spec: the cohort.
-        x: the rows of the data set.
+        x: the examples of the data set.
         y: their labels.
-        hidden: the unit, or the block of rows, in which two worlds differ.
+        hidden: the unit, or the block of examples, in which two worlds differ.
         script: the tape of another world, whose noisy outputs the clients are given.
     """
-    return Cohort(spec, x, y, clients=partial(WatchedClients, hidden=hidden, script=script))
+    return Cohort(
+        spec,
+        x,
+        y,
+        clients=partial(WatchedClients, hidden=hidden, script=script),
+    )
 
 
 def tape_of(cohort: Cohort) -> Tape:

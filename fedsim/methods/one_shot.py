@@ -60,9 +60,12 @@ class Rows:
     @classmethod
     def of(cls, clients: Clients) -> Rows:
         """Return all examples of all members, in client order."""
-        sizes = torch.tensor([len(x) for x in clients.x])
-        owner = torch.repeat_interleave(torch.tensor(clients.members), sizes)
-        return cls(clients.pooled.x, clients.pooled.y, to_device(owner, clients.device))
+        owner = torch.tensor(clients.members)[clients.layout.positions]
+        return cls(
+            clients.pooled.x,
+            clients.pooled.y,
+            to_device(owner, clients.device),
+        )
 
     def by_label(
         self,
@@ -268,7 +271,10 @@ class OneShot(Algorithm):
         """Return the server before the first round, with the public subspace if there is one."""
         server = super().initial_server(seeds)
         if self.projects and self.task.public is not None:
-            server.tensors |= PublicSubspace.of(self.task.public, self.params.project)
+            server.tensors |= PublicSubspace.of(
+                self.task.public,
+                self.params.project,
+            )
         return server
 
     def public_rows(self, server: Server) -> Tensor:
@@ -367,7 +373,10 @@ class OneShot(Algorithm):
     def phases(self) -> tuple[Phase, ...]:
         """Return one phase per statistic; a report draws the last, if it has several rounds."""
         *first, last = self.statistics()
-        return (*map(self.phase, first), self.phase(last, main=True))
+        return (
+            *map(self.phase, first),
+            self.phase(last, main=True),
+        )
 
 
 def _check_products(statistic: Statistic, crowd: Crowd, broadcast: Tensors) -> None:
@@ -375,14 +384,27 @@ def _check_products(statistic: Statistic, crowd: Crowd, broadcast: Tensors) -> N
 
     def products(part: slice) -> Mapping[str, OuterProduct]:
         y = crowd.y[part]
-        return statistic.products(Rows(crowd.x[part], y, torch.zeros_like(y)), broadcast)
+        return statistic.products(
+            Rows(crowd.x[part], y, torch.zeros_like(y)),
+            broadcast,
+        )
 
     together = products(slice(None))
     for part in crowd.parts:
         for name, product in products(part).items():
             words = f"'{name}' of '{statistic.name}'"
-            crowd.check_same(words, part, product.left, together[name].left)
-            crowd.check_same(words, part, product.right, together[name].right)
+            crowd.check_same(
+                words,
+                part,
+                product.left,
+                together[name].left,
+            )
+            crowd.check_same(
+                words,
+                part,
+                product.right,
+                together[name].right,
+            )
 
 
 def overall_mean(share: float) -> Statistic:
@@ -419,8 +441,11 @@ BASIS_NAME = "public.basis"
 class PublicSubspace:
     """Projection to a subspace that is computed from public examples.
 
-    The projection is ``y = B^T (x - mean)``, clipped to norm 1. The way back is ``x = mean + B y``.
-    B ``[d, k]`` is orthonormal.
+    For an orthonormal B ``[d, k]``, the projection and the way back are
+
+        y = B^T (x - mean)    and    x = mean + B y,
+
+    where y is clipped to norm 1.
 
     Mean and directions depend on public examples alone, so they cost no epsilon. With fewer
     directions a release needs less noise in total. The part of a private example outside the

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings, unit_norm
-from fedsim.data.split import lacking
-from fedsim.errors import UserError, nearest
+from fedsim.errors import UserError
 from fedsim.partition.schemes import (
     OWNERS,
     Columns,
@@ -25,6 +23,7 @@ from fedsim.partition.schemes import (
     PartitionSpec,
     RowNumbers,
     check,
+    complete_column,
 )
 from fedsim.seeds import Purpose, Seeds
 
@@ -73,9 +72,22 @@ def check_partition(
     Raises:
         UserError: no partition of these data can be like that.
     """
-    labels, part_columns, _ = divisible_parts(y, columns, spec)
+    _checked_division(y, spec, clients, columns)
+
+
+def _checked_division(
+    y: Integers,
+    spec: PartitionSpec,
+    clients: int,
+    columns: Columns,
+    alpha: float = 1.0,
+) -> tuple[Division, Integers]:
+    """Return what a scheme divides, checked, and the number of each example's part ``[n]``."""
+    labels, part_columns, part = divisible_parts(y, columns, spec)
     _check_min_size(len(labels), clients, spec)
-    check(Division(labels, part_columns, clients, spec))
+    division = Division(labels, part_columns, clients, spec, alpha)
+    check(division)
+    return division, part
 
 
 def _check_min_size(parts: int, clients: int, spec: PartitionSpec) -> None:
@@ -83,9 +95,8 @@ def _check_min_size(parts: int, clients: int, spec: PartitionSpec) -> None:
     needed = clients * spec.min_size
     if needed <= parts:
         return
-    if spec.together is None:
-        things = "rows"
-    else:
+    things = "rows"
+    if spec.together is not None:
         things = f"values of {spec.together}"
     problem = (
         f"{clients} clients × {spec.min_size} (partition.min_size) = {needed} {things}, "
@@ -118,16 +129,17 @@ def make_partition(
     Raises:
         UserError: the data cannot be divided like that.
     """
-    check_partition(y, spec=spec, clients=clients, columns=columns)
+    division, part = _checked_division(y, spec, clients, columns, alpha)
     rng = Seeds(seed).numpy(Purpose.PARTITION)
-    labels, part_columns, part = divisible_parts(y, columns, spec)
-    division = Division(labels, part_columns, clients, spec, alpha)
     owner = OWNERS[spec.scheme](division, rng)[part]
     order = np.lexsort((part, owner))
     sizes = np.bincount(owner, minlength=clients)
     rows = tuple(np.split(order, np.cumsum(sizes)[:-1]))
     classes = int(y.max()) + 1
-    label_counts = np.bincount(owner * classes + y, minlength=clients * classes)
+    label_counts = np.bincount(
+        owner * classes + y,
+        minlength=clients * classes,
+    )
     digest = hashlib.sha256(f"{len(y)} {sizes.tolist()}".encode())
     digest.update(order.tobytes())
     groups = None
@@ -168,7 +180,7 @@ def divisible_parts(
     """
     if spec.together is None:
         return y, columns, np.arange(len(y))
-    groups = _complete_column(columns, spec.together)
+    groups = complete_column(columns, spec.together, TOGETHER_KEY)
     _, first, part = np.unique(groups, return_index=True, return_inverse=True)
     counts = np.zeros((len(first), int(y.max()) + 1), np.int64)
     np.add.at(counts, (part, y), 1)
@@ -199,7 +211,9 @@ def check_split(column: str, train: Columns, test: Columns) -> None:
     Raises:
         UserError: the column is missing or incomplete, or a group is on both sides.
     """
-    both = np.intersect1d(_complete_column(train, column), _complete_column(test, column))
+    trained = complete_column(train, column, TOGETHER_KEY)
+    tested = complete_column(test, column, TOGETHER_KEY)
+    both = np.intersect1d(trained, tested)
     if len(both):
         raise UserError(
             TOGETHER_KEY,
@@ -208,30 +222,16 @@ def check_split(column: str, train: Columns, test: Columns) -> None:
         )
 
 
-def _complete_column(columns: Columns, name: str) -> NDArray[Any]:
-    """Return the values of a column; refuse one that is missing or that lacks values."""
-    if name not in columns:
-        raise UserError(
-            TOGETHER_KEY,
-            f"the data set has no column '{name}'",
-            nearest(name, columns),
-        )
-    values = columns[name]
-    missing = int(np.count_nonzero(lacking(values)))
-    if missing:
-        raise UserError(
-            TOGETHER_KEY,
-            f"{missing} rows have no value of '{name}'",
-            "give every row one; a row that stands alone a value of its own",
-        )
-    return values
-
-
 _SHIFT_RANK = 8
 """The rank of a feature shift's linear map: small enough to be fast in any dimension."""
 
 
-def shift_of(client: int, dim: int, strength: float, seed: int) -> tuple[NDArray[np.float32], ...]:
+def shift_of(
+    client: int,
+    dim: int,
+    strength: float,
+    seed: int,
+) -> tuple[NDArray[np.float32], ...]:
     """Return a client's affine map ``x -> gain * x + (x left) right^T + offset``.
 
     Gains are log-normal, ``exp(strength * N(0, 1))``, like those of instruments that were
@@ -281,7 +281,12 @@ def apply_shift(
     return unit_norm(shifted.astype(np.float32, copy=False))
 
 
-def as_seen(data: Embeddings, partition: Partition, spec: PartitionSpec, seed: int) -> Embeddings:
+def as_seen(
+    data: Embeddings,
+    partition: Partition,
+    spec: PartitionSpec,
+    seed: int,
+) -> Embeddings:
     """Return the data set with every training example as its client sees it.
 
     Test examples stand for all clients alike: client ``i mod clients`` sees example i. Without
@@ -295,7 +300,12 @@ def as_seen(data: Embeddings, partition: Partition, spec: PartitionSpec, seed: i
     for client, rows in enumerate(partition.rows):
         tested = slice(client, None, clients)
         for x, seen in ((x_train, rows), (x_test, tested)):
-            x[seen] = apply_shift(x[seen], client, strength=spec.strength, seed=seed)
+            x[seen] = apply_shift(
+                x[seen],
+                client,
+                strength=spec.strength,
+                seed=seed,
+            )
     return replace(data, x_train=x_train, x_test=x_test)
 
 
@@ -314,7 +324,11 @@ class OwnRows:
     words: str
 
 
-def own_rows(data: Embeddings, partition: Partition, spec: PartitionSpec) -> OwnRows:
+def own_rows(
+    data: Embeddings,
+    partition: Partition,
+    spec: PartitionSpec,
+) -> OwnRows:
     """Return the test examples that count as each client's own.
 
     Under a scheme with sites they are the test examples of the client's site, under feature shift
@@ -335,11 +349,19 @@ def own_rows(data: Embeddings, partition: Partition, spec: PartitionSpec) -> Own
     all_rows = np.arange(len(data.y_test))
     if spec.shifts:
         rows = tuple(all_rows[client::clients] for client in range(clients))
-        return OwnRows(names, rows, f"every {clients}th test row, as the client sees it")
+        return OwnRows(
+            names,
+            rows,
+            f"every {clients}th test row, as the client sees it",
+        )
     return OwnRows(names, (all_rows,) * clients, "all test rows")
 
 
-def site_names(data: Embeddings, partition: Partition, spec: PartitionSpec) -> tuple[str, ...]:
+def site_names(
+    data: Embeddings,
+    partition: Partition,
+    spec: PartitionSpec,
+) -> tuple[str, ...]:
     """Return the name of every client's site; empty under a scheme without sites.
 
     If a site has several clients, each name ends with the client's number.

@@ -7,7 +7,6 @@ name of the grid's key that has to change.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
@@ -65,9 +64,21 @@ class PartitionSpec(BaseModel):
     min_size: int = Field(default=2, ge=1, strict=True)
     together: str | None = Field(default=None, min_length=1)
     labels: int = Field(default=2, ge=1, strict=True)
-    power: float = Field(default=1.0, ge=0, le=10, allow_inf_nan=False, strict=True)
+    power: float = Field(
+        default=1.0,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        strict=True,
+    )
     column: str | None = Field(default=None, min_length=1)
-    strength: float = Field(default=0.5, ge=0, le=10, allow_inf_nan=False, strict=True)
+    strength: float = Field(
+        default=0.5,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        strict=True,
+    )
 
     @model_validator(mode="after")
     def _check_keys_of_scheme(self) -> Self:
@@ -138,7 +149,12 @@ def dirichlet(division: Division, rng: Generator) -> Integers:
     examples from the largest clients.
     """
     counts = division.counts
-    shares = dirichlet_shares(rng, division.alpha, len(counts), division.clients)
+    shares = dirichlet_shares(
+        rng,
+        division.alpha,
+        len(counts),
+        division.clients,
+    )
     edges = np.cumsum(shares, axis=1)
     table = np.empty((division.clients, len(counts)), dtype=np.int64)
     for label, count in enumerate(counts):
@@ -201,11 +217,11 @@ def disjoint(division: Division, rng: Generator) -> Integers:
     """
     counts = division.counts
     holder = np.zeros(len(counts), dtype=np.int64)
-    smallest = [(0, client) for client in range(division.clients)]
+    sizes = np.zeros(division.clients, dtype=np.int64)
     for label in rng.permutation(len(holder)):
-        size, client = smallest[0]
-        holder[label] = client
-        heapq.heapreplace(smallest, (size + int(counts[label]), client))
+        smallest = sizes.argmin()
+        holder[label] = smallest
+        sizes[smallest] += counts[label]
     return holder[division.y]
 
 
@@ -231,12 +247,19 @@ def shards(division: Division, rng: Generator) -> Integers:
         most_free = np.argsort(-free[order], kind="stable")
         chosen = order[most_free][: holders[label]]
         free[chosen] -= 1
-        table[chosen, label] = _even_sizes(int(counts[label]), int(holders[label]))
+        table[chosen, label] = _even_sizes(
+            int(counts[label]),
+            int(holders[label]),
+        )
     _fill_small_clients(table, division.spec.min_size)
     return _owners_from_table(table, division, rng)
 
 
-def _shards_per_class(counts: Integers, clients: int, labels: int) -> Integers:
+def _shards_per_class(
+    counts: Integers,
+    clients: int,
+    labels: int,
+) -> Integers:
     """Return how many clients hold each class, in proportion to its size, int64 ``[C]``.
 
     A class has at least one holder, and at most as many as it has examples or as there are
@@ -244,18 +267,12 @@ def _shards_per_class(counts: Integers, clients: int, labels: int) -> Integers:
     """
     most = np.minimum(counts, clients)
     holders = np.minimum(counts, 1)
-    # The next shard always comes from the class whose shards are the largest.
-    heap = [(-float(count), label) for label, count in enumerate(counts) if most[label] > 1]
-    heapq.heapify(heap)
     further = clients * labels - int(holders.sum())
     for _ in range(further):
-        _, label = heap[0]
-        holders[label] += 1
-        if holders[label] < most[label]:
-            shard_size = float(counts[label] / holders[label])
-            heapq.heapreplace(heap, (-shard_size, label))
-        else:
-            heapq.heappop(heap)
+        # The next shard always comes from the class whose shards are the largest.
+        shard_sizes = counts / np.maximum(holders, 1)
+        largest = np.where(holders < most, shard_sizes, 0.0).argmax()
+        holders[largest] += 1
     return holders
 
 
@@ -267,14 +284,13 @@ def _fill_small_clients(table: Integers, min_size: int) -> None:
     Raises:
         UserError: the holders of its labels cannot spare enough.
     """
-    sizes = table.sum(axis=1)
-    for client in np.flatnonzero(sizes < min_size):
+    for client in np.flatnonzero(table.sum(axis=1) < min_size):
         for label in np.flatnonzero(table[client]):
-            _take_from_holders(table, sizes, int(client), int(label), min_size)
-        if sizes[client] < min_size:
+            _take_from_holders(table, client, label, min_size)
+        size = table[client].sum()
+        if size < min_size:
             problem = (
-                f"scheme 'shards' leaves client {client} with {sizes[client]} rows, fewer "
-                f"than {min_size}"
+                f"scheme 'shards' leaves client {client} with {size} rows, fewer than {min_size}"
             )
             hint = "give a smaller min_size, fewer clients or more labels"
             raise UserError("partition.min_size", problem, hint)
@@ -282,23 +298,20 @@ def _fill_small_clients(table: Integers, min_size: int) -> None:
 
 def _take_from_holders(
     table: Integers,
-    sizes: Integers,
-    client: int,
-    label: int,
+    client: np.int64,
+    label: np.int64,
     min_size: int,
 ) -> None:
-    """Move spare examples of one label to ``client``; updates ``table`` and ``sizes`` in place."""
+    """Move spare examples of one label to ``client``; updates ``table`` in place."""
     counts = table[:, label]
-    allowed = np.minimum(counts - 1, sizes - min_size)
-    spare = np.where(counts > 1, allowed, 0).clip(min=0)
+    allowed = np.minimum(counts - 1, table.sum(axis=1) - min_size)
+    spare = allowed.clip(min=0)
     for donor in np.argsort(-spare, kind="stable"):
-        moved = min(int(spare[donor]), int(min_size - sizes[client]))
+        moved = min(spare[donor], min_size - table[client].sum())
         if moved <= 0:
             return
         counts[donor] -= moved
-        sizes[donor] -= moved
         counts[client] += moved
-        sizes[client] += moved
 
 
 def iid(division: Division, rng: Generator) -> Integers:
@@ -343,7 +356,10 @@ def column_dirichlet(division: Division, rng: Generator) -> Integers:
     value_of = column(division, rng)
     owner = np.empty_like(value_of)
     first_client = 0
-    clients_per_value = _clients_per_value(np.bincount(value_of), division.clients)
+    clients_per_value = _clients_per_value(
+        np.bincount(value_of),
+        division.clients,
+    )
     for value, clients in enumerate(clients_per_value.tolist()):
         members = np.flatnonzero(value_of == value)
         _, labels = np.unique(division.y[members], return_inverse=True)
@@ -375,7 +391,11 @@ OWNERS: dict[str, Owner] = {
 """The function of each scheme, by the name that a grid gives it."""
 
 
-def _owners_from_table(table: Integers, division: Division, rng: Generator) -> Integers:
+def _owners_from_table(
+    table: Integers,
+    division: Division,
+    rng: Generator,
+) -> Integers:
     """Deal random examples so that client k holds ``table[k, c]`` examples of each class c.
 
     Args:
@@ -410,20 +430,18 @@ def _top_up_small_clients(
 
     ``owner`` ``[n]`` is changed in place and returned.
     """
-    sizes = np.bincount(owner, minlength=division.clients).tolist()
-    min_size = division.spec.min_size
-    largest = [(-size, client) for client, size in enumerate(sizes)]
-    heapq.heapify(largest)
+    sizes = np.bincount(owner, minlength=division.clients)
     shuffled: dict[int, list[int]] = {}
-    for client, client_size in enumerate(sizes):
+    for client in np.flatnonzero(sizes < division.spec.min_size):
         # There are enough examples for all and this client has too few, so the largest client
         # holds more than the minimum.
-        for _ in range(min_size - client_size):
-            size, donor = largest[0]
+        while sizes[client] < division.spec.min_size:
+            donor = int(sizes.argmax())
             if donor not in shuffled:
                 shuffled[donor] = rng.permutation(np.flatnonzero(owner == donor)).tolist()
             owner[shuffled[donor].pop()] = client
-            heapq.heapreplace(largest, (size + 1, donor))
+            sizes[donor] -= 1
+            sizes[client] += 1
     return owner
 
 
@@ -457,7 +475,11 @@ def _check_disjoint(division: Division) -> None:
         problem = (
             f"class {rarest} has {counts[rarest]} rows, fewer than {min_size} (partition.min_size)"
         )
-        raise UserError("partition.min_size", problem, f"give at most {counts[rarest]}")
+        raise UserError(
+            "partition.min_size",
+            problem,
+            f"give at most {counts[rarest]}",
+        )
 
 
 def _check_shards(division: Division) -> None:
@@ -494,7 +516,7 @@ def _check_column(division: Division) -> None:
         )
         raise UserError("clients", problem, f"give clients: {len(values)}")
     per_value = _clients_per_value(counts, clients)
-    scarcest = int(np.argmin(counts / per_value))
+    scarcest = np.argmin(counts / per_value)
     count = counts[scarcest]
     holders = per_value[scarcest]
     if count >= holders * min_size:
@@ -505,20 +527,51 @@ def _check_column(division: Division) -> None:
     )
     if holders > 1:
         raise UserError("clients", problem, "give fewer clients")
-    raise UserError("partition.min_size", problem, f"give min_size: {count} or less")
+    raise UserError(
+        "partition.min_size",
+        problem,
+        f"give min_size: {count} or less",
+    )
 
 
-def column_values(columns: Columns, name: str) -> tuple[NDArray[Any], Integers]:
+def column_values(
+    columns: Columns,
+    name: str,
+) -> tuple[NDArray[Any], Integers]:
     """Return a column's values in sorted order, and the number of examples that have each.
 
     Raises:
         UserError: there is no such column, or examples have no value in it.
     """
+    return np.unique(
+        complete_column(columns, name, "partition.column"),
+        return_counts=True,
+    )
+
+
+def complete_column(columns: Columns, name: str, key: str) -> NDArray[Any]:
+    """Return the values of a column that has one for every example, ``[n]``.
+
+    Args:
+        columns: values of each example by column name.
+        name: the column.
+        key: the grid's key that names the column, for the error.
+
+    Raises:
+        UserError: there is no such column, or examples have no value in it.
+    """
     if name not in columns:
-        problem = f"the data set has no column '{name}' with a value for every row"
-        raise UserError("partition.column", problem, nearest(name, columns))
-    missing = int(np.count_nonzero(lacking(columns[name])))
+        raise UserError(
+            key,
+            f"the data set has no column '{name}'",
+            nearest(name, columns),
+        )
+    values = columns[name]
+    missing = int(np.count_nonzero(lacking(values)))
     if missing:
-        problem = f"column '{name}' has no value in {missing} training rows"
-        raise UserError("partition.column", problem, "give every row one")
-    return np.unique(columns[name], return_counts=True)
+        raise UserError(
+            key,
+            f"{missing} rows have no value of '{name}'",
+            "give every row one; give a row that stands alone its own value",
+        )
+    return values

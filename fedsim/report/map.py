@@ -67,7 +67,7 @@ def save_map(results: RunResults, trials: Sequence[Trial], data: Mapping[str, Em
             as_trained(trial, line),
             state,
             embeddings,
-        ).made
+        ).product
         assert not is_classifier(generator)
         title = row.label
         if row.epsilon_target is not None:

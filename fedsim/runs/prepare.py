@@ -14,7 +14,7 @@ import torch
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import PluginError, UserError, at, nearest
 from fedsim.evaluation.evaluators import EVALUATORS
-from fedsim.evaluation.tuning import plans_of
+from fedsim.evaluation.plans import plans_of
 from fedsim.grid.cells import (
     client_views,
     expand,

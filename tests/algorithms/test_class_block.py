@@ -1,4 +1,4 @@
-"""The block generator's law, and the pairs in which it draws its rows."""
+"""The distribution of the block generator, and the pairs in which it draws its rows."""
 
 import pytest
 import torch
@@ -11,109 +11,125 @@ BLOCK = 4
 CLASSES = 3
 
 
-def made_up() -> BlockGenerator:
-    stream = torch.Generator().manual_seed(3)
-    mixing = torch.randn(CLASSES, BLOCK, BLOCK, generator=stream)
-    root = torch.randn(DIM, DIM, generator=stream)
-    tensors = {
-        "centre": torch.randn(DIM, generator=stream),
+def stream(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_covariances(draws: Tensor) -> Tensor:
+    return draws @ draws.mT + torch.eye(draws.shape[-1])
+
+
+def released() -> dict[str, Tensor]:
+    """Made-up tensors of all sites together."""
+    random = stream(3)
+    mixing = torch.randn(CLASSES, BLOCK, BLOCK, generator=random)
+    root = torch.randn(DIM, DIM, generator=random)
+    return {
+        "centre": torch.randn(DIM, generator=random),
         "radius": torch.tensor(0.4),
-        "middle": torch.randn(DIM, generator=stream),
-        "root": root @ root.T + torch.eye(DIM),
-        "directions": torch.linalg.qr(torch.randn(DIM, BLOCK, generator=stream))[0],
-        "prior_means": 2 * torch.randn(CLASSES, BLOCK, generator=stream),
-        "prior_covariances": mixing @ mixing.transpose(1, 2) + torch.eye(BLOCK),
+        "middle": torch.randn(DIM, generator=random),
+        "root": random_covariances(root),
+        "directions": torch.linalg.qr(torch.randn(DIM, BLOCK, generator=random))[0],
+        "prior_means": 2 * torch.randn(CLASSES, BLOCK, generator=random),
+        "prior_covariances": random_covariances(mixing),
     }
-    return BlockGenerator(tensors)
 
 
-def whitened(generator: BlockGenerator, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates of rows in the block ``[n, k]``, and the rest ``[n, d]``."""
-    t = generator.tensors
-    rows = generator.sample(labels, torch.Generator().manual_seed(0)).double()
-    w = torch.linalg.solve(
-        t["root"].double(), ((rows - t["centre"]) / t["radius"] - t["middle"]).T
-    ).T
-    inside = w @ t["directions"].double()
-    return inside, w - inside @ t["directions"].double().T
-
-
-@pytest.mark.parametrize("which", [0, 1], ids=["first of a pair", "second of a pair"])
-def test_each_row_of_a_pair_has_the_law_of_its_class(which: int) -> None:
-    generator = made_up()
-    for label in range(CLASSES):
-        inside, outside = (
-            part[which::2] for part in whitened(generator, torch.full((40_000,), label))
-        )
-        mean = generator.means[label]
-        root = generator.roots[label]
-        assert torch.allclose(inside.mean(0), mean.double(), atol=0.1)
-        assert torch.allclose(torch.cov(inside.T), (root.T @ root).double(), atol=0.25)
-        white = torch.eye(DIM) - generator.tensors["directions"] @ generator.tensors["directions"].T
-        assert torch.allclose(torch.cov(outside.T), white.double(), atol=0.05)
-        assert torch.allclose(
-            torch.cov(torch.cat([inside, outside], 1).T)[:BLOCK, BLOCK:],
-            torch.zeros(BLOCK, DIM).double(),
-            atol=0.1,
-        )
-
-
-def of_two_sites() -> SitesGenerator:
-    """The first site is as all are; the second has a centre, shifts and a covariance of its own."""
-    tensors = made_up().tensors
-    stream = torch.Generator().manual_seed(5)
-    mixing = torch.randn(BLOCK, BLOCK, generator=stream) / 2
-    own = {
+def released_by_sites() -> dict[str, Tensor]:
+    """The first site is as all are; the second has its own centre, shifts and covariance."""
+    tensors = released()
+    random = stream(5)
+    mixing = torch.randn(BLOCK, BLOCK, generator=random) / 2
+    shifts = torch.randn(CLASSES, BLOCK, generator=random)
+    return tensors | {
         "client_centres": torch.stack([tensors["centre"], tensors["centre"] + 1]),
         "client_rows": torch.tensor([300.0, 100.0]),
-        "shifts": torch.stack(
-            [torch.zeros(CLASSES, BLOCK), torch.randn(CLASSES, BLOCK, generator=stream)]
-        ),
-        "site_covariances": torch.stack([torch.eye(BLOCK), mixing @ mixing.T + torch.eye(BLOCK)]),
+        "shifts": torch.stack([torch.zeros_like(shifts), shifts]),
+        "site_covariances": torch.stack([torch.eye(BLOCK), random_covariances(mixing)]),
     }
-    return SitesGenerator(tensors | own)
+
+
+def whitened(
+    generator: BlockGenerator,
+    label: int,
+) -> tuple[Tensor, Tensor]:
+    """Coordinates in the block of 40,000 rows of a label, and the rest, both float64."""
+    t = {name: value.double() for name, value in generator.tensors.items()}
+    rows = generator.sample(torch.full((40_000,), label), stream(0)).double()
+    scaled = (rows - t["centre"]) / t["radius"] - t["middle"]
+    w = torch.linalg.solve(t["root"], scaled.T).T
+    inside = w @ t["directions"]
+    return inside, w - inside @ t["directions"].T
+
+
+def assert_uncorrelated(inside: Tensor, outside: Tensor) -> None:
+    covariance = torch.cov(torch.cat([inside, outside], 1).T)[:BLOCK, BLOCK:]
+    assert covariance.abs().max() < 0.1
+
+
+@pytest.mark.parametrize("label", range(CLASSES))
+@pytest.mark.parametrize("first", [0, 1], ids=["first of a pair", "second of a pair"])
+def test_each_row_of_a_pair_has_the_distribution_of_its_class(
+    first: int,
+    label: int,
+) -> None:
+    generator = BlockGenerator(released())
+    inside, outside = (part[first::2] for part in whitened(generator, label))
+    covariance = generator.roots[label].T @ generator.roots[label]
+    directions = generator.tensors["directions"]
+    beyond = torch.eye(DIM) - directions @ directions.T
+    assert torch.allclose(inside.mean(0), generator.means[label].double(), atol=0.1)
+    assert torch.allclose(torch.cov(inside.T), covariance.double(), atol=0.25)
+    assert torch.allclose(torch.cov(outside.T), beyond.double(), atol=0.05)
+    assert_uncorrelated(inside, outside)
+
+
+def sites_of_shared_rows(labels: Tensor, paired: bool) -> Tensor:
+    """The site about whose centre each row of the shared generator lies, by its distance."""
+    tensors = released_by_sites()
+    of_sites = SitesGenerator(tensors, paired).sample(
+        labels,
+        stream(0),
+    )
+    about_zero = BlockGenerator(tensors, paired).sample(
+        labels,
+        stream(0),
+    )
+    site = (of_sites - about_zero).mean(1).round()
+    assert torch.allclose(of_sites, about_zero + site[:, None], atol=1e-4)
+    return site
 
 
 @pytest.mark.parametrize("paired", [True, False])
-def test_the_shared_rows_are_about_every_site_s_centre_as_often_as_it_has_rows(
-    paired: bool,
-) -> None:
-    tensors = of_two_sites().tensors
+def test_shared_rows_are_about_sites_in_proportion_to_their_rows(paired: bool) -> None:
     labels = torch.arange(CLASSES).repeat_interleave(16)
-    labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
-    mixed, plain = (
-        each(tensors, paired).sample(labels, torch.Generator().manual_seed(0))
-        for each in (SitesGenerator, BlockGenerator)
-    )
-    second = (mixed - plain).mean(1).round().long()
-    assert torch.allclose(mixed, plain + second[:, None].float(), atol=1e-4)
+    labels = labels[torch.randperm(len(labels), generator=stream(1))]
+    site = sites_of_shared_rows(labels, paired)
     for label in range(CLASSES):
-        own = second[labels == label]
-        assert own.sum() == 4
-        # rows of a pair are about one centre
-        assert not paired or torch.equal(own[::2], own[1::2])
+        assert site[labels == label].sum() == 4
 
 
-def test_a_site_s_rows_are_about_its_own_means_and_as_wide_as_it_is() -> None:
-    sites = of_two_sites()
+def test_both_rows_of_a_pair_are_about_one_centre() -> None:
+    site = sites_of_shared_rows(
+        torch.zeros(16, dtype=torch.long),
+        paired=True,
+    )
+    assert torch.equal(site[::2], site[1::2])
+
+
+def test_a_sites_rows_are_about_its_own_means_and_as_wide_as_it_is() -> None:
+    tensors = released_by_sites()
+    own = SitesGenerator(tensors).of_client(1)
     label = 1
-    t = sites.tensors
-    own = sites.of_client(1)
-    inside, outside = (part[::2] for part in whitened(own, torch.full((40_000,), label)))
-    means = t["prior_means"] + t["shifts"][1]
-    assert torch.allclose(
-        inside.mean(0),
-        (means.mean(0) + TUNED.closeness * (means[label] - means.mean(0))).double(),
-        atol=0.1,
-    )
-    drawn = own.roots[label].T @ own.roots[label]
+    inside, outside = (part[::2] for part in whitened(own, label))
+    means = tensors["prior_means"] + tensors["shifts"][1]
+    middle = means.mean(0)
+    mean = middle + TUNED.closeness * (means[label] - middle)
     spread = own.tensors["spread"]
-    assert torch.allclose(spread @ spread, t["site_covariances"][1], atol=1e-4)
-    assert torch.allclose(
-        torch.cov(inside.T), (spread @ drawn @ spread).double(), atol=0.06 * float(drawn.norm())
-    )
-    assert torch.allclose(
-        torch.cov(torch.cat([inside, outside], 1).T)[:BLOCK, BLOCK:],
-        torch.zeros(BLOCK, DIM).double(),
-        atol=0.1,
-    )
+    covariance = own.roots[label].T @ own.roots[label]
+    tolerance = 0.06 * float(covariance.norm())
+    expected = (spread @ covariance @ spread).double()
+    assert torch.allclose(inside.mean(0), mean.double(), atol=0.1)
+    assert torch.allclose(spread @ spread, tensors["site_covariances"][1], atol=1e-4)
+    assert torch.allclose(torch.cov(inside.T), expected, atol=tolerance)
+    assert_uncorrelated(inside, outside)

@@ -1,187 +1,248 @@
-"""FedHypeVAE's own mathematics beyond the parts that tests/models covers: meta-codes, synthesis,
-diagnostics.
-"""
+"""FedHypeVAE's own mathematics beyond the parts that tests/models covers."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from algorithms.fedhypevae import FedHypeVAE
 from algorithms.hyper_cvae import CODE_SCALE, HyperCVAE, fit_meta_codes
 from fedsim.batch import Layout
-from fedsim.methods import Batch, Seeds, Task
+from fedsim.methods import Batch, Seeds, Task, Unit
 from fedsim.models.kernel import kernel
 from fedsim.models.layers import initial_model
 
 DIM = 6
 CLASSES = 3
 CLIENTS = 5
+ROWS = 12
 PARAMS = FedHypeVAE.Params(latent=2, code=2)
 
 
-def hyper_model(spread: float) -> HyperCVAE:
-    """A model whose generator moves by ``spread`` times the code."""
-    model = HyperCVAE(PARAMS, DIM, CLASSES, CLIENTS)
-    stream = torch.Generator().manual_seed(0)
+def fill(
+    model: torch.nn.Module,
+    scale: float,
+    stream: torch.Generator,
+) -> None:
+    """Replaces all parameters by random numbers, so that none is zero."""
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=stream))
-        (layer,) = model.decoder.modulated()
-        for head in (layer.scale, layer.shift):
-            head.weight.copy_(spread * torch.randn(head.weight.shape, generator=stream))
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=stream))
+
+
+@pytest.fixture
+def hyper_model() -> HyperCVAE:
+    """A model whose generator moves with the code."""
+    model = HyperCVAE(PARAMS, DIM, CLASSES, CLIENTS)
+    stream = torch.Generator().manual_seed(0)
+    fill(model, 0.3, stream)
+    (layer,) = model.decoder.modulated()
+    for head in (layer.scale, layer.shift):
+        fill(head, 1.0, stream)
     return model
 
 
-def distance(model: Any, meta: torch.Tensor, codes: torch.Tensor) -> float:
-    """Squared MMD, many samples, between the generators' mixtures at ``meta`` and at ``codes``."""
-    stream = torch.Generator().manual_seed(9)
+def sample_at(
+    model: HyperCVAE,
+    codes: Tensor,
+    stream: torch.Generator,
+) -> Tensor:
+    """1,500 rows of all classes at codes that are drawn uniformly."""
     y = torch.arange(1500) % CLASSES
-
-    def sample(at: torch.Tensor) -> torch.Tensor:
-        picked = at[torch.randint(len(at), (len(y),), generator=stream)]
-        draws = [torch.randn(len(y), 1, size, generator=stream) for size in (PARAMS.latent, DIM)]
-        with torch.no_grad():
-            return model.generate(picked, y, *draws)[:, 0]
-
-    a = sample(meta)
-    b = sample(codes)
-    within = [kernel(torch.cdist(s, s).square()).mean() for s in (a, b)]
-    return float(sum(within) - 2 * kernel(torch.cdist(a, b).square()).mean())
-
-
-def test_the_neutral_code_is_closer_to_the_mixture_of_the_clients_than_theirs_are() -> None:
-    model = hyper_model(1.0)
-    codes = torch.randn(CLIENTS, 2, generator=torch.Generator().manual_seed(1))
-    meta = fit_meta_codes(model, codes, 1, 50, Seeds(0))
-    assert meta.shape == (1, 2)
-    assert distance(model, meta, codes) < min(distance(model, code[None], codes) for code in codes)
-
-
-def test_client_synthesis_from_codes_without_noise_is_no_theorem() -> None:
-    claims = {
-        (noised, synthesis): FedHypeVAE(
-            FedHypeVAE.Params(noised=noised, synthesis=synthesis), Task(DIM, CLASSES, CLIENTS, unit)
-        ).claim()
-        for noised, synthesis, unit in (
-            ("all", "client", "example"),
-            ("shared", "client", "client"),
-            ("shared", "neutral", "client"),
-        )
-    }
-    assert claims == {
-        ("all", "client"): "proved",
-        ("shared", "client"): "heuristic",
-        ("shared", "neutral"): "proved",
-    }
-
-
-def random_model(**params: Any) -> tuple[FedHypeVAE, Any, Batch]:
-    """An algorithm, a model of one client that is nowhere zero, and rows of all classes with their
-    draws.
-    """
-    algorithm = FedHypeVAE(
-        FedHypeVAE.Params(latent=2, code=2, kernel=0, **params), Task(DIM, CLASSES, 1)
+    picked = codes[torch.randint(len(codes), (len(y),), generator=stream)]
+    latent = torch.randn(
+        len(y),
+        1,
+        PARAMS.latent,
+        generator=stream,
     )
-    model: Any = initial_model(algorithm.build, Seeds(0), [0])
-    stream = torch.Generator().manual_seed(0)
+    observation = torch.randn(len(y), 1, DIM, generator=stream)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=stream))
-    x, draws = (torch.randn(12, size, generator=stream) for size in (DIM, 2))
-    return (
+        return model.generate(picked, y, latent, observation)[:, 0]
+
+
+def mean_kernel(a: Tensor, b: Tensor) -> float:
+    return float(kernel(torch.cdist(a, b).square()).mean())
+
+
+def distance(
+    model: HyperCVAE,
+    first: Tensor,
+    second: Tensor,
+) -> float:
+    """The squared MMD between the generators' mixtures at two sets of codes."""
+    stream = torch.Generator().manual_seed(9)
+    a = sample_at(model, first, stream)
+    b = sample_at(model, second, stream)
+    return mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b)
+
+
+def test_the_neutral_code_is_closer_to_all_than_any_clients_code(
+    hyper_model: HyperCVAE,
+) -> None:
+    codes = torch.randn(
+        CLIENTS,
+        2,
+        generator=torch.Generator().manual_seed(1),
+    )
+    meta = fit_meta_codes(hyper_model, codes, 1, 50, Seeds(0))
+    assert meta.shape == (1, 2)
+    of_clients = [distance(hyper_model, code[None], codes) for code in codes]
+    assert distance(hyper_model, meta, codes) < min(of_clients)
+
+
+@pytest.mark.parametrize(
+    ("noised", "synthesis", "unit", "claim"),
+    [
+        ("all", "client", "example", "proved"),
+        ("shared", "client", "client", "heuristic"),
+        ("shared", "neutral", "client", "proved"),
+    ],
+)
+def test_client_synthesis_from_codes_without_noise_is_not_proved(
+    noised: str, synthesis: str, unit: Unit, claim: str
+) -> None:
+    params = FedHypeVAE.Params(noised=noised, synthesis=synthesis)
+    assert FedHypeVAE(params, Task(DIM, CLASSES, CLIENTS, unit)).claim() == claim
+
+
+@dataclass
+class OneClient:
+    """An algorithm with a model of one client that is nowhere zero, and a batch of all classes."""
+
+    algorithm: FedHypeVAE
+    model: Any
+    batch: Batch
+
+    @property
+    def code(self) -> Tensor:
+        """The scaled code of every row's client."""
+        return CODE_SCALE["default"] * self.model.code(self.batch.layout)
+
+    def prior(self) -> tuple[Tensor, Tensor]:
+        """The mean ``[N, k]`` and the root of the precision ``[N, k, k]`` of every row's prior."""
+        with torch.no_grad():
+            return self.model.prior(self.batch.y, self.code)
+
+    def generated(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation ``[N, d]`` of the rows that standard normal ``[N, k]`` become."""
+        observation = torch.stack(
+            [torch.zeros(ROWS, DIM), torch.ones(ROWS, DIM)],
+            1,
+        )
+        twice = latent[:, None].expand(-1, 2, -1)
+        with torch.no_grad():
+            made = self.model.generate(
+                self.code,
+                self.batch.y,
+                twice,
+                observation,
+            )
+        return made[:, 0], made[:, 1] - made[:, 0]
+
+
+def one_client(**params: Any) -> OneClient:
+    usual = FedHypeVAE.Params(
+        latent=2,
+        code=2,
+        kernel=0,
+        **params,
+    )
+    algorithm = FedHypeVAE(usual, Task(DIM, CLASSES, 1))
+    model = initial_model(algorithm.build, Seeds(0), [0])
+    stream = torch.Generator().manual_seed(0)
+    fill(model, 0.5, stream)
+    x = torch.randn(ROWS, DIM, generator=stream)
+    draws = {"posterior": torch.randn(ROWS, 2, generator=stream)}
+    layout = Layout(torch.zeros(ROWS, dtype=torch.long), 1)
+    return OneClient(
         algorithm,
         model,
-        Batch(
-            x,
-            torch.arange(12) % CLASSES,
-            {"posterior": draws},
-            Layout(torch.zeros(12, dtype=torch.long), 1),
-        ),
+        Batch(x, torch.arange(ROWS) % CLASSES, draws, layout),
     )
 
 
-def generated(
-    algorithm: FedHypeVAE, model: Any, batch: Batch, latent: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means ``[N, d]`` and standard deviations ``[N, d]`` of the rows that standard normal
-    ``latent`` ``[N, k]`` are made into.
-    """
-    code = CODE_SCALE[algorithm.params.form] * model.code(batch.layout)
-
-    def made(observation: torch.Tensor) -> torch.Tensor:
-        return model.generate(
-            code, batch.y, latent[:, None], observation.expand(len(latent), 1, DIM)
-        )[:, 0].detach()
-
-    mean = made(torch.zeros(DIM))
-    return mean, made(torch.ones(DIM)) - mean
+def gaussian(
+    mean: Tensor,
+    covariance: Tensor,
+) -> MultivariateNormal:
+    return MultivariateNormal(
+        mean,
+        (covariance + covariance.T) / 2,
+    )
 
 
 @pytest.mark.parametrize("prior", ["diagonal", "full"])
-def test_the_exact_posterior_is_that_of_the_law_by_which_rows_are_generated(prior: str) -> None:
-    algorithm, model, batch = random_model(encoder="posterior", prior=prior)
-    prior_mean, prior_root = (
-        part.detach()
-        for part in model.prior(
-            batch.y, CODE_SCALE[algorithm.params.form] * model.code(batch.layout)
-        )
-    )
-    offset, std = generated(algorithm, model, batch, torch.zeros(12, 2))
-    map_ = torch.stack(
-        [
-            generated(algorithm, model, batch, unit.expand(12, 2))[0] - offset
-            for unit in torch.eye(2)
-        ],
-        2,
-    )
+def test_the_exact_posterior_is_that_of_the_generated_rows(prior: str) -> None:
+    client = one_client(encoder="posterior", prior=prior)
+    prior_mean, prior_root = client.prior()
+    offset, std = client.generated(torch.zeros(ROWS, 2))
+    columns = [client.generated(unit.expand(ROWS, 2))[0] - offset for unit in torch.eye(2)]
+    linear = torch.stack(columns, 2)
     with torch.no_grad():
-        z, divergence = algorithm.encoded(model, batch, (prior_mean, prior_root))
-    for n in range(12):
-        # the joint Gaussian of x and of the standard normal that z is made of
-        gain = map_[n].T @ torch.linalg.inv(map_[n] @ map_[n].T + torch.diag(std[n] ** 2))
+        z, divergence = client.algorithm.encoded(
+            client.model, client.batch, (prior_mean, prior_root)
+        )
+    for n in range(ROWS):
+        # The joint Gaussian of x and of the standard normal that z is made of.
+        marginal = linear[n] @ linear[n].T + torch.diag(std[n] ** 2)
+        gain = linear[n].T @ torch.linalg.inv(marginal)
         deviation = torch.linalg.inv(prior_root[n])
-        mean = prior_mean[n] + deviation @ gain @ (batch.x[n] - offset[n])
-        covariance = deviation @ (torch.eye(2) - gain @ map_[n]) @ deviation.T
-        own = torch.distributions.MultivariateNormal(mean, (covariance + covariance.T) / 2)
-        # how far the draw is from the mean says nothing but how far the standard normal is from
-        # zero
+        mean = prior_mean[n] + deviation @ gain @ (client.batch.x[n] - offset[n])
+        covariance = deviation @ (torch.eye(2) - gain @ linear[n]) @ deviation.T
+        # The draw is as far from the mean as its standard normal is from zero.
         away = (z[n] - mean) @ torch.linalg.inv(covariance) @ (z[n] - mean)
-        assert float(away) == pytest.approx(
-            float(batch.draws["posterior"][n].square().sum()), rel=1e-2
+        squared_draw = float(client.batch.draws["posterior"][n].square().sum())
+        assert float(away) == pytest.approx(squared_draw, rel=1e-2)
+        posterior = gaussian(mean, covariance)
+        of_prior = gaussian(
+            prior_mean[n],
+            deviation @ deviation.T,
         )
-        law = torch.distributions.MultivariateNormal(prior_mean[n], deviation @ deviation.T)
+        expected = posterior.log_prob(z[n]) - of_prior.log_prob(z[n])
         torch.testing.assert_close(
-            divergence[n], own.log_prob(z[n]) - law.log_prob(z[n]), rtol=1e-2, atol=1e-2
+            divergence[n],
+            expected,
+            rtol=1e-2,
+            atol=1e-2,
         )
 
 
 @pytest.mark.parametrize("prior", ["diagonal", "full"])
-def test_with_a_trained_encoder_the_loss_is_the_negative_elbo_in_units_of_the_variance(
-    prior: str,
-) -> None:
-    algorithm, model, batch = random_model(encoder="trained", prior=prior)
+def test_with_a_trained_encoder_the_loss_is_the_scaled_negative_elbo(prior: str) -> None:
+    client = one_client(encoder="trained", prior=prior)
+    batch = client.batch
+    prior_mean, prior_root = client.prior()
     with torch.no_grad():
-        parts = algorithm.loss(model, batch)
-        mean, log_var = model.encoder(batch.x, batch.y, batch.layout)
-        prior_mean, prior_root = model.prior(
-            batch.y, CODE_SCALE[algorithm.params.form] * model.code(batch.layout)
+        parts = client.algorithm.loss(client.model, batch)
+        mean, log_var = client.model.encoder(
+            batch.x,
+            batch.y,
+            batch.layout,
         )
     std = (0.5 * log_var).exp()
     z = mean + std * batch.draws["posterior"]
-    decoded, noise = generated(
-        algorithm, model, batch, (prior_root @ (z - prior_mean)[:, :, None])[:, :, 0]
-    )
-    likelihood = torch.distributions.Normal(decoded, noise).log_prob(batch.x).sum(1)
-    unit = model.observation.variance()
+    latent = (prior_root @ (z - prior_mean)[:, :, None])[:, :, 0]
+    log_likelihood = Normal(*client.generated(latent)).log_prob(batch.x).sum(1)
     constant = DIM / 2 * math.log(2 * math.pi)
+    posterior = MultivariateNormal(mean, torch.diag_embed(std**2))
+    of_prior = MultivariateNormal(
+        prior_mean,
+        precision_matrix=prior_root.mT @ prior_root,
+    )
+    divergence = kl_divergence(posterior, of_prior)
+    variance = client.model.observation.variance()
+    expected = {
+        "reconstruction": variance * (-log_likelihood - constant),
+        "kl": 0.5 * variance * divergence,
+    }
     torch.testing.assert_close(
-        parts["reconstruction"], unit * (-likelihood - constant), rtol=1e-4, atol=1e-4
+        dict(parts),
+        expected,
+        rtol=1e-4,
+        atol=1e-4,
     )
-    posterior = torch.distributions.MultivariateNormal(mean, torch.diag_embed(std**2))
-    law = torch.distributions.MultivariateNormal(
-        prior_mean, precision_matrix=prior_root.mT @ prior_root
-    )
-    divergence = torch.distributions.kl_divergence(posterior, law)
-    torch.testing.assert_close(parts["kl"], 0.5 * unit * divergence, rtol=1e-4, atol=1e-4)

@@ -1,5 +1,6 @@
-"""The algorithms without a generator: what they yield, and how it is evaluated."""
+"""The algorithms without a generator: their products, and how these are evaluated."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,47 +18,90 @@ from fedsim.training.trial import Trial, local_pool
 C = 0.3
 
 
-def outcome(name: str) -> tuple[Scores, int, Trial, Embeddings]:
-    """The scores of one small cell, the bytes that its clients sent, its trial and its data."""
-    prepared = small_cells(quick(name), epsilon=8.0, evaluation={"probe_c": C})
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    ended, evaluation = ran(prepared, trial)
-    return evaluation.scores, ended.uplink_bytes, trial, data
+@dataclass
+class Evaluated:
+    """One small cell and its evaluation.
+
+    Attributes:
+        trial: the cell.
+        data: its data.
+        scores: its scores.
+        sent: the number of bytes that its clients sent.
+    """
+
+    trial: Trial
+    data: Embeddings
+    scores: Scores
+    sent: int
+
+    def score_probe(self, rows: np.ndarray) -> Scores:
+        """The scores of the evaluation's probe on some training rows."""
+        data = self.data
+        return score_probe(
+            data.x_train[rows],
+            data.y_train[rows],
+            data.x_test,
+            data.y_test,
+            C,
+        )
 
 
-def test_centralised_is_the_probe_of_all_rows_and_no_better_than_the_ceiling() -> None:
-    scores, sent, trial, data = outcome("centralised")
-    rows = np.concatenate(trial.partition.rows)
-    assert scores == score_probe(
-        data.x_train[rows], data.y_train[rows], data.x_test, data.y_test, C
+def evaluated(name: str) -> Evaluated:
+    prepared = small_cells(
+        quick(name),
+        epsilon=8.0,
+        evaluation={"probe_c": C},
     )
-    assert scores.balanced_accuracy <= ceiling(data, C).balanced_accuracy + 1e-3
-    assert sent == data.x_train.nbytes + data.y_train.nbytes
+    (trial,) = prepared.trials
+    (data,) = prepared.data.values()
+    outcome, evaluation = ran(prepared, trial)
+    return Evaluated(
+        trial,
+        data,
+        evaluation.scores,
+        outcome.uplink_bytes,
+    )
+
+
+def test_centralised_is_the_probe_of_all_rows() -> None:
+    cell = evaluated("centralised")
+    best = ceiling(cell.data, C).balanced_accuracy
+    assert cell.scores == cell.score_probe(np.concatenate(cell.trial.partition.rows))
+    assert cell.scores.balanced_accuracy <= best + 1e-3
+    assert cell.sent == cell.data.x_train.nbytes + cell.data.y_train.nbytes
 
 
 def test_local_only_is_the_floor_and_sends_nothing() -> None:
-    scores, sent, trial, data = outcome("local-only")
-    alone = [
-        score_probe(data.x_train[rows], data.y_train[rows], data.x_test, data.y_test, C)
-        for rows in trial.partition.rows
-    ]
-    assert scores.balanced_accuracy == np.mean([each.balanced_accuracy for each in alone])
-    # the reference takes the best strength, and weighs a client's classes alike
-    assert (
-        scores.balanced_accuracy <= local_only(data, trial.partition, trial.cell.partition, C).mean
+    cell = evaluated("local-only")
+    partition = cell.trial.partition
+    alone = [cell.score_probe(rows).balanced_accuracy for rows in partition.rows]
+    reference = local_only(
+        cell.data,
+        partition,
+        cell.trial.cell.partition,
+        C,
     )
-    assert sent == 0
+    assert cell.scores.balanced_accuracy == np.mean(alone)
+    # The reference has the best strength, and weighs a client's classes alike.
+    assert cell.scores.balanced_accuracy <= reference.mean
+    assert cell.sent == 0
 
 
-def test_fedlambda_holds_one_classifier_a_client_and_fedavg_one_for_all() -> None:
-    trial, data, algorithm = one_cell(quick("fedlambda"), epsilon=8.0)
+def test_fedlambda_has_one_classifier_per_client() -> None:
+    trial, data, algorithm = one_cell(
+        quick("fedlambda"),
+        epsilon=8.0,
+    )
     _, end = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
-    made: Any = end.made
+    product: Any = end.made
     x = torch.randn(5, 64)
-    each = torch.stack([made.of_client(client).probabilities(x) for client in range(4)])
-    assert each.sum(-1) == pytest.approx(torch.ones(4, 5))
-    assert not torch.allclose(each[0], each[1])
-    for client, classifier in enumerate(made.classifiers):
+    own = torch.stack([product.of_client(client).probabilities(x) for client in range(4)])
+    assert own.sum(-1) == pytest.approx(torch.ones(4, 5))
+    assert not torch.allclose(own[0], own[1])
+    torch.testing.assert_close(
+        product.probabilities(x),
+        own.mean(0),
+    )
+    for client, classifier in enumerate(product.classifiers):
         weight = float(end.state[f"server.tensors.lambda.{client}"])
         assert classifier.weight == pytest.approx(weight)
-    torch.testing.assert_close(made.probabilities(x), each.mean(0))

@@ -1,4 +1,4 @@
-"""A classifier a client beside the shared one, with and without noise."""
+"""One classifier per client beside the shared one."""
 
 from typing import Any
 
@@ -12,34 +12,37 @@ from fedsim.methods import Batch, Norms
 from fedsim.privacy.clipping import clipped_sum
 
 
-def test_one_row_changes_both_classifiers_sums_together_by_the_clip_norm_at_most() -> None:
+def test_one_row_changes_both_classifiers_by_at_most_the_clip() -> None:
     _, _, algorithm = one_cell(quick("dp-ditto"), epsilon=4.0)
     assert isinstance(algorithm, DPDitto)
     model = algorithm.build(1)
-    stream = torch.Generator().manual_seed(0)
-    x = torch.randn(12, algorithm.task.dim, generator=stream)
+    x = torch.randn(
+        12,
+        algorithm.task.dim,
+        generator=torch.Generator().manual_seed(0),
+    )
     y = torch.arange(12) % algorithm.task.classes
 
-    def joint(model: Any, batch: Batch) -> torch.Tensor:
+    def loss(model: Any, batch: Batch) -> torch.Tensor:
         return torch.stack(list(algorithm.loss(model, batch).values())).sum(0)
 
-    def sums(rows: torch.Tensor) -> torch.Tensor:
-        batch = Batch(
-            x[rows], y[rows], {}, Layout.on(x.device, torch.zeros(len(rows), dtype=torch.long), 1)
+    def clipped(rows: torch.Tensor) -> torch.Tensor:
+        layout = Layout.on(
+            x.device,
+            torch.zeros(len(rows), dtype=torch.long),
+            1,
         )
-        return torch.cat(
-            [
-                value.flatten()
-                for value in clipped_sum(
-                    model, joint, batch, Norms(algorithm.clip()), "bookkeeping"
-                ).sums.values()
-            ]
+        batch = Batch(x[rows], y[rows], {}, layout)
+        result = clipped_sum(
+            model,
+            loss,
+            batch,
+            Norms(algorithm.clip()),
+            "bookkeeping",
         )
+        return torch.cat([value.flatten() for value in result.sums.values()])
 
-    for left_out in range(12):
-        change = float(
-            (
-                sums(torch.arange(12)) - sums(torch.tensor([i for i in range(12) if i != left_out]))
-            ).norm()
-        )
-        assert change == pytest.approx(algorithm.clip(), rel=1e-3)
+    everything = torch.arange(12)
+    for row in range(12):
+        change = clipped(everything) - clipped(everything[everything != row])
+        assert float(change.norm()) == pytest.approx(algorithm.clip(), rel=1e-3)

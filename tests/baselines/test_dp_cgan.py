@@ -11,16 +11,30 @@ DIM = 8
 CLASSES = 3
 
 
-def test_public_terms_are_the_loss_on_generated_rows_and_the_squared_slope_there() -> None:
-    params = DPCGANParams(latent=2, discriminator_hidden=(16,), fakes=60, gradient_penalty=0.3)
+def test_public_terms_are_the_loss_and_the_slope_on_generated_rows() -> None:
+    params = DPCGANParams(
+        latent=2,
+        discriminator_hidden=(16,),
+        fakes=60,
+        gradient_penalty=0.3,
+    )
     algorithm = DPCGAN(params, Task(DIM, CLASSES, 1))
     model: Any = algorithm.initial_server(Seeds(0)).model
-    found = algorithm.public_terms(model, torch.Generator().manual_seed(0))
+    found = algorithm.public_terms(
+        model,
+        torch.Generator().manual_seed(0),
+    )
     labels = torch.arange(60) % CLASSES
     made = model.generator(labels, torch.Generator().manual_seed(0)).detach()
     slopes = torch.func.vmap(
         torch.func.grad(lambda x, y: model.discriminator(x[None], y[None])[0])
     )(made, labels)
-    torch.testing.assert_close(found["gradient_penalty"], 0.3 * slopes.norm(dim=1).square().mean())
+    torch.testing.assert_close(
+        found["gradient_penalty"],
+        0.3 * slopes.norm(dim=1).square().mean(),
+    )
     real = torch.sigmoid(model.discriminator(made, labels))
-    torch.testing.assert_close(found["fake"], -(1 - real).log().mean())
+    torch.testing.assert_close(
+        found["fake"],
+        -(1 - real).log().mean(),
+    )

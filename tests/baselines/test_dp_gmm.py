@@ -2,70 +2,64 @@
 
 import pytest
 import torch
+from exact import rows_of, server_of
+from torch import Tensor
 
 from baselines.dp_gaussian import DPGMM, DPGMMParams, MixtureGenerator
-from fedsim.methods import (
-    Coordinates,
-    Norms,
-    OneShot,
-    Rows,
-    Seeds,
-    Server,
-    Task,
-    clipped_statistics,
-    rounded,
-    unit_weights,
-)
+from fedsim.methods import Coordinates, Task
 
 DIM = 6
 CLASSES = 2
+APART = 0.3
+RADIUS = 4.0
 
 
-def planted(rows: int, apart: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two components a class, ``apart`` from each other along axis 1 (class 0: 3 to 1) or 2 (class
-    1: 1 to 1).
-    """
+def planted(rows: int) -> tuple[Tensor, Tensor]:
+    """Two components per class, apart along axis 1 (class 0, 3 to 1) or 2 (class 1, 1 to 1)."""
     stream = torch.Generator().manual_seed(0)
     y = torch.arange(rows) % CLASSES
     second = torch.rand(rows, generator=stream) < torch.tensor([0.25, 0.5])[y]
     x = 0.03 * torch.randn(rows, DIM, generator=stream)
     x[:, 0] += torch.where(y == 0, 0.1, -0.1)
-    x[torch.arange(rows), 1 + y] += torch.where(second, apart, 0.0)
+    x[torch.arange(rows), 1 + y] += torch.where(
+        second,
+        APART,
+        0.0,
+    )
     return x, y
 
 
-def without_noise(algorithm: OneShot, x: torch.Tensor, y: torch.Tensor) -> Server:
-    server = algorithm.initial_server(Seeds(0))
-    for statistic in algorithm.statistics():
-        weights = unit_weights(statistic.weights)
-        for _ in range(statistic.steps):
-            products = statistic.products(
-                Rows(x, y, torch.zeros_like(y)), algorithm.broadcast(server)
-            )
-            sums, norms = clipped_statistics(products, Norms(1.0, weights=weights))
-            assert norms.max() <= 1 + 1e-5
-            statistic.receive(
-                server,
-                {name: value / weights[name] for name, value in rounded(sums).items()},
-                dict.fromkeys(weights, 0.0),
-            )
-    return server
+@pytest.fixture(scope="module")
+def fitted() -> tuple[MixtureGenerator, Coordinates]:
+    """The mixture of exact statistics, and the coordinates that it is in."""
+    params = DPGMMParams(components=2, em_steps=10, radius=RADIUS)
+    algorithm = DPGMM(params, Task(DIM, CLASSES, 1))
+    server = server_of(algorithm, rows_of(*planted(4000)))
+    generator = algorithm.generator(server).generator  # type: ignore[attr-defined]
+    assert isinstance(generator, MixtureGenerator)
+    return generator, Coordinates(server.tensors)
 
 
-def test_without_noise_it_finds_two_planted_components() -> None:
-    x, y = planted(4000, 0.3)
-    algorithm = DPGMM(DPGMMParams(components=2, em_steps=10, radius=4.0), Task(DIM, CLASSES, 1))
-    server = without_noise(algorithm, x, y)
-    mixed = algorithm.generator(server).generator
-    chart = Coordinates(server.tensors)  # type: ignore[attr-defined]
-    assert isinstance(mixed, MixtureGenerator)
-    means = chart.rows(4.0 * mixed.components.means).view(CLASSES, 2, DIM)
-    for label, axis, small in ((0, 1, 0.25), (1, 2, 0.5)):
-        found = means[label, :, axis].sort().values
-        assert found.tolist() == pytest.approx([0.0, 0.3], abs=0.03)
-        assert float(mixed.shares[label].min()) == pytest.approx(small, abs=0.05)
-    basis = chart.apart(4.0 * mixed.components.basis.T)
-    within = basis.T @ mixed.components.covariance @ basis
-    assert (
-        within.diagonal().max() < 0.1 * 0.3**2
-    )  # the scatter between components is out of the covariance
+@pytest.mark.parametrize(("label", "axis", "share"), [(0, 1, 0.25), (1, 2, 0.5)])
+def test_without_noise_it_finds_two_planted_components(
+    fitted: tuple[MixtureGenerator, Coordinates], label: int, axis: int, share: float
+) -> None:
+    generator, coordinates = fitted
+    means = coordinates.rows(RADIUS * generator.components.means).view(
+        CLASSES,
+        2,
+        DIM,
+    )
+    positions = means[label, :, axis].sort().values
+    assert positions.tolist() == pytest.approx([0.0, APART], abs=0.03)
+    assert float(generator.shares[label].min()) == pytest.approx(share, abs=0.05)
+
+
+def test_the_scatter_between_components_is_not_in_the_covariance(
+    fitted: tuple[MixtureGenerator, Coordinates],
+) -> None:
+    generator, coordinates = fitted
+    components = generator.components
+    basis = coordinates.apart(RADIUS * components.basis.T)
+    within = basis.T @ components.covariance @ basis
+    assert within.diagonal().max() < 0.1 * APART**2

@@ -1,89 +1,114 @@
-"""Mixtures of every class of every client: what is sent, what is drawn, and under noise what one
-row changes.
-"""
+"""Mixtures of every class of every client: what is sent, and what one row changes under noise."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from cells import one_cell, quick
 
 from baselines.fedpft import CLIENT_CLASS_WEIGHTS, Mixtures
-from fedsim.methods import Message, Purpose, Seeds, one_hot, unit_weights
+from fedsim.methods import Purpose, Seeds, Tensors, one_hot, unit_weights
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.statistics.moments import in_unit_ball
 from fedsim.training.cohort import Cohort
+from fedsim.training.trial import Trial
 
 
-def test_a_component_is_drawn_as_often_as_its_mass_says_from_its_own_normal() -> None:
+def sampled(label: int) -> torch.Tensor:
+    """4,000 rows of a mixture: two components of class 0 (1 to 3), one of class 1."""
     means = torch.tensor([[[0.0, 0.0], [10.0, 0.0]], [[5.0, 5.0], [0.0, 0.0]]])
+    roots = torch.tensor([0.1, 0.2]).expand(2, 2, 2)
     mass = torch.tensor([[1.0, 3.0], [2.0, 0.0]])
-    labels = torch.arange(2).repeat_interleave(4000)
-    spread = torch.tensor([0.1, 0.2]).expand(2, 2, 2)
-    x = Mixtures(means, spread, mass).sample(labels, torch.Generator().manual_seed(0))
-    second = x[:4000, 0] > 5
+    labels = torch.full((4000,), label)
+    return Mixtures(means, roots, mass).sample(
+        labels,
+        torch.Generator().manual_seed(0),
+    )
+
+
+def test_a_component_is_drawn_as_often_as_its_mass_says() -> None:
+    x = sampled(0)
+    second = x[:, 0] > 5
     assert float(second.float().mean()) == pytest.approx(0.75, abs=0.03)
-    assert x[:4000][second].std(0).tolist() == pytest.approx([0.1, 0.2], rel=0.1)
-    assert x[4000:].mean(0).tolist() == pytest.approx([5.0, 5.0], abs=0.05)
+    assert x[second].std(0).tolist() == pytest.approx([0.1, 0.2], rel=0.1)
+
+
+def test_a_component_without_mass_is_not_drawn() -> None:
+    assert sampled(1).mean(0).tolist() == pytest.approx([5.0, 5.0], abs=0.05)
+
+
+def private_cell(**keys: Any) -> tuple[Trial, Any, Cohort]:
+    """A cell of DP-FedPFT whose clients are in one cohort."""
+    resources = {"clients_per_actor": "all"}
+    trial, data, algorithm = one_cell(
+        quick("dp-fedpft"),
+        resources=resources,
+        **keys,
+    )
+    (spec,) = trial.cohorts(Seeds(trial.cell.seed))
+    return (
+        trial,
+        algorithm,
+        Cohort(
+            spec,
+            data.x_train,
+            data.y_train,
+        ),
+    )
+
+
+def sums_without(row: int | None) -> Tensors:
+    """The sums of all clients without noise, without one row of client 1."""
+    _, algorithm, cohort = private_cell(
+        epsilon=math.inf,
+        trust="silo",
+    )
+    if row is not None:
+        for part in ("x", "y"):
+            first, second, *others = getattr(cohort.clients, part)
+            shorter = torch.cat([second[:row], second[row + 1 :]])
+            setattr(
+                cohort.clients,
+                part,
+                (first, shorter, *others),
+            )
+    (round_,) = algorithm.schedule()
+    return cohort.round(round_, {}).sums
 
 
 @pytest.mark.parametrize("row", [0, 7])
-def test_one_row_changes_its_clients_statistics_by_one_at_most_and_no_other_clients(
-    row: int,
-) -> None:
-    trial, data, algorithm = one_cell(
-        quick("dp-fedpft"), epsilon=math.inf, resources={"clients_per_actor": "all"}, trust="silo"
-    )
-    (spec,) = trial.cohorts()
-
-    def sent(leave_out: bool) -> Message:
-        cohort = Cohort(spec, data.x_train, data.y_train)
-        if leave_out:
-            keep = torch.arange(len(cohort.clients.x[1])) != row
-            for part in ("x", "y"):
-                held = getattr(cohort.clients, part)
-                setattr(cohort.clients, part, (held[0], held[1][keep], *held[2:]))
-        return cohort.round(
-            next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0)))
-        )
-
-    whole = sent(leave_out=False).sums
-    less = sent(leave_out=True).sums
+def test_one_row_changes_its_clients_statistics_alone_by_at_most_one(row: int) -> None:
+    whole = sums_without(None)
+    less = sums_without(row)
     changes = {name: float((whole[name] - less[name]).norm()) for name in whole}
-    assert (
-        0.5
-        < math.hypot(*(change for name, change in changes.items() if name.endswith(".1")))
-        <= 1 + 1e-4
-    )
-    assert not any(change for name, change in changes.items() if not name.endswith(".1"))
+    own = [change for name, change in changes.items() if name.endswith(".1")]
+    assert 0.5 < math.hypot(*own) <= 1 + 1e-4
+    assert sum(changes.values()) == sum(own)
 
 
-def test_its_sums_are_rounded_once_their_noise_is_there() -> None:
-    trial, data, algorithm = one_cell(
-        quick("dp-fedpft"), epsilon=4.0, resources={"clients_per_actor": "all"}
-    )
+def test_its_sums_are_rounded_once_their_noise_is_added() -> None:
+    trial, algorithm, cohort = private_cell(epsilon=4.0)
     assert trial.plan is not None
-    (spec,), (round_,), weights = (
-        trial.cohorts(Seeds(trial.cell.seed)),
-        algorithm.schedule(),
-        unit_weights(CLIENT_CLASS_WEIGHTS),
-    )
-    cohort = Cohort(spec, data.x_train, data.y_train)
+    (round_,) = algorithm.schedule()
+    weights = unit_weights(CLIENT_CLASS_WEIGHTS)
     sums = cohort.round(round_, {}).sums
     for client, (x, y) in enumerate(zip(cohort.clients.x, cohort.clients.y, strict=True)):
-        hot = one_hot(y, data.classes).double()
+        onehot = one_hot(y, trial.task.classes).double()
         r = in_unit_ball(x)
         exact = {
-            "sums": hot.T @ r.double(),
-            "counts": hot.sum(0)[:, None],
-            "squares": hot.T @ (r * r).double(),
+            "sums": onehot.T @ r.double(),
+            "counts": onehot.sum(0)[:, None],
+            "squares": onehot.T @ (r * r).double(),
         }
-        stream = Seeds(trial.cell.seed).keystream(Purpose.NOISE, round_.stream, client)
-        noise = gaussian(
-            {name: value.shape for name, value in exact.items()},
-            trial.plan.noise_std("gaussians"),
-            stream,
-        ).parts
+        shapes = {name: value.shape for name, value in exact.items()}
+        stream = Seeds(trial.cell.seed).keystream(
+            Purpose.NOISE,
+            round_.stream,
+            client,
+        )
+        noise = gaussian(shapes, trial.plan.noise_std("gaussians"), stream).parts
         for name, value in exact.items():
-            once = (weights[name] * value + noise[name]).float()
-            assert (sums[f"{name}.{client}"] == once).float().mean() > 0.99
+            rounded_once = (weights[name] * value + noise[name]).float()
+            equal = sums[f"{name}.{client}"] == rounded_once
+            assert equal.float().mean() > 0.99

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from broken.tiny import Adapted, Coded, Prototypes, Spelled, Tiny, TinyParams
+from broken.tiny import Adapted, Coded, Prototypes, Spelled, Tiny, TinyParams, scaled
 from torch import Tensor, nn
 
 from baselines.weight_noise_cvae import WeightNoiseCVAE
@@ -25,17 +25,24 @@ class SizeLeavesUnpaid(Tiny):
 
     trusts = ("silo",)
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         message = super().client_round(clients, round_, broadcast)
-        return replace(
-            message, sums={**message.sums, "rows": torch.tensor(float(sum(map(len, clients.x))))}
-        )
+        rows = torch.tensor(float(sum(map(len, clients.x))))
+        return replace(message, sums=message.sums | {"rows": rows})
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
         rows = total.pop("rows")
-        return super().server_step(
-            server, round_, {name: 200 * value / rows for name, value in total.items()}
-        )
+        return scaled(total, 200 / rows)
 
 
 COUNTED: dict[int, Tensor] = {}
@@ -46,9 +53,8 @@ class LabelCountsToldExactly(Tiny):
 
     trusts = ("aggregate",)
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def look(self, clients: Clients, round_: Round) -> None:
         COUNTED[0] = torch.bincount(torch.cat(clients.y), minlength=self.task.classes).float()
-        return super().client_round(clients, round_, broadcast)
 
     def label_counts(self, server: Server) -> Tensor:
         return COUNTED[0]
@@ -60,39 +66,47 @@ class LabelsToldByShape(Spelled):
     trusts = ("silo",)
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
-        return super().noised(
-            clients, round_, sums | {"zeros": torch.zeros(len(torch.cat(clients.y).unique()))}
-        )
+        zeros = torch.zeros(len(torch.cat(clients.y).unique()))
+        return super().noised(clients, round_, sums | {"zeros": zeros})
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        return super().server_step(
-            server, round_, {name: value for name, value in total.items() if name != "zeros"}
-        )
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
+        del total["zeros"]
+        return total
 
 
 class ParticipantsToldByName(WeightNoiseCVAE):
-    """The message has a tensor of zeros for every client that takes part: its names tell who does,
-    whatever noise is added.
-    """
+    """Names a tensor after every client that takes part, whatever noise is added."""
 
     units = ("client",)
     trusts = ("silo",)
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         message = super().client_round(clients, round_, broadcast)
-        takes = zip(clients.members, self.participants(clients, round_).tolist(), strict=True)
-        return replace(
-            message,
-            sums=message.sums
-            | {f"present {client}": torch.zeros(1) for client, part in takes if part},
-        )
+        sums = dict(message.sums)
+        takes_part = self.participants(clients, round_)
+        for position, client in enumerate(clients.members):
+            if takes_part[position]:
+                sums[f"present {client}"] = torch.zeros(1)
+        return replace(message, sums=sums)
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
-        return super().server_step(
-            server,
-            round_,
-            {name: value for name, value in total.items() if not name.startswith("present")},
-        )
+    def server_step(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Values:
+        known = {name: total[name] for name in total if not name.startswith("present")}
+        return super().server_step(server, round_, known)
 
 
 class Unnoised(TinyParams):
@@ -109,47 +123,45 @@ class StateWithoutNoise(Adapted):
 
 
 class RateFromOwnRows(Coded):
-    """The last client's learning rate follows the spread of its own rows, which no noise covers;
-    its noised code leaves.
-    """
+    """Client 3 learns at a rate that follows from its own rows; its noised code leaves."""
 
     units = ("client",)
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        held = zip(clients.members, clients.x, strict=True)
-        self.rates = torch.tensor(
-            [1 + float(x.std()) if client == 3 and len(x) else 1.0 for client, x in held]
-        )
-        return super().client_round(clients, round_, broadcast)
+    def look(self, clients: Clients, round_: Round) -> None:
+        self.rates = torch.ones(len(clients.members), 1)
+        for position, client in enumerate(clients.members):
+            if client == 3 and len(clients.x[position]):
+                self.rates[position] += clients.x[position].std()
 
     def _local_step(
-        self, clients: Clients, round_: Round, gradients: Tensors, noise: Mapping[str, float]
+        self,
+        clients: Clients,
+        round_: Round,
+        gradients: Tensors,
+        noise: Mapping[str, float],
     ) -> None:
         before = clients.model["code"].weight.detach().clone()
         super()._local_step(clients, round_, gradients, noise)
-        with torch.no_grad():
-            step = clients.model["code"].weight - before
-            clients.model["code"].weight.copy_(before + self.rates[:, None] * step)
-        clients.state["average.code.weight"] = clients.model["code"].weight.detach().clone()
+        code = clients.model["code"].weight.detach()
+        code.copy_(before + self.rates * (code - before))
+        clients.state["average.code.weight"] = code.clone()
 
 
 class StopsOnOwnLoss(Spelled):
-    """From the fifth round on a client falls silent once the mean loss on all its rows is small
-    enough for its taste.
-    """
+    """From the fifth round on a client sends nothing once the mean loss of its rows is small."""
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         load_parameters(clients.model, broadcast)
-        with torch.no_grad():
-            batches = [
-                Batch(x, y, {}, Layout(torch.zeros_like(y), 1))
-                for x, y in zip(clients.x, clients.y, strict=True)
-            ]
-            losses = torch.stack([self.distance(clients.model, batch).mean() for batch in batches])
-        if round_.number > 4:
-            self.trains = losses > 0.97
-        else:
-            self.trains = torch.ones_like(losses, dtype=torch.bool)
+        losses = []
+        for x, y in zip(clients.x, clients.y, strict=True):
+            batch = Batch(x, y, {}, Layout(torch.zeros_like(y), 1))
+            losses.append(float(self.distance(clients.model, batch).mean()))
+        self.trains = torch.tensor([round_.number <= 4 or loss > 0.97 for loss in losses])
         return super().client_round(clients, round_, broadcast)
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
@@ -159,10 +171,9 @@ class StopsOnOwnLoss(Spelled):
 class RaisesWithoutRows(Tiny):
     """Raises if a client has no row."""
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        if any(len(x) == 0 for x in clients.x):
+    def look(self, clients: Clients, round_: Round) -> None:
+        if not all(map(len, clients.x)):
             raise ValueError("a client has no row")
-        return super().client_round(clients, round_, broadcast)
 
 
 class TakenForPublic(Tiny):
@@ -172,21 +183,28 @@ class TakenForPublic(Tiny):
         return True
 
     def start_clients(self, clients: Clients) -> None:
-        object.__setattr__(self.task, "public", PublicRows(clients.pooled.x.numpy()))
+        object.__setattr__(
+            self.task,
+            "public",
+            PublicRows(clients.pooled.x.numpy()),
+        )
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
         assert self.task.public is not None
         server.tensors["public.anchor"] = self.task.public.rows()[0]
-        return super().server_step(server, round_, total)
+        return total
 
     def generator(self, server: Server) -> Prototypes:
         return Prototypes(server.tensors["public.anchor"].expand(self.task.classes, -1))
 
 
 class KeepsPublic(TakenForPublic):
-    """Sound: the server reads the grid's public rows, and keeps what its generator needs of
-    them.
-    """
+    """Sound: the server reads the grid's public rows, and keeps what its generator needs."""
 
     def start_clients(self, clients: Clients) -> None:
         pass
@@ -196,8 +214,7 @@ class ForgetsPublic(KeepsPublic):
     """Makes its generator from public rows, which a run does not keep."""
 
     def generator(self, server: Server) -> Prototypes:
+        row = torch.zeros(self.task.dim)
         if self.task.public is not None:
-            rows = self.task.public.rows()
-        else:
-            rows = torch.zeros(1, self.task.dim)
-        return Prototypes(rows[:1].expand(self.task.classes, -1))
+            row = self.task.public.rows()[0]
+        return Prototypes(row.expand(self.task.classes, -1))

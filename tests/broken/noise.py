@@ -1,6 +1,5 @@
 """Algorithms with reused or missing noise, other samples than claimed, or unpaid steps."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -28,15 +27,17 @@ class TakesTheNoiseOff(Tiny):
 
     trusts = ("aggregate",)
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
         assert server.plan is not None
         shapes = {name: tuple(value.shape) for name, value in total.items()}
         std = server.plan.noise_std(round_.release.name)
-        stream = server.seeds.keystream(Purpose.NOISE, round_.stream)
-        noise = gaussian(shapes, std, stream).parts
-        return super().server_step(
-            server, round_, {name: value - noise[name] for name, value in total.items()}
-        )
+        noise = gaussian(shapes, std, server.seeds.keystream(Purpose.NOISE, round_.stream)).parts
+        return {name: value - noise[name] for name, value in total.items()}
 
 
 class Overspends(Spelled):
@@ -44,12 +45,14 @@ class Overspends(Spelled):
 
     trusts = ("silo",)
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        super().client_round(
-            replace(clients, steps=None),
-            replace(round_, stream=self.params.rounds + round_.stream),
-            broadcast,
-        )
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
+        again = replace(round_, stream=self.params.rounds + round_.stream)
+        super().client_round(replace(clients, steps=None), again, broadcast)
         return super().client_round(clients, round_, broadcast)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from broken.tiny import Prototypes, Tiny, TinyParams
+from broken.tiny import Prototypes, Tiny, TinyParams, scaled
 from torch import Tensor
 
 from fedsim.batch import Batch
@@ -51,14 +51,24 @@ class ClientMayBeRefused(ClientIsRefused):
 class Raises(Tiny):
     """Raises in the first round."""
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+    def server_step(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Mapping[str, float]:
         return {"never": 1 / round_.number}
 
 
 class Exits(Raises):
     """Ends the process in the first round."""
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+    def server_step(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Mapping[str, float]:
         raise SystemExit(0)
 
 
@@ -68,12 +78,14 @@ class GlobalRandomState(Tiny):
     def shake(self) -> Tensor:
         return torch.randn(self.task.dim)
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        return super().server_step(
-            server,
-            round_,
-            total | {"prototypes.bias": total["prototypes.bias"] + 1e-3 * self.shake()},
-        )
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
+        bias = total["prototypes.bias"] + 1e-3 * self.shake()
+        return total | {"prototypes.bias": bias}
 
 
 class NotDeterministic(GlobalRandomState):
@@ -88,11 +100,16 @@ class DependsOnPacking(Tiny):
 
     trusts = ("aggregate",)
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         message = super().client_round(clients, round_, broadcast)
         return replace(
             message,
-            sums={name: value / len(clients.members) for name, value in message.sums.items()},
+            sums=scaled(message.sums, 1 / len(clients.members)),
         )
 
 
@@ -101,20 +118,22 @@ class ResumeDiffers(Tiny):
 
     rounds_seen = 0
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
         self.rounds_seen += 1
-        return super().server_step(
-            server, round_, {name: value / self.rounds_seen for name, value in total.items()}
-        )
+        return scaled(total, 1 / self.rounds_seen)
 
 
 class DataChanged(Tiny):
     """Writes into the rows of its clients."""
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def look(self, clients: Clients, round_: Round) -> None:
         for x in clients.x:
             x.clamp_(max=0.2)
-        return super().client_round(clients, round_, broadcast)
 
 
 class Told(float):
@@ -127,10 +146,17 @@ class Told(float):
 class UnserialisableMessage(Tiny):
     """Sends a diagnostic that cannot be pickled."""
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         message = super().client_round(clients, round_, broadcast)
+        told = Told(len(clients.members))
         return replace(
-            message, diagnostics={**message.diagnostics, "clients": [Told(len(clients.members))]}
+            message,
+            diagnostics={**message.diagnostics, "clients": [told]},
         )
 
 

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from broken.tiny import Classified, Spelled, Tiny
+from broken.tiny import Classified, Spelled, Tiny, scaled
 from torch import Tensor, nn
 
 from baselines.dp_gaussian import DPGaussian
 from fedsim.batch import Batch
 from fedsim.methods.clients import Clients, Noised
-from fedsim.methods.messages import Message, Round, Server, Tensors
+from fedsim.methods.messages import Round, Server, Tensors
 from fedsim.methods.one_shot import Rows
 from fedsim.models.layers import ClientCode, one_hot
 from fedsim.privacy.clipping import Norms
@@ -47,30 +47,44 @@ class SensitivityOfATenth(Tiny):
         return self.clip() / 10
 
 
-class OneLabelCountsDouble(Spelled):
-    """Adds rows of label 6 twice."""
+class CountsDouble(Spelled):
+    """Adds some rows twice."""
+
+    def twice(self, batch: Batch) -> Tensor:
+        """Return whether each row counts twice."""
+        raise NotImplementedError
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
-        twice = super().sums(model, batch.take(batch.y == 6))
+        twice = super().sums(model, batch.take(self.twice(batch)))
         return {name: value + twice[name] for name, value in super().sums(model, batch).items()}
+
+
+class OneLabelCountsDouble(CountsDouble):
+    """Adds rows of label 6 twice."""
+
+    def twice(self, batch: Batch) -> Tensor:
+        return batch.y == 6
+
+
+class OneHotCountsDouble(CountsDouble):
+    """Adds rows twice that have a feature near 1."""
+
+    def twice(self, batch: Batch) -> Tensor:
+        return batch.x.max(1).values > 0.99
 
 
 class DividesByStepsOfTenRows(Spelled):
     """Divides a client's sum by a number that follows from how many rows it has."""
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def look(self, clients: Clients, round_: Round) -> None:
         self.steps = [max(math.ceil(len(x) / 10), 1) for x in clients.x]
-        return super().client_round(clients, round_, broadcast)
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
-        parts = [
-            super(DividesByStepsOfTenRows, self).sums(model, batch.take(batch.layout.client == i))
-            for i in range(len(self.steps))
-        ]
-        sums = {}
-        for name in parts[0]:
-            shares = [part[name] / n for part, n in zip(parts, self.steps, strict=True)]
-            sums[name] = torch.stack(shares).sum(0)
+        sums: Tensors = {}
+        for client, steps in enumerate(self.steps):
+            rows = batch.take(batch.layout.client == client)
+            for name, value in super().sums(model, rows).items():
+                sums[name] = sums.get(name, 0) + value / steps
         return sums
 
 
@@ -108,14 +122,14 @@ class StopsClippingLate(Spelled):
     """Does not clip from round 50 on."""
 
     units = ("example", "client")
+    is_late = False
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def look(self, clients: Clients, round_: Round) -> None:
         self.is_late = round_.number >= 50
-        return super().client_round(clients, round_, broadcast)
 
     def norms(self, model: nn.Module) -> Norms:
         norms = super().norms(model)
-        if getattr(self, "is_late", False):
+        if self.is_late:
             return replace(norms, clip=math.inf)
         return norms
 
@@ -123,10 +137,9 @@ class StopsClippingLate(Spelled):
 class NotANumberOfAZeroRow(Spelled):
     """Divides by the norm of a row, which may be zero."""
 
-    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+    def factor(self, batch: Batch) -> Tensor:
         norms = batch.x.norm(dim=1)
-        one = (norms / norms).prod()
-        return {name: one * value for name, value in super().sums(model, batch).items()}
+        return (norms / norms).prod()
 
 
 LARGE = 1e9
@@ -137,43 +150,53 @@ class DoubleBesideALargeConstant(Spelled):
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
         constant = torch.tensor([LARGE * len(clients.members)])
-        return super().noised(clients, round_, self.hidden(sums, constant))
+        return super().noised(
+            clients,
+            round_,
+            self.hidden(scaled(sums, 2), constant),
+        )
 
     def hidden(self, sums: Tensors, constant: Tensor) -> Tensors:
-        return {name: 2 * value for name, value in sums.items()} | {"constant": constant}
+        return sums | {"constant": constant}
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        return super().server_step(server, round_, self.shown(server, total))
-
-    def shown(self, server: Server, total: Tensors) -> Tensors:
-        return {name: value for name, value in total.items() if name != "constant"}
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
+        del total["constant"]
+        return total
 
 
 class DoubleWithALargeConstant(DoubleBesideALargeConstant):
     """Sends the constant as a further number of each tensor."""
 
     def hidden(self, sums: Tensors, constant: Tensor) -> Tensors:
-        return {name: torch.cat([2 * value.flatten(), constant]) for name, value in sums.items()}
+        return {name: torch.cat([value.flatten(), constant]) for name, value in sums.items()}
 
-    def shown(self, server: Server, total: Tensors) -> Tensors:
-        shapes = {name: p.shape for name, p in server.model.named_parameters()}
-        return {name: value[:-1].view(shapes[name]) for name, value in total.items()}
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
+        parameters = dict(server.model.named_parameters())
+        return {name: value[:-1].view_as(parameters[name]) for name, value in total.items()}
 
 
 class TimesAQuarterOfTheClients(Spelled):
     """Multiplies sums by a quarter of the number of clients, which is right for four."""
 
-    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
-        share = self.task.clients / 4
-        return {name: share * value for name, value in super().sums(model, batch).items()}
+    def factor(self, batch: Batch) -> float:
+        return self.task.clients / 4
 
 
 class DividesByEightRootsOfTheWidth(Spelled):
     """Scales sums by the number of features, which is right for 64."""
 
-    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
-        share = 8 / math.sqrt(self.task.dim)
-        return {name: share * value for name, value in super().sums(model, batch).items()}
+    def factor(self, batch: Batch) -> float:
+        return 8 / math.sqrt(self.task.dim)
 
 
 class DoubleForALongGroup(Spelled):
@@ -181,23 +204,12 @@ class DoubleForALongGroup(Spelled):
 
     units = ("group",)
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def look(self, clients: Clients, round_: Round) -> None:
         assert clients.groups is not None
-        longest = max(int(own.bincount().max()) if len(own) else 0 for own in clients.groups)
-        self.share = 1 + (longest > 20)
-        return super().client_round(clients, round_, broadcast)
+        self.longest = max(int(own.bincount(minlength=1).max()) for own in clients.groups)
 
-    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
-        share = getattr(self, "share", 1)
-        return {name: share * value for name, value in super().sums(model, batch).items()}
-
-
-class OneHotCountsDouble(Spelled):
-    """Adds rows twice that have a feature near 1."""
-
-    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
-        twice = super().sums(model, batch.take(batch.x.max(1).values > 0.99))
-        return {name: value + twice[name] for name, value in super().sums(model, batch).items()}
+    def factor(self, batch: Batch) -> float:
+        return 1 + (self.longest > 20)
 
 
 START: list[Tensor] = []
@@ -209,7 +221,8 @@ class ScaledByTheFirstBatch(Tiny):
     def distance(self, model: Any, batch: Batch) -> Tensor:
         if not START and len(batch.x) > 1:
             START.append(1 / (batch.x.detach().std(0) + 0.1))
-        return super().distance(model, replace(batch, x=batch.x * (START[0] if START else 4.0)))
+        scale = [*START, 4.0][0]
+        return super().distance(model, replace(batch, x=batch.x * scale))
 
 
 class BatchLevelLoss(Tiny):
@@ -241,11 +254,9 @@ class WeightsFromLabelCounts(Tiny):
 
     counts = torch.ones(4, 10)
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        self.counts = torch.stack(
-            [torch.bincount(y, minlength=self.task.classes).float() for y in clients.y]
-        )
-        return super().client_round(clients, round_, broadcast)
+    def look(self, clients: Clients, round_: Round) -> None:
+        counts = [torch.bincount(y, minlength=self.task.classes).float() for y in clients.y]
+        self.counts = torch.stack(counts)
 
     def distance(self, model: Any, batch: Batch) -> Tensor:
         counts = self.counts[batch.layout.client, batch.y].clamp_min(1)
@@ -257,7 +268,11 @@ class Weighed(DPGaussian):
 
     units = ("example",)
 
-    def moment_products(self, rows: Rows, told: Tensors) -> dict[str, OuterProduct]:
+    def moment_products(
+        self,
+        rows: Rows,
+        told: Tensors,
+    ) -> dict[str, OuterProduct]:
         weight = self.weights(rows)[:, None]
         return {
             name: OuterProduct(product.left * weight, product.right)
@@ -287,7 +302,11 @@ class ClientsCapped(Weighed):
 class CapThousand(Weighed):
     """Uses only the 1,000 rows of a client that are nearest to the mean."""
 
-    def moment_products(self, rows: Rows, told: Tensors) -> dict[str, OuterProduct]:
+    def moment_products(
+        self,
+        rows: Rows,
+        told: Tensors,
+    ) -> dict[str, OuterProduct]:
         self.mean = told["mean"]
         return super().moment_products(rows, told)
 

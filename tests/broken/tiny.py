@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedsim.batch import Batch
 from fedsim.methods.clients import Clients, Noised
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
-from fedsim.methods.messages import Message, Round, Server, Tensors
+from fedsim.methods.messages import Message, Round, Server, Tensors, Values
 from fedsim.methods.parameters import load_parameters
 from fedsim.models.layers import ClientCode, ClientLinear, one_hot
 from fedsim.models.linear import LinearClassifier
@@ -21,6 +21,10 @@ from fedsim.privacy.clipping import ClippedSum, Norms, clipped_sum
 
 class TinyParams(DPSGDParams):
     expected_batch: float = Field(16, gt=0)
+
+
+def scaled(tensors: Tensors, factor: Any) -> Tensors:
+    return {name: factor * value for name, value in tensors.items()}
 
 
 class Tiny(DPSGD):
@@ -41,6 +45,39 @@ class Tiny(DPSGD):
     def distance(self, model: Any, batch: Batch) -> Tensor:
         return (batch.x - self.decoded(model, batch.y)).square().sum(1)
 
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
+        self.look(clients, round_)
+        return super().client_round(clients, round_, broadcast)
+
+    def look(self, clients: Clients, round_: Round) -> None:
+        """Look at the clients before a round; a sound algorithm does not."""
+
+    def server_step(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Values:
+        return super().server_step(
+            server,
+            round_,
+            self.received(server, round_, total),
+        )
+
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
+        """Return the sums of which the server takes its step; a sound algorithm takes all."""
+        return total
+
     def generator(self, server: Server) -> Prototypes:
         with torch.no_grad():
             return Prototypes(self.decoded(server.model, torch.arange(self.task.classes)))
@@ -60,9 +97,7 @@ class Adapted(Tiny):
 
 
 class Coded(Tiny):
-    """Each client learns a code, the mean of its rows' first entries, beside the prototypes; the
-    generator does not read it.
-    """
+    """Each client learns a code, the mean of its rows' first entries; no generator reads it."""
 
     def build(self, clients: int) -> nn.Module:
         model: Any = super().build(clients)
@@ -70,10 +105,8 @@ class Coded(Tiny):
         return model
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        return {
-            **super().loss(model, batch),
-            "code": (batch.x[:, :2] - model["code"](batch.layout)).square().sum(1),
-        }
+        distances = (batch.x[:, :2] - model["code"](batch.layout)).square().sum(1)
+        return {**super().loss(model, batch), "code": distances}
 
 
 class Classified(Tiny):
@@ -88,20 +121,40 @@ class Classified(Tiny):
 class Spelled(Tiny):
     """A round spelled out, so that a step of it can be replaced."""
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
+        self.look(clients, round_)
         load_parameters(clients.model, broadcast)
         rows = self.rows(clients, round_)
-        sums = self.sums(clients.model, clients.batch(rows, round_.stream, {}))
+        batch = clients.batch(rows, round_.stream, {})
+        sums = scaled(self.sums(clients.model, batch), self.factor(batch))
         return clients.send(self.noised(clients, round_, sums).sent)
 
     def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
-        return clients.poisson(round_.stream, self.params.sample_rate, self.params.client_rate)
+        return clients.poisson(
+            round_.stream,
+            self.params.sample_rate,
+            self.params.client_rate,
+        )
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
         return self.clipped(model, batch, self.norms(model)).sums
 
-    def clipped(self, model: nn.Module, batch: Batch, norms: Norms) -> ClippedSum:
+    def clipped(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        norms: Norms,
+    ) -> ClippedSum:
         return clipped_sum(model, self.distance, batch, norms)
+
+    def factor(self, batch: Batch) -> Any:
+        """Return a factor on all sums."""
+        return 1.0
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
         return clients.add_noise(round_.release, round_.stream, sums)
@@ -114,6 +167,5 @@ class Prototypes:
         self.rows = rows
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        return self.rows[labels] + 0.1 * torch.randn(
-            len(labels), self.rows.shape[1], generator=stream
-        )
+        noise = torch.randn(len(labels), self.rows.shape[1], generator=stream)
+        return self.rows[labels] + 0.1 * noise

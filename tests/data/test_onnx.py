@@ -8,63 +8,73 @@ from fedsim.data.encoder import ImageEncoder, locate
 from fedsim.data.spec import EncoderSpec
 from fedsim.errors import UserError
 
-onnx = pytest.importorskip("onnx", reason="onnx, which writes the network, is not installed")
+onnx = pytest.importorskip(
+    "onnx",
+    reason="onnx, which writes the network, is not installed",
+)
 pytest.importorskip(
     "onnxruntime", reason="onnxruntime, which runs it, is not installed (extra onnx)"
 )
 PICTURES = [picture(n, size=40) for n in range(5)]
+WEIGHTS = np.random.default_rng(0).standard_normal((4, 3, 4, 4)).astype(np.float32)
 
 
-def export(path: Path) -> Path:
-    """A network of one convolution, with its mean ``vector`` as output."""
-    weights = np.random.default_rng(0).standard_normal((4, 3, 4, 4)).astype(np.float32)
-    nodes = [
-        onnx.helper.make_node("Conv", ["images", "w"], ["map"], strides=[4, 4]),
-        onnx.helper.make_node("ReduceMean", ["map"], ["vector"], axes=[2, 3], keepdims=0),
-    ]
-    images = onnx.helper.make_tensor_value_info("images", 1, ("n", 3, 16, 16))
-    vector = onnx.helper.make_tensor_value_info("vector", 1, ["n", 4])
-    graph = onnx.helper.make_graph(
-        nodes, "tiny", [images], [vector], [onnx.numpy_helper.from_array(weights, "w")]
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """The file of a network of one convolution, with its mean ``vector`` as output."""
+    make = onnx.helper
+    graph = make.make_graph(
+        [
+            make.make_node("Conv", ["images", "w"], ["map"], strides=[4, 4]),
+            make.make_node("ReduceMean", ["map"], ["vector"], axes=[2, 3], keepdims=0),
+        ],
+        "tiny",
+        [make.make_tensor_value_info("images", 1, ("n", 3, 16, 16))],
+        [make.make_tensor_value_info("vector", 1, ["n", 4])],
+        [onnx.numpy_helper.from_array(WEIGHTS, "w")],
     )
-    onnx.save(
-        onnx.helper.make_model(
-            graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8
-        ),
-        path,
-    )
+    opset = make.make_opsetid("", 13)
+    path = tmp_path / "tiny.onnx"
+    onnx.save(make.make_model(graph, opset_imports=[opset], ir_version=8), path)
     return path
 
 
-def embedded(path, **more):
-    made = ImageEncoder(locate(EncoderSpec(**{"onnx": path, "size": 16, **more})), "cpu")
-    return made.embed(made.pixels(PICTURES)).numpy()
-
-
-def test_an_exported_network_embeds_scaled_and_cropped_images(tmp_path):
-    path = export(tmp_path / "tiny.onnx")
-    mean = (0.5, 0.4, 0.3)
-    std = (0.2, 0.3, 0.4)
-    x = embedded(path, mean=mean, std=std)
-    assert x.shape == (5, 4)
-    made = ImageEncoder(locate(EncoderSpec(onnx=path, size=16, mean=mean, std=std)), "cpu")
-    pixels = made.pixels(PICTURES).numpy()
-    assert pixels.shape == (5, 3, 16, 16)
-    shrunk = np.asarray(PICTURES[0].resize((16, 17), 3), np.float32)[:16] / 255
-    np.testing.assert_allclose(pixels[0], ((shrunk - mean) / std).transpose(2, 0, 1), atol=1e-5)
-    weights = np.random.default_rng(0).standard_normal((4, 3, 4, 4)).astype(np.float32)
-    patches = pixels.reshape(5, 3, 4, 4, 4, 4)
-    np.testing.assert_allclose(
-        x, np.einsum("nchiwj,fcij->nfhw", patches, weights).mean((2, 3)), atol=1e-4
+def encoder(path, size=16, **keys):
+    return ImageEncoder(
+        locate(EncoderSpec(onnx=path, size=size, **keys)),
+        "cpu",
     )
 
 
-def test_what_does_not_do_is_one_message(tmp_path):
-    path = export(tmp_path / "tiny.onnx")
-    with pytest.raises(
-        UserError, match=r"refuses images of 8 pixels .*give size: as the network's input"
-    ):
-        embedded(path, size=8)
-    path.write_bytes(b"broken")
+def test_images_are_scaled_cropped_and_normalised(network):
+    mean = (0.5, 0.4, 0.3)
+    std = (0.2, 0.3, 0.4)
+    pixels = encoder(network, mean=mean, std=std).pixels(PICTURES).numpy()
+    shrunk = np.asarray(PICTURES[0].resize((16, 17), 3), np.float32)[:16] / 255
+    expected = (shrunk - mean) / std
+    np.testing.assert_allclose(
+        pixels[0],
+        expected.transpose(2, 0, 1),
+        atol=1e-5,
+    )
+
+
+def test_an_exported_network_embeds_images(network):
+    made = encoder(network)
+    pixels = made.pixels(PICTURES)
+    patches = pixels.numpy().reshape(5, 3, 4, 4, 4, 4)
+    maps = np.einsum("nchiwj,fcij->nfhw", patches, WEIGHTS)
+    np.testing.assert_allclose(made.embed(pixels), maps.mean((2, 3)), atol=1e-4)
+
+
+def test_images_of_another_size_than_the_networks_are_refused(network):
+    made = encoder(network, size=8)
+    message = r"refuses images of 8 pixels .*give size: as the network's input"
+    with pytest.raises(UserError, match=message):
+        made.embed(made.pixels(PICTURES))
+
+
+def test_a_broken_network_is_refused(network):
+    network.write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot be loaded"):
-        embedded(path)
+        encoder(network)

@@ -6,15 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cells import quick, small_cells
+from cells import one_cell, quick
 from rows import joined
 
 from fedsim.evaluation.evaluate import CellEvaluator, evaluate_cell, synthesise
-from fedsim.evaluation.scores import score_classifier
+from fedsim.evaluation.scores import Scores, score_classifier
 from fedsim.models.linear import ProbeClassifier
 from fedsim.models.probe import fit_probe
 from fedsim.seeds import SERVER, Seeds
 from fedsim.training.trial import Outcome, run_trial
+
+BLUR = 0.2
 
 
 class Copies:
@@ -23,124 +25,167 @@ class Copies:
     def __init__(self, data: Any) -> None:
         self.data = data
 
-    def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-        rows = [np.flatnonzero(self.data.y_train == label) for label in range(self.data.classes)]
-        picked = [
-            rows[label][int(torch.randint(len(rows[label]), (), generator=stream))]
-            for label in labels.tolist()
-        ]
+    def sample(
+        self,
+        labels: torch.Tensor,
+        stream: torch.Generator,
+    ) -> torch.Tensor:
+        picked = []
+        for label in labels.tolist():
+            rows = np.flatnonzero(self.data.y_train == label)
+            picked.append(rows[int(torch.randint(len(rows), (), generator=stream))])
         return torch.from_numpy(self.data.x_train[picked])
 
 
-def evaluate(personal: Any, alpha: float = 0.1, **keys: Any) -> tuple[CellEvaluator, Any]:
-    prepared = small_cells(
-        quick("dp-gaussian"),
-        epsilon=4.0,
-        alpha=alpha,
-        evaluation={"per_class": 20, "probe_c": 0.1, "personal": personal},
-        **keys,
-    )
-    (trial,), (data,) = prepared.trials, list(prepared.data.values())[-1:]
-    return CellEvaluator(trial.cell, data, trial.partition, Copies(data)), data
-
-
-def test_at_a_weight_of_1_a_client_predicts_by_its_own_classifier_alone() -> None:
-    (by, _), (shared, _) = evaluate(1.0), evaluate(0.0)
-    found = by.personal()
-    other = shared.personal()
-    for score in ("accuracy", "balanced_accuracy"):
-        assert (
-            found[f"personal_{score}"]
-            == found[f"personal_alone_{score}"]
-            == other[f"personal_alone_{score}"]
-        )
-        assert other[f"personal_{score}"] != other[f"personal_alone_{score}"]
-
-
-class Everyones(Copies):
-    """Copies that each client has a version of, all alike."""
+class PersonalCopies(Copies):
+    """Copies with a version for each client; all versions are alike."""
 
     def of_client(self, client: int) -> Copies:
         return Copies(self.data)
 
 
-def test_a_clients_own_generator_is_read_from_a_draw_of_the_clients_own() -> None:
-    by, data = evaluate(None)
-    found = replace(by, made=Everyones(data)).of_clients()[2]
-    evaluation = by.cell.evaluation
-    drawn = [
-        synthesise(Copies(data), data.classes, evaluation.per_class, Seeds(by.cell.seed), client)
-        for client in (2, SERVER)
-    ]
-    probes = [ProbeClassifier(fit_probe(x, y, evaluation.probe_c), data.classes) for x, y in drawn]
-    rows = by.own_rows.rows[2]
-    own, shared = (
-        score_classifier(probe, data.x_test[rows], data.y_test[rows]) for probe in probes
-    )
-    assert (found.own, found.shared) == (own, shared)
-    assert own != shared
+class BlurredCopies(Copies):
+    """Real rows with noise, so that label frequencies matter."""
 
-
-def unequal(data: Any) -> np.ndarray:
-    """The test rows without most rows of all classes but the first two."""
-    return np.flatnonzero((data.y_test < 2) | (np.arange(len(data.y_test)) % 12 == 0))
-
-
-def test_plain_accuracy_is_with_labels_as_frequent_as_they_were_released_and_nothing_else_is() -> (
-    None
-):
-    by, data = evaluate(None)
-    kept = unequal(data)
-    x_test = data.x_test[kept] + BLUR * np.random.default_rng(0).standard_normal(
-        (len(kept), data.dim), dtype=np.float32
-    )
-    data = replace(data, x_test=x_test, y_test=data.y_test[kept])
-    shares = np.bincount(data.y_test, minlength=data.classes) / len(kept)
-    cell = by.cell.model_copy(
-        update={
-            "evaluation": by.cell.evaluation.model_copy(
-                update={"per_client": True, "per_class": 200}
-            )
-        }
-    )
-    by = replace(by, cell=cell, data=data, made=Noisy(data))
-    uniform = by.result()
-    released = replace(by, shares=shares).result()
-    assert (uniform.label_shares, released.label_shares) == ("uniform", "released")
-    assert released.scores.pop("accuracy") > uniform.scores.pop("accuracy") + 0.02
-    assert released.scores == uniform.scores
-    assert released.recalls == uniform.recalls
-    for one, other in zip(uniform.clients, released.clients, strict=True):
-        assert one.own is not None
-        assert other.own is not None
-        assert other.own["accuracy"] > one.own["accuracy"]
-        assert other.own.balanced_accuracy == one.own.balanced_accuracy
-
-
-BLUR = 0.2
-
-
-class Noisy(Copies):
-    """Real rows, blurred, so that labels matter."""
-
-    def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+    def sample(
+        self,
+        labels: torch.Tensor,
+        stream: torch.Generator,
+    ) -> torch.Tensor:
         real = super().sample(labels, stream)
         return real + BLUR * torch.randn(real.shape, generator=stream)
 
 
+def evaluator(**evaluation: Any) -> CellEvaluator:
+    """The evaluator of a cell whose generator copies real rows."""
+    keys = {"per_class": 20, "probe_c": 0.1} | evaluation
+    trial, data, _ = one_cell(
+        quick("dp-gaussian"),
+        epsilon=4.0,
+        alpha=0.1,
+        evaluation=keys,
+    )
+    return CellEvaluator(
+        trial.cell,
+        data,
+        trial.partition,
+        Copies(data),
+    )
+
+
+@pytest.mark.parametrize("score", ["accuracy", "balanced_accuracy"])
+def test_at_a_weight_of_1_a_client_predicts_with_its_own_classifier(score: str) -> None:
+    own = evaluator(personal=1.0).personal()
+    shared = evaluator(personal=0.0).personal()
+    assert own[f"personal_{score}"] == own[f"personal_alone_{score}"]
+    assert own[f"personal_alone_{score}"] == shared[f"personal_alone_{score}"]
+    assert shared[f"personal_{score}"] != shared[f"personal_alone_{score}"]
+
+
+def scores_of_draw(
+    cell_evaluator: CellEvaluator,
+    stream_of: int,
+    client: int,
+) -> Scores:
+    """Scores, on a client's test rows, of a probe on the draw with the stream of ``stream_of``."""
+    data = cell_evaluator.data
+    evaluation = cell_evaluator.cell.evaluation
+    seeds = Seeds(cell_evaluator.cell.seed)
+    x, y = synthesise(
+        Copies(data),
+        data.classes,
+        evaluation.per_class,
+        seeds,
+        stream_of,
+    )
+    probe = ProbeClassifier(
+        fit_probe(x, y, evaluation.probe_c),
+        data.classes,
+    )
+    rows = cell_evaluator.own_rows.rows[client]
+    return score_classifier(
+        probe,
+        data.x_test[rows],
+        data.y_test[rows],
+    )
+
+
+def test_a_clients_own_generator_draws_from_the_clients_stream() -> None:
+    shared = evaluator()
+    personal = replace(shared, product=PersonalCopies(shared.data))
+    scores = personal.of_clients()[2]
+    assert scores.own == scores_of_draw(shared, 2, 2)
+    assert scores.shared == scores_of_draw(shared, SERVER, 2)
+    assert scores.own != scores.shared
+
+
+def with_unequal_classes(data: Any) -> Any:
+    """The data without most test rows of all classes but the first two, and with blurred ones."""
+    kept = np.flatnonzero((data.y_test < 2) | (np.arange(len(data.y_test)) % 12 == 0))
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal(
+        (len(kept), data.dim),
+        dtype=np.float32,
+    )
+    return replace(
+        data,
+        x_test=data.x_test[kept] + BLUR * noise,
+        y_test=data.y_test[kept],
+    )
+
+
+@pytest.fixture(scope="module")
+def uniform() -> CellEvaluator:
+    """The evaluator of a generator without released frequencies, on unequal classes."""
+    with_clients = evaluator(per_client=True, per_class=200)
+    data = with_unequal_classes(with_clients.data)
+    return replace(
+        with_clients,
+        data=data,
+        product=BlurredCopies(data),
+    )
+
+
+@pytest.fixture(scope="module")
+def released(uniform: CellEvaluator) -> CellEvaluator:
+    """The same evaluator with the true frequencies as released ones."""
+    data = uniform.data
+    counts = np.bincount(data.y_test, minlength=data.classes)
+    return replace(uniform, shares=counts / counts.sum())
+
+
+def test_released_label_frequencies_change_plain_accuracy_alone(
+    uniform: CellEvaluator, released: CellEvaluator
+) -> None:
+    before = uniform.result()
+    after = released.result()
+    assert before.label_shares == "uniform"
+    assert after.label_shares == "released"
+    assert after.scores["accuracy"] > before.scores["accuracy"] + 0.02
+    assert after.scores | {"accuracy": 0} == before.scores | {"accuracy": 0}
+    assert after.recalls == before.recalls
+
+
+def test_released_label_frequencies_change_accuracy_of_every_client(
+    uniform: CellEvaluator, released: CellEvaluator
+) -> None:
+    for before, after in zip(uniform.of_clients(), released.of_clients(), strict=True):
+        assert before.own is not None
+        assert after.own is not None
+        assert after.own["accuracy"] > before.own["accuracy"]
+        assert after.own.balanced_accuracy == before.own.balanced_accuracy
+
+
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "label_shares"),
     [("dp-gaussian", "released"), ("weight-noise", "uniform"), ("local-only", None)],
 )
-def test_label_shares_are_released_or_uniform_for_generators_and_absent_for_classifiers(
-    name: str, told: str | None
+def test_a_result_says_where_its_label_frequencies_are_from(
+    name: str, label_shares: str | None
 ) -> None:
-    prepared = small_cells(
-        quick(name), epsilon=float("inf"), evaluation={"per_class": 10, "evaluators": []}
-    )
-    (trial,), (data,) = prepared.trials, prepared.data.values()
+    trial, data, _ = one_cell(quick(name), epsilon=float("inf"))
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     evaluation = evaluate_cell(trial, outcome.state, data)
-    assert evaluation.label_shares == told
-    assert joined(trial, outcome, evaluation).label_shares == told
+    assert evaluation.label_shares == label_shares
+    assert joined(trial, outcome, evaluation).label_shares == label_shares

@@ -2,71 +2,90 @@ import numpy as np
 import pytest
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.scores import (
-    Ceiling,
-    Scores,
-    ceiling,
-    local_only,
-    probe_predictions,
-    scores_of,
-)
+from fedsim.evaluation.scores import Scores, ceiling, local_only, probe_predictions, scores_of
 from fedsim.models.probe import fit_probe, strengths
 from fedsim.partition import PartitionSpec, make_partition
 
+WEAKEST = 100.0
+
 
 def skewed(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nine rows of one class to one of another, told apart by a small difference of two
-    features.
-    """
+    """Nine rows of one class to one of another, which differ a little in one of two features."""
     rng = np.random.default_rng(seed)
     y = (np.arange(n) % 10 == 0).astype(np.int64)
     apart = 0.1 * y + 0.05 * rng.normal(size=n)
-    return (rng.normal(size=(n, 1)) + np.stack([np.zeros(n), apart], 1)).astype(np.float32), y
+    x = rng.normal(size=(n, 1)) + np.stack([np.zeros(n), apart], 1)
+    return x.astype(np.float32), y
 
 
-def test_the_ceiling_is_the_best_of_probes_of_all_strengths_natural_and_balanced():
-    (x, y), (x_test, y_test), weakest = skewed(400, 0), skewed(2000, 1), 100.0
-    found: dict[bool, list[Scores]] = {}
-    for balanced in (False, True):
-        probes = [
-            fit_probe(x, y, strength, balanced=balanced) for strength in (*strengths(2), weakest)
-        ]
-        found[balanced] = [
-            scores_of(probe_predictions(probe, x_test, y_test, 2)) for probe in probes
-        ]
-    best = Ceiling(found[True][3].balanced_accuracy, found[False][-1]["accuracy"])
-    assert best.balanced_accuracy == max(
-        each.balanced_accuracy for each in found[False] + found[True]
+DATA = Embeddings(
+    "skewed",
+    *skewed(800, 0),
+    *skewed(2000, 1),
+    classes=2,
+)
+
+
+def probe_scores(
+    rows: np.ndarray,
+    strength: float,
+    balanced: bool,
+) -> Scores:
+    """Scores, on all test rows, of a probe of some training rows."""
+    probe = fit_probe(
+        DATA.x_train[rows],
+        DATA.y_train[rows],
+        strength,
+        balanced=balanced,
     )
-    assert best.accuracy == max(each["accuracy"] for each in found[False] + found[True])
-    assert ceiling(Embeddings("skewed", x, y, x_test, y_test, classes=2), weakest) == best
+    return scores_of(probe_predictions(probe, DATA.x_test, DATA.y_test, 2))
 
 
-def test_local_only_is_of_balanced_probes_at_the_strength_that_is_best_for_the_clients_mean():
-    (x, y), (x_test, y_test) = skewed(800, 0), skewed(2000, 1)
-    data = Embeddings("skewed", x, y, x_test, y_test, classes=2)
-    spec = PartitionSpec()
-    parts = make_partition(y, spec=spec, alpha=1.0, clients=3, seed=0, columns={})
+def test_the_ceiling_is_the_best_natural_or_balanced_probe():
+    tried = [*strengths(2), WEAKEST]
+    everything = np.arange(len(DATA.y_train))
+    natural = [probe_scores(everything, strength, balanced=False) for strength in tried]
+    balanced = [probe_scores(everything, strength, balanced=True) for strength in tried]
+    best = ceiling(DATA, WEAKEST)
+    for score in ("accuracy", "balanced_accuracy"):
+        assert getattr(best, score) == max(each[score] for each in natural + balanced)
+    assert max(each["accuracy"] for each in balanced) < best.accuracy
+    assert max(each.balanced_accuracy for each in natural) < best.balanced_accuracy
 
-    def mean(strength: float, balanced: bool) -> float:
-        probes = [fit_probe(x[rows], y[rows], strength, balanced=balanced) for rows in parts.rows]
-        return float(
-            np.mean(
-                [
-                    scores_of(probe_predictions(probe, x_test, y_test, 2)).balanced_accuracy
-                    for probe in probes
-                ]
-            )
-        )
 
-    weakest = 100.0
-    means = [mean(strength, True) for strength in (*strengths(2), weakest)]
-    assert len(set(means)) > 1
-    found = local_only(data, parts, spec, weakest)
-    assert found.mean == max(means)
-    assert found.mean > mean(weakest, False) + 0.05
-    assert means[0] < local_only(data, parts, spec, None).mean == max(means[:-1])
-    # under a Dirichlet scheme all test rows are everybody's own
-    assert np.mean([score for score in found.clients if score is not None]) == pytest.approx(
-        found.mean
+@pytest.fixture
+def partition():
+    return make_partition(
+        DATA.y_train,
+        spec=PartitionSpec(),
+        alpha=1.0,
+        clients=3,
+        seed=0,
+        columns={},
     )
+
+
+def mean_over_clients(
+    partition,
+    strength: float,
+    balanced: bool = True,
+) -> float:
+    scores = [probe_scores(rows, strength, balanced) for rows in partition.rows]
+    return float(np.mean([each.balanced_accuracy for each in scores]))
+
+
+def test_local_only_has_the_strength_of_the_best_mean(partition):
+    means = [mean_over_clients(partition, strength) for strength in (*strengths(2), WEAKEST)]
+    assert local_only(DATA, partition, PartitionSpec(), WEAKEST).mean == max(means)
+    assert local_only(DATA, partition, PartitionSpec(), None).mean == max(means[:-1])
+    assert min(means) < max(means)
+
+
+def test_local_only_weighs_classes_evenly(partition):
+    local = local_only(DATA, partition, PartitionSpec(), WEAKEST)
+    assert local.mean > mean_over_clients(partition, WEAKEST, balanced=False) + 0.05
+
+
+def test_without_sites_all_test_rows_are_everybodys_own(partition):
+    local = local_only(DATA, partition, PartitionSpec(), WEAKEST)
+    assert np.mean(local.clients) == pytest.approx(local.mean)

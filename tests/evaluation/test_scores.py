@@ -17,19 +17,20 @@ from fedsim.evaluation.scores import (
 def test_balanced_accuracy_weighs_classes_equally_and_accuracy_rows():
     x = np.float32([[0.0], [1.0]])
     y = np.array([0, 1])
-    x_test = np.float32([[0.0]] * 90 + [[0.0]] * 5 + [[1.0]] * 5)
-    y_test = np.array([0] * 90 + [1] * 10)
+    x_test = np.float32([[0.0]] * 95 + [[1.0]] * 5)
+    y_test = np.repeat([0, 1], [90, 10])
     scores = score_probe(x, y, x_test, y_test, 1.0)
     assert scores["accuracy"] == pytest.approx(0.95)
     assert scores.balanced_accuracy == pytest.approx(0.75)
     assert scores["macro_f1"] == pytest.approx((2 * 90 / (95 + 90) + 2 * 5 / (5 + 10)) / 2)
 
 
-def test_clients_are_told_by_their_mean_the_worst_and_the_spread():
-    own = [Scores(balanced_accuracy=value) for value in (0.5, 0.9, 0.7)]
-    shared = [Scores(balanced_accuracy=0.6)] * 3
-    told = scores_of_clients([*own, None], [*shared, None])
-    assert told == pytest.approx(
+OWN = [Scores(balanced_accuracy=value) for value in (0.5, 0.9, 0.7)]
+SHARED = [Scores(balanced_accuracy=0.6)] * 3
+
+
+def test_clients_are_summarised_by_mean_worst_and_spread():
+    assert scores_of_clients([*OWN, None], [*SHARED, None]) == pytest.approx(
         {
             "client_balanced_accuracy": 0.7,
             "client_worst_balanced_accuracy": 0.5,
@@ -37,48 +38,66 @@ def test_clients_are_told_by_their_mean_the_worst_and_the_spread():
             "client_shared_balanced_accuracy": 0.6,
         }
     )
+
+
+def test_clients_without_test_rows_have_no_summary():
     assert scores_of_clients([None], [None]) == {}
-    assert "client_shared_balanced_accuracy" not in scores_of_clients(own, [None] * 3)
 
 
-def predictions(y: np.ndarray, predicted: np.ndarray, shares: np.ndarray) -> Predictions:
-    return Predictions(y, predicted, np.eye(len(shares))[predicted], shares)
+def test_without_a_shared_product_there_is_no_shared_score():
+    assert "client_shared_balanced_accuracy" not in scores_of_clients(OWN, [None] * 3)
+
+
+def predictions(y, predicted, shares=(1, 1, 1, 1)):
+    probabilities = np.eye(len(shares))[predicted]
+    return Predictions(
+        np.array(y),
+        np.array(predicted),
+        probabilities,
+        np.array(shares),
+    )
 
 
 def test_personal_scores_weigh_rows_by_what_a_client_holds():
-    y = np.array([0, 0, 1, 1, 2])
-    first = np.array([0, 0, 0, 0, 0])
-    second = np.array([0, 1, 1, 1, 0])
-    shares = [np.array([0.75, 0.25, 0.0]), np.array([0.0, 0.5, 0.5])]
-    found = personal_scores(
-        [predictions(y, guess, share) for guess, share in zip((first, second), shares, strict=True)]
-    )
-    assert dict(found) == pytest.approx(
-        {
-            "personal_accuracy": np.mean([0.75, 0.5]),
-            "personal_balanced_accuracy": np.mean([0.5, 0.5]),
-        }
-    )
+    y = [0, 0, 1, 1, 2]
+    first = predictions(y, [0, 0, 0, 0, 0], (0.75, 0.25, 0.0))
+    second = predictions(y, [0, 1, 1, 1, 0], (0.0, 0.5, 0.5))
+    scores = personal_scores([first, second])
+    assert scores["personal_accuracy"] == pytest.approx((0.75 + 0.5) / 2)
+    assert scores["personal_balanced_accuracy"] == pytest.approx(0.5)
 
 
-def test_recalls_are_told_of_every_class_and_of_none_that_no_test_row_has():
-    y = np.array([0, 0, 2, 2])
-    right = predictions(y, y, np.ones(4))
-    half = predictions(y, np.array([0, 1, 2, 1]), np.ones(4))
+def test_recalls_are_means_over_predictors():
+    right = predictions([0, 0, 2, 2], [0, 0, 2, 2])
+    half = predictions([0, 0, 2, 2], [0, 1, 2, 1])
     assert recall_per_class([right, half], 4) == (0.75, None, 0.75, None)
-    assert (
-        scores_of(predictions(y, np.array([0, 0, 2, 1]), np.ones(4)))["worst_class_recall"] == 0.5
-    )
-    assert scores_of(half)["macro_f1"] == pytest.approx(2 / 3)
 
 
-def test_a_classifier_of_uniform_labels_predicts_with_other_shares_as_bayes_rule_has_it():
-    told = Predictions(
-        np.array([0, 0, 1]), np.array([1, 1, 1]), np.array([[0.4, 0.6], [0.2, 0.8], [0.1, 0.9]])
+def test_a_class_that_nobody_holds_counts_in_no_mean():
+    scores = scores_of(predictions([0, 0, 2, 2], [0, 0, 2, 1]))
+    assert scores["worst_class_recall"] == 0.5
+    half = scores_of(predictions([0, 0, 2, 2], [0, 1, 2, 1]))
+    assert half["macro_f1"] == pytest.approx(2 / 3)
+
+
+PROBABILITIES = np.array([[0.4, 0.6], [0.2, 0.8], [0.1, 0.9]])
+UNIFORM = Predictions(
+    np.array([0, 0, 1]),
+    np.array([1, 1, 1]),
+    PROBABILITIES,
+)
+SHARES = np.array([0.7, 0.3])
+
+
+def test_predictions_follow_label_frequencies_by_bayes_rule():
+    np.testing.assert_array_equal(
+        at_shares(UNIFORM, SHARES).predicted,
+        [0, 1, 1],
     )
-    shares = np.array([0.7, 0.3])
-    np.testing.assert_array_equal(at_shares(told, shares).predicted, [0, 1, 1])
-    assert at_shares(told, None) is told
-    found = scores_with(told, shares)
-    assert found["accuracy"] == pytest.approx(2 / 3)
-    assert found.balanced_accuracy == scores_of(told).balanced_accuracy == 0.5
+    assert at_shares(UNIFORM, None) is UNIFORM
+
+
+def test_label_frequencies_change_plain_accuracy_alone():
+    scores = scores_with(UNIFORM, SHARES)
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert scores.balanced_accuracy == scores_of(UNIFORM).balanced_accuracy

@@ -1,11 +1,9 @@
-"""A tuned cell: who is held out, what one of them changes, what is spent, and that it continues
-with what it drew.
-"""
+"""A tuned cell: which units are held out, what one unit changes, and what the search costs."""
 
 import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,120 +14,213 @@ from cells import one_cell, quick, small_cells
 from baselines.dp_gaussian import DPGaussian
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
-from fedsim.evaluation.tuning import HeldOut, held_out, plans_of, run_tuned
+from fedsim.evaluation.plans import plans_of
+from fedsim.evaluation.tuning import HeldOut, held_out, run_tuned
+from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.state import Checkpoints
-from fedsim.training.trial import Outcome, Trial
+from fedsim.training.trial import Candidate, Outcome, Trial
 
-SPACE = {"clip": [0.5, 1.0], "rounds": [3, 6]}
-
-
-def tuned(name: str = "dp-linear", space: Any = None, **keys: Any) -> tuple[Trial, Embeddings]:
-    how = {"trials": 4, "held_out": 0.3} | keys.pop("tune", {})
-    entry = {"name": name, "tune": SPACE if space is None else space}
-    trial, data, _ = one_cell(
-        entry, **{"tune": how, "epsilon": 8.0, "delta": 1e-3, "seeds": 3} | keys
-    )
-    return trial, data
+SPACES: dict[str, Any] = {
+    "dp-linear": {"clip": [0.5, 1.0], "rounds": [3, 6]},
+    "dp-gaussian": {"radius": [0.5, 0.8]},
+    "fedavg-linear": {"rounds": [1, 2]},
+}
 
 
-def ended(steps: Iterator[RoundRecord | Outcome]) -> tuple[list[RoundRecord], Outcome]:
-    *records, outcome = steps
-    assert isinstance(outcome, Outcome)
-    return records, outcome  # type: ignore[return-value]
+@dataclass
+class Search:
+    """A tuned cell and what running it gives."""
+
+    trial: Trial
+    data: Embeddings
+    checkpoints: Checkpoints | None = None
+
+    @cached_property
+    def steps(self) -> list[RoundRecord | Outcome]:
+        return list(run_tuned(self.trial, self.data, checkpoints=self.checkpoints))
+
+    @property
+    def records(self) -> list[Any]:
+        return self.steps[:-1]
+
+    @property
+    def outcome(self) -> Outcome:
+        outcome = self.steps[-1]
+        assert isinstance(outcome, Outcome)
+        return outcome
+
+    @property
+    def chosen(self) -> Candidate:
+        assert self.outcome.chosen is not None
+        return self.outcome.chosen
+
+    @property
+    def chosen_trial(self) -> Trial:
+        return self.trial.of(self.chosen.params, None)
+
+    @property
+    def chosen_plan(self) -> PrivacyPlan:
+        assert self.chosen.plan is not None
+        return self.chosen.plan
 
 
-def test_units_are_held_out_by_coins_that_no_row_decides() -> None:
-    trial, _ = tuned()
-    kept, held = held_out(trial, 0.3, Seeds(3))
-    assert sorted([*np.concatenate(kept.rows), *held.rows]) == sorted(
-        np.concatenate(trial.partition.rows)
-    )
-    assert 0.2 < len(held.rows) / trial.train_rows < 0.4
+def tuned(
+    name: str = "dp-linear",
+    trials: int = 4,
+    **keys: Any,
+) -> Search:
+    entry = {"name": name, "tune": SPACES[name]}
+    usual = {
+        "tune": {"trials": trials, "held_out": 0.3},
+        "epsilon": 8.0,
+        "delta": 1e-3,
+        "seeds": 3,
+    }
+    trial, data, _ = one_cell(entry, **(usual | keys))
+    return Search(trial, data)
+
+
+def training_rows(trial: Trial) -> set[int]:
+    """The training rows that are left when a search has held out its units."""
+    remaining, _ = held_out(trial, 0.3, Seeds(3))
+    return set(np.concatenate(remaining.rows).tolist())
+
+
+def test_about_a_third_of_the_units_is_held_out() -> None:
+    trial = tuned().trial
+    _, held = held_out(trial, 0.3, Seeds(3))
+    everything = set(np.concatenate(trial.partition.rows).tolist())
+    assert training_rows(trial) == everything - set(held.rows.tolist())
+    assert 0.2 < len(held.rows) / len(everything) < 0.4
+
+
+def test_one_more_row_changes_no_other_rows_side() -> None:
+    trial = tuned().trial
     first, *others = trial.partition.rows
     longer = replace(
-        trial, partition=replace(trial.partition, rows=(np.append(first, 10**6), *others))
+        trial.partition,
+        rows=(np.append(first, 10**6), *others),
     )
-    before, after = (
-        set(np.concatenate(held_out(one, 0.3, Seeds(3))[0].rows)) for one in (trial, longer)
-    )
-    assert after - before <= {10**6}
-    assert before <= after
+    before = training_rows(trial)
+    after = training_rows(replace(trial, partition=longer))
+    assert after - {10**6} == before
 
 
-def test_one_unit_changes_the_score_by_at_most_one_a_group_too() -> None:
-    trial, _ = tuned()
+def test_a_held_out_group_weighs_one() -> None:
+    trial = tuned().trial
     groups = tuple(np.arange(len(rows)) // 3 for rows in trial.partition.rows)
+    partition = replace(trial.partition, groups=groups)
     grouped = replace(
         trial,
         task=replace(trial.task, unit="group"),
+        partition=partition,
+    )
+    _, held = held_out(grouped, 0.3, Seeds(3))
+    weights = Counter[tuple[int, int]]()
+    for row, client, weight in zip(held.rows, held.clients, held.weights, strict=True):
+        position = trial.partition.rows[client].tolist().index(row)
+        weights[client, position // 3] += weight
+    assert len(weights) > 1
+    assert list(weights.values()) == pytest.approx([1] * len(weights))
+
+
+def test_groups_left_for_training_are_numbered_without_gaps() -> None:
+    trial = tuned().trial
+    groups = tuple(np.arange(len(rows)) // 3 for rows in trial.partition.rows)
+    grouped = replace(
+        trial,
         partition=replace(trial.partition, groups=groups),
     )
-    kept, held = held_out(grouped, 0.3, Seeds(3))
-    place = {
-        row: (client, group)
-        for client, own in enumerate(groups)
-        for row, group in zip(trial.partition.rows[client], own, strict=True)
-    }
-    units = [place[row] for row in held.rows]
-    sums = Counter[tuple[int, int]]()
-    for unit, weight in zip(units, held.weights, strict=True):
-        sums[unit] += weight
-    assert sums
-    assert all(total == pytest.approx(1) for total in sums.values())
-    assert all((np.diff(own) <= 1).all() and own[0] == 0 for own in kept.groups or ())
-    assert (held_out(trial, 0.3, Seeds(3))[1].weights == 1).all()
+    remaining, _ = held_out(grouped, 0.3, Seeds(3))
+    for numbers in remaining.groups or ():
+        assert set(numbers) == set(range(len(set(numbers))))
+
+
+def test_a_held_out_example_weighs_one() -> None:
+    _, held = held_out(tuned().trial, 0.3, Seeds(3))
+    assert set(held.weights) == {1.0}
 
 
 @pytest.mark.parametrize("name", ["dp-linear", "dp-gaussian"])
 def test_all_trainings_and_scores_together_cost_the_cells_budget(name: str) -> None:
-    trial, data = tuned(name, SPACE if name == "dp-linear" else {"radius": [0.5, 0.8]})
-    _, outcome = ended(run_tuned(trial, data))
-    assert outcome.chosen in trial.candidates
+    search = tuned(name)
+    outcome = search.outcome
+    assert search.chosen in search.trial.candidates
     assert outcome.unaccounted == ""
-    assert outcome.epsilon_spent is not None
-    assert 0.99 * 8 <= outcome.epsilon_spent <= 8
-    plan = outcome.chosen.plan  # type: ignore[union-attr]
-    assert plan is not None
-    assert outcome.epsilon_spent == plan.epsilon_reached
-    assert [tally.release for tally in outcome.mechanisms or ()].count("score") == 1
+    assert outcome.epsilon_spent == search.chosen_plan.epsilon_reached
+    assert 0.99 * 8 <= search.chosen_plan.epsilon_reached <= 8
+    releases = [mechanism.release for mechanism in outcome.mechanisms or ()]
+    assert releases.count("score") == 1
+
+
+def with_quieter_score(
+    candidate: Candidate,
+    share: float,
+) -> Candidate:
+    """The candidate with less noise on its score than planned."""
+    assert candidate.plan is not None
+    *training, score = candidate.plan.releases
+    quieter = replace(
+        score,
+        relative_noise=share * score.relative_noise,
+    )
+    return replace(
+        candidate,
+        plan=replace(candidate.plan, releases=(*training, quieter)),
+    )
 
 
 @pytest.mark.parametrize(("share", "spent"), [(0.5, 9.0), (1e-9, 1e9)])
-def test_scores_with_less_noise_than_planned_are_overspent(share: float, spent: float) -> None:
-    trial, data = tuned()
-
-    def quieter(plan: Any) -> Any:
-        *own, score = plan.releases
-        return replace(
-            plan, releases=(*own, replace(score, relative_noise=share * score.relative_noise))
-        )
-
-    weak = tuple(replace(candidate, plan=quieter(candidate.plan)) for candidate in trial.candidates)
-    _, outcome = ended(run_tuned(replace(trial, candidates=weak), data))
+def test_scores_with_less_noise_than_planned_are_overspent(
+    share: float,
+    spent: float,
+) -> None:
+    search = tuned()
+    weak = tuple(with_quieter_score(each, share) for each in search.trial.candidates)
+    outcome = replace(search, trial=replace(search.trial, candidates=weak)).outcome
     assert outcome.epsilon_spent is not None
     assert outcome.epsilon_spent > spent
 
 
-def test_a_cell_that_is_interrupted_anywhere_continues_with_what_it_drew() -> None:
-    trial, data = tuned(privacy={"noise": "seeded"})
-    records, whole = ended(run_tuned(trial, data))
-    assert len({record.values["training"] for record in records}) > 1
-    assert len({record.values["noise"] for record in records}) == len(records)
-    for stop in range(1, len(records), 4):
-        steps = run_tuned(trial, data, checkpoints=(kept := Checkpoints(every=0.0)))
-        before = [next(steps) for _ in range(stop)]
-        steps.close()  # type: ignore[attr-defined]
-        rest, outcome = ended(
-            run_tuned(trial, data, checkpoints=Checkpoints(kept.content, every=0.0))
-        )
-        assert [*before[: rest[0].round], *rest] == records
-        assert replace(outcome, seconds=0) == replace(whole, seconds=0)
-        assert all(torch.equal(outcome.state[name], value) for name, value in whole.state.items())
+@pytest.fixture(scope="module")
+def whole() -> Search:
+    """A search with several trainings that nothing interrupts."""
+    search = tuned(privacy={"noise": "seeded"})
+    assert len({record.values["training"] for record in search.records}) > 1
+    return search
 
 
-def test_a_free_search_trains_each_point_on_all_rows_and_claims_no_theorem() -> None:
+def test_every_round_of_a_search_has_its_own_noise(whole: Search) -> None:
+    assert len({record.values["noise"] for record in whole.records}) == len(whole.records)
+
+
+@pytest.mark.parametrize("stop", [1, 5, 9])
+def test_an_interrupted_cell_continues_with_what_it_drew(
+    whole: Search,
+    stop: int,
+) -> None:
+    checkpoints = Checkpoints(every=0.0)
+    steps = run_tuned(
+        whole.trial,
+        whole.data,
+        checkpoints=checkpoints,
+    )
+    before = [next(steps) for _ in range(stop)]
+    steps.close()  # type: ignore[attr-defined]
+    resumed = replace(
+        whole,
+        checkpoints=Checkpoints(checkpoints.content, every=0.0),
+    )
+    kept = before[: resumed.records[0].round]
+    assert kept + resumed.records == whole.records
+    assert replace(resumed.outcome, seconds=0) == replace(whole.outcome, seconds=0)
+    for name, value in whole.outcome.state.items():
+        assert torch.equal(resumed.outcome.state[name], value)
+
+
+def test_a_free_search_trains_each_point_and_claims_no_theorem() -> None:
     prepared = small_cells(
         quick("dp-linear") | {"tune": {"clip": [0.01, 1.0]}},
         epsilon=8.0,
@@ -137,108 +228,113 @@ def test_a_free_search_trains_each_point_on_all_rows_and_claims_no_theorem() -> 
     )
     default, free = prepared.trials
     (data,) = prepared.data.values()
-    _, outcome = ended(run_tuned(free, data))
-    assert (outcome.trials, free.cell.tuning and free.cell.tuning.free) == (2, True)
-    assert outcome.chosen is not None
-    assert outcome.chosen.plan is not None
-    assert outcome.chosen.plan.claim == "heuristic"
+    search = Search(free, data)
+    assert search.outcome.trials == 2
+    assert search.chosen_plan.claim == "heuristic"
+    assert search.chosen_plan.selection is None
     assert default.plan is not None
-    assert (outcome.epsilon_spent, outcome.chosen.plan.selection) == (
-        default.plan.epsilon_reached,
-        None,
-    )
-
-
-def test_without_a_budget_scores_have_no_noise() -> None:
-    for name, keys in (("dp-linear", {"epsilon": math.inf}), ("fedavg-linear", {})):
-        trial, data = tuned(name, {"rounds": [1, 2]}, **keys)
-        _, outcome = ended(run_tuned(trial, data))
-        assert outcome.chosen in trial.candidates
-        assert outcome.epsilon_spent in (None, math.inf)
-
-
-def test_a_row_is_predicted_alike_alone_and_among_others_a_last_bit_from_another_class() -> None:
-    trial, data = tuned("dp-gaussian", {"radius": [0.5, 0.8]}, tune={"trials": 1})
-    _, outcome = ended(run_tuned(trial, data))
-    assert outcome.chosen is not None
-    one = trial.of(outcome.chosen.params, None)
-    label = data.y_train[0]
-
-    def of_label(x: np.ndarray) -> np.ndarray:
-        rows = np.arange(len(x))
-        alike = replace(data, x_train=x.astype(np.float32), y_train=np.full(len(x), label))
-        return HeldOut(rows, 0 * rows, np.ones(len(x))).correct(one, outcome.state, alike)
-
-    predicted = of_label(data.x_train)
-    outside = data.x_train[~predicted][:3].astype(float)
-    inside = np.broadcast_to(data.x_train[predicted][0], outside.shape)
-    each = np.arange(3)
-    for _ in range(4):
-        lines = inside[:, None] + np.linspace(0, 1, 60)[:, None] * (outside - inside)[:, None]
-        change = of_label(lines.reshape(-1, data.dim)).reshape(3, 60).argmin(1)
-        inside = lines[each, change - 1]
-        outside = lines[each, change]
-    close = np.concatenate([inside, outside])
-    assert of_label(close).tolist() == [bool(of_label(row[None])[0]) for row in close]
-
-
-def test_one_more_training_row_leaves_a_generators_score() -> None:
-    trial, data = tuned("dp-gaussian", {"radius": [0.5, 0.8]}, tune={"trials": 1})
-    _, outcome = ended(run_tuned(trial, data))
-    assert outcome.chosen is not None
-    chosen = trial.of(outcome.chosen.params, None)
-    label = data.y_train[0]
-
-    def predicted_right(held: np.ndarray, other_rows: int) -> np.ndarray:
-        x_train = np.concatenate([held, data.x_train[:other_rows]]).astype(np.float32)
-        y_train = np.full(len(x_train), label)
-        few_rows = replace(data, x_train=x_train, y_train=y_train)
-        rows = np.arange(len(held))
-        held_rows = HeldOut(rows, np.zeros_like(rows), np.ones(len(rows)))
-        return held_rows.correct(chosen, outcome.state, few_rows)
-
-    # ten rows ever closer to where the prediction changes: the least other probe shows in them
-    right = predicted_right(data.x_train, 0)
-    inside = data.x_train[right][0].astype(np.float64)
-    outside = data.x_train[~right][0].astype(np.float64)
-    for _ in range(6):
-        line = inside + np.linspace(0, 1, 10)[:, None] * (outside - inside)
-        right = predicted_right(line, 0)
-        change = int(right.argmin())
-        assert predicted_right(line, 1).tolist() == right.tolist()
-        inside = line[change - 1]
-        outside = line[change]
+    assert search.outcome.epsilon_spent == default.plan.epsilon_reached
 
 
 @pytest.mark.parametrize(
-    ("name", "space"), [("dp-linear", SPACE), ("dp-gaussian", {"radius": [0.5, 0.8]})]
+    ("name", "epsilon", "spent"), [("dp-linear", math.inf, math.inf), ("fedavg-linear", 8.0, None)]
 )
-def test_a_score_reads_no_rows_but_those_held_out(name: str, space: Any) -> None:
-    trial, data = tuned(name, space, tune={"trials": 1})
-    _, outcome = ended(run_tuned(trial, data))
-    assert outcome.chosen is not None
-    chosen = trial.of(outcome.chosen.params, None)
-    _, held = held_out(trial, 0.3, Seeds(3))
-    other_rows = np.setdiff1d(np.arange(len(data.y_train)), held.rows)
-    x_train = data.x_train.copy()
-    x_train[other_rows] = np.nan
-    y_train = data.y_train.copy()
-    y_train[other_rows] = -1
-    spoiled = replace(data, x_train=x_train, y_train=y_train, x_test=data.x_test * np.nan)
-    empty = replace(trial.partition, rows=tuple(rows[:0] for rows in trial.partition.rows))
-    expected = held.correct(chosen, outcome.state, data)
-    found = held.correct(replace(chosen, partition=empty), outcome.state, spoiled)
-    assert found.tolist() == expected.tolist()
+def test_without_a_budget_scores_have_no_noise(
+    name: str, epsilon: float, spent: float | None
+) -> None:
+    search = tuned(name, epsilon=epsilon)
+    assert search.chosen in search.trial.candidates
+    assert search.outcome.epsilon_spent == spent
+
+
+@pytest.fixture(scope="module")
+def gaussian() -> Search:
+    return tuned("dp-gaussian", trials=1)
+
+
+def predicted_right(
+    search: Search,
+    held: np.ndarray,
+    others: np.ndarray,
+) -> list[bool]:
+    """Whether the chosen training gives held-out rows the label of the first training row."""
+    x = np.concatenate([held, others]).astype(np.float32)
+    y = np.full(len(x), search.data.y_train[0])
+    rows = np.arange(len(held))
+    held_rows = HeldOut(
+        rows,
+        np.zeros_like(rows),
+        np.ones(len(rows)),
+    )
+    data = replace(search.data, x_train=x, y_train=y)
+    return held_rows.correct(search.chosen_trial, search.outcome.state, data).tolist()
+
+
+def rows_near_the_boundary(search: Search) -> np.ndarray:
+    """Rows between a right and a wrong prediction, ever closer to where it changes."""
+    x = search.data.x_train
+    right = np.array(predicted_right(search, x, x[:0]))
+    inside = x[right][0].astype(np.float64)
+    outside = x[~right][0].astype(np.float64)
+    lines = []
+    for _ in range(6):
+        line = inside + np.linspace(0, 1, 10)[:, None] * (outside - inside)
+        change = predicted_right(search, line, x[:0]).index(False)
+        inside = line[change - 1]
+        outside = line[change]
+        lines.append(line)
+    return np.concatenate(lines)
+
+
+def test_a_row_is_predicted_alike_alone_and_among_others(gaussian: Search) -> None:
+    rows = rows_near_the_boundary(gaussian)
+    nothing = rows[:0]
+    alone = [predicted_right(gaussian, row[None], nothing)[0] for row in rows]
+    assert predicted_right(gaussian, rows, nothing) == alone
+
+
+def test_one_more_training_row_leaves_a_generators_score(gaussian: Search) -> None:
+    rows = rows_near_the_boundary(gaussian)
+    more = gaussian.data.x_train[:1]
+    assert predicted_right(gaussian, rows, more) == predicted_right(gaussian, rows, more[:0])
+
+
+@pytest.mark.parametrize("name", ["dp-linear", "dp-gaussian"])
+def test_a_score_reads_no_rows_but_those_held_out(name: str) -> None:
+    search = tuned(name, trials=1)
+    trial = search.chosen_trial
+    data = search.data
+    _, held = held_out(search.trial, 0.3, Seeds(3))
+    is_held = np.isin(np.arange(len(data.y_train)), held.rows)
+    spoiled = replace(
+        data,
+        x_train=np.where(is_held[:, None], data.x_train, np.float32(np.nan)),
+        y_train=np.where(is_held, data.y_train, -1),
+        x_test=np.full_like(data.x_test, np.nan),
+    )
+    nobody = replace(
+        trial.partition,
+        rows=tuple(rows[:0] for rows in trial.partition.rows),
+    )
+    state = search.outcome.state
+    expected = held.correct(trial, state, data)
+    found = held.correct(
+        replace(trial, partition=nobody),
+        state,
+        spoiled,
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_no_search_is_planned_where_single_messages_are_seen() -> None:
-    trial, _ = tuned("dp-gaussian", {"radius": [0.5, 1.0]})
+    trial = tuned("dp-gaussian").trial
+    task = replace(trial.task, trust="silo")
     with pytest.raises(UserError, match="every training would be seen"):
         plans_of(
             DPGaussian,
             trial.cell.params,
             trial.cell.tuning,
-            replace(trial.task, trust="silo"),
+            task,
             8.0,
             1e-3,
         )

@@ -7,253 +7,210 @@ from typing import Any
 
 import pytest
 from cells import digits_of_writers, public_digits, quick, small_cells, small_grid
-from rows import as_planned, lines_of
+from edits import Edit, Line, edited, planned_and_ran, proof_of, put, record
 
 import fedsim
 from fedsim.errors import UserError
-from fedsim.evidence.prove import Proof, prove
-from fedsim.json_lines import decode, dump, load
-from fedsim.privacy.accountant import epsilon
-from fedsim.privacy.mechanism import Mechanism
+from fedsim.json_lines import dump
 from fedsim.privacy.plan import large_delta
 from fedsim.report.statement import statements
-from fedsim.results.columns import Row, row_of
+from fedsim.results.columns import row_of
 
-Line = dict[str, Any]
-Change = Callable[[Line], None]
-
-
-def record(entry: Any, **keys: Any) -> str:
-    """Return the line of a training that did what was planned, with secret noise."""
-    (trial,) = small_cells(entry, epsilon=4.0, privacy={"noise": "secret"}, **keys).trials
-    (line,) = lines_of(trial, as_planned(trial)).trainings.values()
-    return dump(line)
+Record = Callable[[], str]
+SECRET = {"noise": "secret"}
 
 
 @cache
 def gaussian() -> str:
-    return record("dp-gaussian")
+    return record("dp-gaussian", privacy=SECRET)
 
 
 @cache
 def hypernetwork() -> str:
-    return record(quick("fedhypevae", noised="shared"))
+    return record(quick("fedhypevae", noised="shared"), privacy=SECRET)
 
 
 @cache
 def sampled() -> str:
-    return record(quick("dp-linear", sample_rate=0.5))
+    return record(quick("dp-linear", sample_rate=0.5), privacy=SECRET)
 
 
 @cache
 def with_public() -> str:
-    return record(quick("private-evolution"), public=public_digits())
+    return record(
+        quick("private-evolution"),
+        privacy=SECRET,
+        public=public_digits(),
+    )
 
 
 @cache
 def seeded() -> str:
-    line = read(gaussian())
     (trial,) = small_cells("dp-gaussian", epsilon=4.0).trials
-    line["cell"] = trial.cell.model_dump(mode="json")
-    line["training_id"] = trial.cell.training_id
-    return dump(line)
+    cell = trial.cell.model_dump(mode="json")
+    return dump(edited(gaussian(), put(cell=cell, training_id=trial.cell.training_id)))
 
 
 @cache
 def tuned() -> str:
     entry = quick("dp-gaussian") | {"tune": {"radius": [0.5, 0.8]}}
-    return record(entry, tune={"trials": 2})
-
-
-def read(text: str) -> Line:
-    line: Line = decode(load(text))
-    return line
-
-
-def put(**values: Any) -> Change:
-    """Put values at places of a line, which are named ``cell__unit``."""
-
-    def change(line: Line) -> None:
-        for place, value in values.items():
-            *parts, key = place.split("__")
-            part = line
-            for name in parts:
-                part = part[name]
-            part[key] = value
-
-    return change
-
-
-def in_plan_and_ledger(**values: Any) -> Change:
-    """Give all mechanisms other values in plan and ledger alike, and their epsilon."""
-
-    def change(line: Line) -> None:
-        plan = line["plan"]
-        plan["sigma"] *= values.get("noise", 1.0)
-        for release in plan["releases"]:
-            release["sample_rate"] *= values.get("rate", 1.0)
-            release["steps"] = values.get("count", release["steps"])
-            release["per_round"] = 1
-        for mechanism in line["ledger"]["mechanisms"]:
-            mechanism["noise_multiplier"] *= values.get("noise", 1.0)
-            mechanism["sample_rate"] *= values.get("rate", 1.0)
-            mechanism["count"] = values.get("count", mechanism["count"])
-        ran = [Mechanism(**mechanism) for mechanism in line["ledger"]["mechanisms"]]
-        spent, _ = epsilon(ran, plan["delta"])
-        line["ledger"]["epsilon_spent"] = spent
-        plan["epsilon_reached"] = spent
-
-    return change
-
-
-def budget(value: float) -> Change:
-    """Another target, with what the same mechanisms spend left as it is."""
-    return put(cell__epsilon=value, plan__epsilon_target=value)
+    return record(entry, privacy=SECRET, tune={"trials": 2})
 
 
 def rename_release(line: Line) -> None:
     line["ledger"]["mechanisms"][0]["release"] = "harmless"
 
 
-def everywhere(name: str, value: Any) -> Change:
+def everywhere(name: str, value: Any) -> Edit:
     """Put a value into cell, task and plan."""
     values = {f"{part}__{name}": value for part in ("cell", "task", "plan")}
     return put(**values)
 
 
 proved_scope = {"plan__claim": "proved", "plan__scope": "joint"}
-TAMPERED: dict[str, tuple[Callable[[], str], Change]] = {
-    "unit in the cell": (gaussian, put(cell__unit="client")),
-    "unit everywhere": (gaussian, everywhere("unit", "client")),
-    "unit is a group": (gaussian, put(cell__unit="group", cell__unit_column="patient")),
-    "trust in the cell": (gaussian, put(cell__trust="silo")),
-    "trust in the plan": (gaussian, put(plan__trust="silo")),
-    "trust everywhere": (gaussian, everywhere("trust", "silo")),
-    "noise": (seeded, put(cell__noise="secret")),
-    "noise at": (gaussian, put(ledger__noise_at="clients")),
-    "noised": (hypernetwork, put(cell__params__noised="all")),
-    "noised and what follows": (hypernetwork, put(cell__params__noised="all", **proved_scope)),
-    "claim": (hypernetwork, put(plan__claim="proved")),
-    "scope": (hypernetwork, put(plan__scope="joint")),
-    "delta in the plan": (gaussian, put(plan__delta=1e-9)),
-    "delta everywhere": (gaussian, put(cell__delta=1e-9, plan__delta=1e-9)),
-    "target": (gaussian, budget(1.0)),
-    "target in the plan": (gaussian, put(plan__epsilon_target=1.0)),
-    "no target": (gaussian, put(plan__epsilon_target=float("inf"))),
-    "target and spent": (gaussian, put(plan__epsilon_target=1.0, ledger__epsilon_spent=1.0)),
-    "spent": (gaussian, put(ledger__epsilon_spent=1.0)),
-    "sensitivity": (gaussian, put(plan__sensitivity=0.5)),
-    "clip": (gaussian, put(plan__clip=0.5)),
-    "sigma": (gaussian, put(plan__sigma=100.0)),
-    "noise of mechanisms": (gaussian, in_plan_and_ledger(noise=2.0)),
-    "sample rate": (sampled, in_plan_and_ledger(rate=0.1)),
-    "count": (sampled, in_plan_and_ledger(count=1)),
-    "count that ran": (sampled, put(ledger__mechanisms=[])),
-    "name of what ran": (gaussian, rename_release),
-    "accountant": (gaussian, put(ledger__accountant="rdp")),
-    "accountant everywhere": (gaussian, put(ledger__accountant="rdp", plan__accountant="rdp")),
-    "clients in the cell": (gaussian, put(cell__clients=400)),
-    "clients everywhere": (gaussian, put(cell__clients=400, task__clients=400)),
-    "relation": (gaussian, put(cell__relation="replace-one")),
-    "algorithm": (gaussian, put(cell__algorithm="dp-gmm")),
-    "unknown algorithm": (gaussian, put(cell__algorithm="dp-nothing")),
-    "params": (hypernetwork, put(cell__params__rounds=1)),
-    "seed": (gaussian, put(cell__seed=7)),
-    "source": (gaussian, put(cell__source="0123456789abcdef")),
-    "data set": (gaussian, put(cell__dataset_hash="0123456789abcdef")),
-    "data set's name": (gaussian, put(dataset="public images")),
-    "public rows": (with_public, put(cell__public=None)),
-    "public rows and their hash": (with_public, put(cell__public=None, cell__public_hash=None)),
-    "partition": (gaussian, put(cell__partition__scheme="quantity")),
-    "penalty": (gaussian, put(cell__evaluation__probe_c=0.5)),
-    "search": (tuned, put(cell__tuning=None)),
-    "search and its cost": (tuned, put(cell__tuning=None, plan__selection=None)),
-    "trials of the search": (tuned, put(cell__tuning__trials=200.0)),
-    "who trained": (gaussian, put(training_id="0123456789abcdef")),
-    "no plan": (gaussian, put(plan=None)),
-    "unreadable plan": (gaussian, put(plan__unit="person")),
+TAMPERED: dict[Record, dict[str, Edit]] = {
+    gaussian: {
+        "unit in the cell": put(cell__unit="client"),
+        "unit everywhere": everywhere("unit", "client"),
+        "unit is a group": put(cell__unit="group", cell__unit_column="patient"),
+        "trust in the cell": put(cell__trust="silo"),
+        "trust in the plan": put(plan__trust="silo"),
+        "trust everywhere": everywhere("trust", "silo"),
+        "noise at": put(ledger__noise_at="clients"),
+        "delta in the plan": put(plan__delta=1e-9),
+        "delta everywhere": put(cell__delta=1e-9, plan__delta=1e-9),
+        "target": put(cell__epsilon=1.0, plan__epsilon_target=1.0),
+        "target in the plan": put(plan__epsilon_target=1.0),
+        "no target": put(plan__epsilon_target=float("inf")),
+        "target and spent": put(plan__epsilon_target=1.0, ledger__epsilon_spent=1.0),
+        "spent": put(ledger__epsilon_spent=1.0),
+        "sensitivity": put(plan__sensitivity=0.5),
+        "clip": put(plan__clip=0.5),
+        "sigma": put(plan__sigma=100.0),
+        "noise of mechanisms": planned_and_ran(noise=2.0),
+        "name of what ran": rename_release,
+        "accountant": put(ledger__accountant="rdp"),
+        "accountant everywhere": put(ledger__accountant="rdp", plan__accountant="rdp"),
+        "clients in the cell": put(cell__clients=400),
+        "clients everywhere": put(cell__clients=400, task__clients=400),
+        "relation": put(cell__relation="replace-one"),
+        "algorithm": put(cell__algorithm="dp-gmm"),
+        "unknown algorithm": put(cell__algorithm="dp-nothing"),
+        "seed": put(cell__seed=7),
+        "source": put(cell__source="0123456789abcdef"),
+        "data set": put(cell__dataset_hash="0123456789abcdef"),
+        "data set's name": put(dataset="public images"),
+        "partition": put(cell__partition__scheme="quantity"),
+        "penalty": put(cell__evaluation__probe_c=0.5),
+        "who trained": put(training_id="0123456789abcdef"),
+        "no plan": put(plan=None),
+        "unreadable plan": put(plan__unit="person"),
+    },
+    seeded: {
+        "noise": put(cell__noise="secret"),
+    },
+    hypernetwork: {
+        "noised": put(cell__params__noised="all"),
+        "noised and what follows": put(cell__params__noised="all", **proved_scope),
+        "claim": put(plan__claim="proved"),
+        "scope": put(plan__scope="joint"),
+        "params": put(cell__params__rounds=1),
+    },
+    sampled: {
+        "sample rate": planned_and_ran(rate=0.1),
+        "count": planned_and_ran(count=1),
+        "count that ran": put(ledger__mechanisms=[]),
+    },
+    with_public: {
+        "public rows": put(cell__public=None),
+        "public rows and their hash": put(cell__public=None, cell__public_hash=None),
+    },
+    tuned: {
+        "search": put(cell__tuning=None),
+        "search and its cost": put(cell__tuning=None, plan__selection=None),
+        "trials of the search": put(cell__tuning__trials=200.0),
+    },
 }
-"""Edits of a record that are caught."""
-NOT_CAUGHT: dict[str, tuple[Callable[[], str], Change]] = {
-    "versions": (gaussian, put(versions={"fedsim": "9"})),
-    "seconds": (gaussian, put(seconds=0.1)),
-    "bytes": (gaussian, put(uplink_bytes=1)),
-    "names of classes": (gaussian, put(class_names=["a", "b"])),
-    "label": (gaussian, put(cell__label="better")),
+"""Edits of records that are caught."""
+EDITS = {
+    way: (text, edit)
+    for text, edits_of_record in TAMPERED.items()
+    for way, edit in edits_of_record.items()
+}
+"""These edits by their names alone."""
+NOT_CAUGHT = {
+    "versions": put(versions={"fedsim": "9"}),
+    "seconds": put(seconds=0.1),
+    "bytes": put(uplink_bytes=1),
+    "names of classes": put(class_names=["a", "b"]),
+    "label": put(cell__label="better"),
 }
 """Edits that are not caught: no statement says these values, or their author chooses them."""
 
 
-def joined(line: Line) -> Row:
-    return row_of("c", "label", line)
-
-
-def proof_of(line: Line) -> Proof:
-    return prove(joined(line), line)
+REASONS = {
+    "unit in the cell": "cell.unit is 'client' and task.unit 'example'",
+    "trust in the cell": "cell.trust is 'silo' and plan.trust 'aggregate'",
+    "clients in the cell": "cell.clients is 400 and task.clients 4",
+    "delta in the plan": "cell.delta is 0.0001 and plan.delta 1e-09",
+    "noise": "its training_id is not the hash of its cell",
+    "relation": "its cell cannot be read (relation: Extra inputs",
+    "noise at": "its noise_at is clients and in its algorithm's",
+}
+"""What the proof says of some of these edits."""
 
 
 def stated(line: Line) -> str:
     """Return the statement of a line that nobody verifies."""
-    texts = [text for statement in statements([joined(line)]) for text in statement.lines]
-    return "\n".join(texts)
+    (statement,) = statements([row_of("c", "label", line)])
+    return "\n".join(statement.lines)
 
 
 @pytest.mark.parametrize("untouched", [gaussian, hypernetwork, sampled, with_public, seeded, tuned])
-def test_unedited_record_is_proved(untouched: Callable[[], str]) -> None:
-    proof = proof_of(read(untouched()))
+def test_unedited_record_is_proved(untouched: Record) -> None:
+    proof = proof_of(untouched())
     assert proof.verdict == "proved", proof.why
 
 
-@pytest.mark.parametrize("way", TAMPERED)
+@pytest.mark.parametrize("way", EDITS)
 def test_edited_record_is_not_proved(way: str) -> None:
-    text, change = TAMPERED[way]
-    line = read(text())
-    change(line)
-    proof = proof_of(line)
+    text, edit = EDITS[way]
+    proof = proof_of(text(), edit)
     assert proof.verdict in ("not proved", "differs")
     assert proof.why
 
 
+@pytest.mark.parametrize("way", REASONS)
+def test_verdict_says_which_fields_contradict(way: str) -> None:
+    text, edit = EDITS[way]
+    assert REASONS[way] in proof_of(text(), edit).why
+
+
 @pytest.mark.parametrize("way", NOT_CAUGHT)
 def test_edit_that_is_not_caught_changes_no_statement(way: str) -> None:
-    text, change = NOT_CAUGHT[way]
-    line = read(text())
-    before = stated(line)
-    change(line)
-    assert proof_of(line).verdict == "proved"
-    assert stated(line) == before
+    edit = NOT_CAUGHT[way]
+    assert proof_of(gaussian(), edit).verdict == "proved"
+    assert stated(edited(gaussian(), edit)) == stated(edited(gaussian()))
 
 
 def test_edited_number_of_rows_moves_only_a_warning() -> None:
-    line = read(gaussian())
-    before = stated(line)
-    put(train_rows=10**6)(line)
-    assert proof_of(line).verdict == "proved"
-    new = set(stated(line).splitlines()) - set(before.splitlines())
-    warning = large_delta("example", 1e-4, 10**6, line["dataset"], published=True)
+    edit = put(train_rows=10**6)
+    line = edited(gaussian(), edit)
+    assert proof_of(gaussian(), edit).verdict == "proved"
+    before = stated(edited(gaussian())).splitlines()
+    new = set(stated(line).splitlines()) - set(before)
+    warning = large_delta(
+        "example",
+        1e-4,
+        10**6,
+        line["dataset"],
+        published=True,
+    )
     assert new == {f"  warning: {warning}"}
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (put(cell__unit="client"), "cell.unit is 'client' and task.unit 'example'"),
-        (put(cell__trust="silo"), "cell.trust is 'silo' and plan.trust 'aggregate'"),
-        (put(cell__clients=400), "cell.clients is 400 and task.clients 4"),
-        (put(cell__delta=1e-9), "cell.delta is 1e-09 and plan.delta 0.0001"),
-        (put(cell__noise="seeded"), "its training_id is not the hash of its cell"),
-        (put(cell__relation="replace-one"), "its cell cannot be read (relation: Extra inputs"),
-        (put(ledger__noise_at="clients"), "its noise_at is clients and in its algorithm's"),
-    ],
-)
-def test_verdict_says_which_fields_contradict(change: Change, said: str) -> None:
-    line = read(gaussian())
-    change(line)
-    assert said in proof_of(line).why
-
-
-@pytest.mark.parametrize(
-    "change",
+    "edit",
     [
         put(cell__unit_column="person"),
         put(cell__unit_column=None),
@@ -262,15 +219,22 @@ def test_verdict_says_which_fields_contradict(change: Change, said: str) -> None
         put(cell__unit="example", cell__unit_column=None, task__unit="example"),
     ],
 )
-def test_edited_group_is_not_proved(tmp_path: Path, change: Change) -> None:
+def test_edited_group_is_not_proved(tmp_path: Path, edit: Edit) -> None:
     data = {"npz": str(digits_of_writers(tmp_path))}
-    line = read(record("dp-gaussian", dataset=data, unit={"column": "writer"}))
-    assert proof_of(line).verdict == "proved"
-    change(line)
-    assert proof_of(line).verdict in ("not proved", "differs")
+    text = record(
+        "dp-gaussian",
+        privacy=SECRET,
+        dataset=data,
+        unit={"column": "writer"},
+    )
+    assert proof_of(text).verdict == "proved"
+    assert proof_of(text, edit).verdict in ("not proved", "differs")
 
 
-def test_seeded_noise_named_secret_is_not_released(bench, tmp_path: Path) -> None:
+def test_seeded_noise_named_secret_is_not_released(
+    bench,
+    tmp_path: Path,
+) -> None:
     folder = bench(small_grid("dp-gaussian", epsilon=4.0)).folder
     path = folder / "trainings.jsonl"
     path.write_text(path.read_text().replace('"noise": "seeded"', '"noise": "secret"'))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What is too dear for every run, one after another: the slow tests, then the ordinary tests of numbers by other instructions of the
-# processor and by two threads.
+# Runs what takes too long for every change: first the slow tests, then the tests of numbers again with other instructions of the
+# processor and with two threads.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python -m pytest -n 0 -m slow "$@"

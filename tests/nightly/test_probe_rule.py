@@ -7,7 +7,10 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared/data"
-spec = importlib.util.spec_from_file_location("probe_rule", ROOT / "benchmarks/probe_rule.py")
+spec = importlib.util.spec_from_file_location(
+    "probe_rule",
+    ROOT / "benchmarks/probe_rule.py",
+)
 assert spec is not None
 assert spec.loader is not None
 probe_rule = importlib.util.module_from_spec(spec)

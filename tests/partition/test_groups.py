@@ -1,8 +1,4 @@
-"""Rows that stay together: what schemes divide are groups, and a client holds all rows of a group
-or none.
-"""
-
-from __future__ import annotations
+"""Rows that stay together: a client holds all rows of a group or none."""
 
 from typing import Any
 
@@ -15,102 +11,105 @@ from fedsim.errors import UserError
 from fedsim.partition import Partition, PartitionSpec, make_partition
 from fedsim.partition.partition import check_split, divisible_parts
 
-RNG = np.random.default_rng(0)
-LESIONS = np.sort(RNG.integers(0, 400, 900))
-SITE = np.array(["north", "south"])[LESIONS % 2]
+LESIONS = np.sort(np.random.default_rng(0).integers(0, 400, 900))
+SITES = np.array(["north", "south"])[LESIONS % 2]
 LABELS = LESIONS % 5
 
 
 def partition(
-    columns: dict[str, np.ndarray],
-    scheme: str = "dirichlet",
+    y: np.ndarray = LABELS,
     clients: int = 6,
     seed: int = 0,
+    columns: dict[str, np.ndarray] | None = None,
     **spec: Any,
 ) -> Partition:
-    given_ = PartitionSpec(scheme=scheme, together="lesion", **spec)
     return make_partition(
-        LABELS, spec=given_, alpha=0.3, clients=clients, seed=seed, columns=columns
+        y,
+        spec=PartitionSpec(together="lesion", **spec),
+        alpha=0.3,
+        clients=clients,
+        seed=seed,
+        columns=columns or {"lesion": LESIONS, "site": SITES},
     )
 
 
 @settings(max_examples=40)
 @given(
-    scheme=st.sampled_from(
-        ["iid", "dirichlet", "dirichlet-client", "quantity", "shards", "column-dirichlet"]
+    spec=st.sampled_from(
+        [
+            {"scheme": "iid"},
+            {"scheme": "dirichlet"},
+            {"scheme": "dirichlet-client"},
+            {"scheme": "quantity"},
+            {"scheme": "shards", "labels": 3},
+            {"scheme": "column-dirichlet", "column": "site"},
+        ]
     ),
     order=st.integers(0, 9),
     seed=st.integers(0, 2**40),
 )
-def test_a_client_holds_all_rows_of_a_group_or_none(scheme: str, order: int, seed: int) -> None:
+def test_a_client_holds_all_rows_of_a_group_or_none(
+    spec: dict[str, Any], order: int, seed: int
+) -> None:
     mixed = np.random.default_rng(order).permutation(len(LESIONS))
-    lesion = LESIONS[mixed].astype(np.str_)
-    site = SITE[mixed]
-    y = LABELS[mixed]
-    own: dict[str, Any] = {
-        "shards": {"labels": 3},
-        "quantity": {"power": 1.0},
-        "column-dirichlet": {"column": "site"},
-    }
-    spec = PartitionSpec(scheme=scheme, together="lesion", **own.get(scheme, {}))
-    made = make_partition(
-        y, spec=spec, alpha=0.3, clients=6, seed=seed, columns={"lesion": lesion, "site": site}
-    )
-    assert sorted(np.concatenate(made.rows).tolist()) == list(range(len(y)))
-    held = [set(lesion[rows].tolist()) for rows in made.rows]
-    assert sum(map(len, held)) == len(set(lesion.tolist()))
+    columns = {"lesion": LESIONS[mixed], "site": SITES[mixed]}
+    made = partition(LABELS[mixed], seed=seed, columns=columns, **spec)
+    lesions_of_clients = [set(columns["lesion"][rows]) for rows in made.rows]
+    assert sorted(np.concatenate(made.rows)) == list(range(len(mixed)))
+    assert sum(map(len, lesions_of_clients)) == len(set(LESIONS))
+    assert made.groups is not None
     for rows, groups in zip(made.rows, made.groups, strict=True):
+        # Groups are numbered in order, and one number is one lesion.
+        lesions = columns["lesion"][rows]
         assert np.all(np.diff(groups) >= 0)
-        assert set(groups.tolist()) == set(range(len(set(lesion[rows].tolist()))))
-        # one number, one lesion
-        assert len(
-            {
-                (group, name)
-                for group, name in zip(groups.tolist(), lesion[rows].tolist(), strict=True)
-            }
-        ) == len(set(groups.tolist()))
+        assert np.all((np.diff(groups) == 1) == (np.diff(lesions) != 0))
 
 
-def test_group_has_its_most_frequent_lowest_label() -> None:
+def test_a_group_has_its_most_frequent_lowest_label() -> None:
     y = np.array([2, 2, 0, 3, 1, 1, 3])
     lesion = np.array(["a", "a", "a", "b", "b", "c", "c"])
-    assert divisible_parts(y, {"lesion": lesion}, PartitionSpec(together="lesion"))[0].tolist() == [
-        2,
-        1,
-        1,
-    ]
+    labels, _, _ = divisible_parts(
+        y,
+        {"lesion": lesion},
+        PartitionSpec(together="lesion"),
+    )
+    assert labels.tolist() == [2, 1, 1]
 
 
 @pytest.mark.parametrize("absent", [1, 4])
-@pytest.mark.parametrize(("scheme", "own"), [("disjoint", {}), ("shards", {"labels": 2})])
-def test_a_class_that_is_no_groups_takes_no_clients_place(
-    scheme: str, own: dict[str, Any], absent: int
+@pytest.mark.parametrize(("scheme", "labels_of_client"), [("disjoint", 1), ("shards", 2)])
+def test_a_class_that_is_no_groups_label_takes_no_clients_place(
+    scheme: str, labels_of_client: int, absent: int
 ) -> None:
     rare = np.equal(LABELS, absent)
     y = np.where(rare, (absent + 1) % 4, LABELS)
-    y[np.flatnonzero(rare & (np.bincount(LESIONS)[LESIONS] > 2))[0]] = absent
-    spec = PartitionSpec(scheme=scheme, together="lesion", **own)
+    in_large_group = np.bincount(LESIONS)[LESIONS] > 2
+    y[np.flatnonzero(rare & in_large_group)[0]] = absent
+    spec = PartitionSpec(together="lesion")
     labels, _, part = divisible_parts(y, {"lesion": LESIONS}, spec)
     assert absent in y
     assert absent not in labels
-    made = make_partition(y, spec=spec, alpha=0.3, clients=4, seed=0, columns={"lesion": LESIONS})
-    held = [set(labels[part[rows]].tolist()) for rows in made.rows]
-    assert [len(labels) for labels in held] == [1 if scheme == "disjoint" else 2] * 4
+    for rows in partition(y, clients=4, scheme=scheme).rows:
+        assert len(set(labels[part[rows]])) == labels_of_client
 
 
 def test_the_minimum_size_counts_groups() -> None:
-    made = partition({"lesion": LESIONS}, min_size=30)
-    assert min(int(groups[-1]) + 1 for groups in made.groups) >= 30
-    with pytest.raises(
-        UserError,
-        match=r"6 clients × 100 \(partition.min_size\) = 600 values of lesion, but there are \d+ "
-        r"training values",
-    ):
-        partition({"lesion": LESIONS}, min_size=100)
+    groups = partition(min_size=30).groups
+    assert groups is not None
+    assert min(len(set(numbers)) for numbers in groups) >= 30
+
+
+def test_the_message_about_the_minimum_size_counts_groups() -> None:
+    problem = (
+        r"6 clients × 100 \(partition.min_size\) = 600 values of lesion, but there are \d+ "
+        "training values"
+    )
+    with pytest.raises(UserError, match=problem):
+        partition(min_size=100)
 
 
 @pytest.mark.parametrize(
-    ("columns", "spec", "said"),
+    ("columns", "keys", "message"),
     [
         ({"patient": LESIONS}, {}, "no column 'lesion'; known: patient"),
         (
@@ -119,27 +118,31 @@ def test_the_minimum_size_counts_groups() -> None:
             "rows have no value of 'lesion'; give every row one",
         ),
         (
-            {"lesion": LESIONS, "site": np.array(["north", "south"])[np.arange(900) % 2]},
+            {"lesion": LESIONS, "site": np.tile(["north", "south"], 450)},
             {"scheme": "column", "column": "site", "clients": 2},
             "has rows of two values of site, so of two clients; keep a group within a client",
         ),
     ],
 )
 def test_a_column_that_does_not_group_rows_is_reported(
-    columns: dict[str, np.ndarray], spec: dict[str, Any], said: str
+    columns: dict[str, np.ndarray], keys: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UserError, match=said) as caught:
-        partition(columns, **spec)
+    with pytest.raises(UserError, match=message) as caught:
+        partition(columns=columns, **keys)
     assert caught.value.where == "partition.together"
 
 
+def test_groups_on_one_side_of_the_split_each_are_accepted() -> None:
+    check_split(
+        "lesion",
+        {"lesion": np.array(["a", "b", "b"])},
+        {"lesion": np.array(["c"])},
+    )
+
+
 def test_a_group_on_both_sides_of_the_split_is_reported() -> None:
-    check_split("lesion", {"lesion": np.array(["a", "b", "b"])}, {"lesion": np.array(["c"])})
-    with pytest.raises(
-        UserError,
-        match="1 values of lesion have both training and test rows, such as 'b'; give the data a "
-        "split",
-    ):
-        check_split(
-            "lesion", {"lesion": np.array(["a", "b", "b"])}, {"lesion": np.array(["b", "c"])}
-        )
+    train = {"lesion": np.array(["a", "b", "b"])}
+    test = {"lesion": np.array(["b", "c"])}
+    problem = "1 values of lesion have both training and test rows, such as 'b'; give the data a"
+    with pytest.raises(UserError, match=problem):
+        check_split("lesion", train, test)

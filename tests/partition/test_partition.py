@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,7 +13,15 @@ LABELS = np.random.default_rng(0).integers(0, 10, 3_000)
 SITES = {"site": np.random.default_rng(1).choice(["north", "south", "west"], 3_000)}
 
 
-def partition(y=LABELS, scheme="dirichlet", alpha=0.3, clients=10, seed=0, columns=SITES, **spec):
+def partition(
+    y=LABELS,
+    scheme="dirichlet",
+    alpha=0.3,
+    clients=10,
+    seed=0,
+    columns=SITES,
+    **spec,
+):
     return make_partition(
         y,
         spec=PartitionSpec(scheme=scheme, **spec),
@@ -32,54 +38,58 @@ def divisions(draw):
     scheme = draw(st.sampled_from(sorted(schemes.OWNERS)))
     classes = draw(st.integers(2, 6))
     min_size = draw(st.integers(1, 4))
-    clients = draw(st.integers(1, classes if scheme == "disjoint" else 12))
+    keys = {"scheme": scheme, "min_size": min_size}
+    most_clients = 12
+    if scheme == "disjoint":
+        most_clients = classes
+    clients = draw(st.integers(1, most_clients))
+    fewest = min_size
     if scheme == "shards":
-        labels = draw(st.integers(-(-classes // clients), classes))
-    else:
-        labels = 2
-    if scheme == "shards":
+        keys["labels"] = draw(st.integers(-(-classes // clients), classes))
         fewest = clients * min_size
-    else:
-        fewest = min_size
-    each = draw(st.lists(st.integers(fewest, fewest + 16), min_size=classes, max_size=classes))
-    y = np.repeat(np.arange(classes), each)
-    y = np.concatenate([y, np.zeros(max(0, clients * min_size - len(y)), np.int64)])
-    y = np.random.default_rng(draw(st.integers(0, 9))).permutation(y)
-    return {
-        "y": y,
-        "scheme": scheme,
+    sizes = st.lists(
+        st.integers(fewest, fewest + 16),
+        min_size=classes,
+        max_size=classes,
+    )
+    y = np.repeat(np.arange(classes), draw(sizes))
+    missing = max(0, clients * min_size - len(y))
+    y = np.random.default_rng(draw(st.integers(0, 9))).permutation(np.append(y, [0] * missing))
+    values = draw(st.sampled_from([1, clients]))
+    if scheme == "column":
+        values = clients
+    if scheme.startswith("column"):
+        keys["column"] = "site"
+    if scheme == "quantity":
+        keys["power"] = draw(st.floats(0, 5))
+    return keys | {
+        "y": y.astype(np.int64),
         "clients": clients,
-        "min_size": min_size,
         "alpha": draw(st.floats(1e-300, 1e6)),
         "seed": draw(st.integers(0, 2**40)),
-        "columns": {
-            "site": np.arange(len(y))
-            % (clients if scheme == "column" else draw(st.sampled_from([1, clients])))
-        },
-        "column": "site" if scheme.startswith("column") else None,
-        "labels": labels,
-        "power": draw(st.floats(0, 5)) if scheme == "quantity" else 1.0,
+        "columns": {"site": np.arange(len(y)) % values},
     }
 
 
 @settings(max_examples=150)
 @given(divisions())
-def test_partition_is_complete_large_enough_and_repeatable(given):
-    made = partition(**given)
-    assert len(made.rows) == given["clients"]
-    assert sorted(np.concatenate(made.rows).tolist()) == list(range(len(given["y"])))
-    assert all(
-        len(rows) >= given["min_size"] and np.all(np.diff(rows) > 0) and rows.dtype == np.int64
-        for rows in made.rows
-    )
-    assert partition(**given).fingerprint == made.fingerprint
+def test_partition_is_complete_large_enough_and_repeatable(keys):
+    y = keys["y"]
+    made = partition(**keys)
+    assert len(made.rows) == keys["clients"]
+    assert sorted(np.concatenate(made.rows)) == list(range(len(y)))
+    assert partition(**keys).fingerprint == made.fingerprint
     for rows, counts in zip(made.rows, made.label_counts, strict=True):
+        assert len(rows) >= keys["min_size"]
+        assert np.all(np.diff(rows) > 0)
+        assert rows.dtype == np.int64
         np.testing.assert_array_equal(
-            counts, np.bincount(given["y"][rows], minlength=given["y"].max() + 1)
+            counts,
+            np.bincount(y[rows], minlength=y.max() + 1),
         )
 
 
-def test_the_fingerprint_tells_partitions_apart():
+def test_different_partitions_have_different_fingerprints():
     made = [
         partition(),
         partition(alpha=0.31),
@@ -103,41 +113,48 @@ def test_small_alpha_concentrates_classes_and_large_spreads():
     assert largest_share(1e6) == pytest.approx(0.1, abs=0.005)
 
 
-@pytest.mark.parametrize("scheme", ["dirichlet", "dirichlet-client", "shards", "iid", "quantity"])
-def test_which_rows_of_a_class_a_client_holds_is_random(scheme):
-    if scheme == "shards":
-        labels = {"labels": 10}
-    else:
-        labels = {}
-    first, second = partition(scheme=scheme, clients=2, alpha=1e6, **labels).rows
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"scheme": "dirichlet"},
+        {"scheme": "dirichlet-client"},
+        {"scheme": "shards", "labels": 10},
+        {"scheme": "iid"},
+        {"scheme": "quantity"},
+    ],
+)
+def test_which_rows_of_a_class_a_client_holds_is_random(keys):
+    first, second = partition(clients=2, alpha=1e6, **keys).rows
     assert abs(first.mean() - second.mean()) < 150
 
 
 def test_dirichlet_shares_have_the_distribution_they_claim():
     alpha = 0.5
     clients = 4
-    shares = np.concatenate(
-        [
-            (p := partition(alpha=alpha, clients=clients, seed=s, min_size=1).label_counts)
-            / p.sum(axis=0)
-            for s in range(200)
-        ]
-    )
-    # Dirichlet(alpha, ..., alpha) over k: mean 1/k, variance (1/k)(1 - 1/k) / (k alpha + 1)
-    assert shares.mean() == pytest.approx(1 / clients)
-    assert shares.var() == pytest.approx(
-        (1 / clients) * (1 - 1 / clients) / (clients * alpha + 1), rel=0.05
-    )
+    shares = []
+    for seed in range(200):
+        counts = partition(alpha=alpha, clients=clients, seed=seed, min_size=1).label_counts
+        shares.append(counts / counts.sum(axis=0))
+    # Dirichlet(alpha, ..., alpha) over k has mean 1/k and variance
+    # (1/k)(1 - 1/k) / (k alpha + 1).
+    mean = 1 / clients
+    variance = mean * (1 - mean) / (clients * alpha + 1)
+    assert np.mean(shares) == pytest.approx(mean)
+    assert np.var(shares) == pytest.approx(variance, rel=0.05)
 
 
-def test_dirichlet_client_gives_equal_sizes_and_own_mixes():
-    few = partition(scheme="dirichlet-client", alpha=1e-3).label_counts
-    assert set(few.sum(axis=1).tolist()) == {300}
-    # whoever chooses early gets a single label; late ones take what is left
-    assert np.median(few.max(axis=1) / 300) > 0.9
-    many = partition(scheme="dirichlet-client", alpha=1e6).label_counts
-    np.testing.assert_allclose(many.sum(axis=1), 300)
-    assert (many / 300).max() < 0.25
+@pytest.mark.parametrize("alpha", [1e-3, 1e6])
+def test_dirichlet_client_gives_equal_sizes(alpha):
+    counts = partition(scheme="dirichlet-client", alpha=alpha).label_counts
+    assert set(counts.sum(axis=1)) == {300}
+
+
+def test_dirichlet_client_gives_each_client_its_own_mix():
+    # Clients that choose early get a single label; late ones take what is left.
+    concentrated = partition(scheme="dirichlet-client", alpha=1e-3).label_counts
+    spread = partition(scheme="dirichlet-client", alpha=1e6).label_counts
+    assert np.median(concentrated.max(axis=1)) > 0.9 * 300
+    assert spread.max() < 0.25 * 300
 
 
 @pytest.mark.parametrize(("labels", "clients"), [(1, 10), (2, 7), (3, 50), (10, 4)])
@@ -147,29 +164,36 @@ def test_every_client_of_shards_holds_exactly_so_many_labels(labels, clients):
     assert (counts > 0).any(axis=0).all()
 
 
+SMALL_CLASS = np.repeat(np.arange(3), [40, 40, 3])
+
+
 def test_shards_that_are_too_small_take_rows_of_their_own_labels():
-    y = np.repeat(np.arange(3), [40, 40, 3])
-    counts = partition(y=y, scheme="shards", labels=1, clients=4, min_size=3).label_counts
-    assert counts.sum(axis=1).min() >= 3
-    with pytest.raises(
-        UserError,
-        match=r"partition.min_size: scheme 'shards' leaves client \d with 3 rows, fewer than 4; "
-        r"give a smaller",
-    ):
-        partition(y=y, scheme="shards", labels=1, clients=4, min_size=4)
+    made = partition(
+        y=SMALL_CLASS,
+        scheme="shards",
+        labels=1,
+        clients=4,
+        min_size=3,
+    )
+    assert made.label_counts.sum(axis=1).min() >= 3
+
+
+def test_shards_that_cannot_be_filled_are_reported():
+    problem = (
+        r"partition.min_size: scheme 'shards' leaves client \d with 3 rows, fewer than 4; "
+        "give a smaller"
+    )
+    with pytest.raises(UserError, match=problem):
+        partition(y=SMALL_CLASS, scheme="shards", labels=1, clients=4, min_size=4)
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
 def test_quantity_sizes_follow_the_power_law(power):
-    sizes = sorted(
-        (
-            len(rows)
-            for rows in partition(scheme="quantity", clients=20, power=power, min_size=2).rows
-        ),
-        reverse=True,
-    )
+    made = partition(scheme="quantity", clients=20, power=power, min_size=2)
+    sizes = np.sort([len(rows) for rows in made.rows])[::-1]
     weights = np.arange(1, 21) ** -power
-    np.testing.assert_allclose(np.array(sizes) - 2, 2_960 * weights / weights.sum(), atol=1)
+    expected = 2 + 2_960 * weights / weights.sum()
+    np.testing.assert_allclose(sizes, expected, atol=1)
 
 
 @pytest.mark.parametrize("clients", [1, 3, 10])
@@ -180,7 +204,7 @@ def test_disjoint_clients_share_no_label(clients):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("keys", "message"),
     [
         (
             {"clients": 1_501},
@@ -197,7 +221,7 @@ def test_disjoint_clients_share_no_label(clients):
         ),
         (
             {"scheme": "column", "column": "sight", "clients": 3},
-            "partition.column: .*no column 'sight' with a value for every row; did you mean 'site'",
+            "partition.column: .*no column 'sight'; did you mean 'site'",
         ),
         (
             {"scheme": "column", "column": "site", "clients": 4},
@@ -218,9 +242,9 @@ def test_disjoint_clients_share_no_label(clients):
         ),
     ],
 )
-def test_limits_are_named_with_their_arithmetic(given, message):
+def test_limits_are_named_with_their_arithmetic(keys, message):
     with pytest.raises(UserError, match=message):
-        partition(**given)
+        partition(**keys)
 
 
 @pytest.mark.parametrize(
@@ -236,18 +260,13 @@ def test_a_wrong_spec_is_refused(spec, message):
         PartitionSpec(**spec)
 
 
-def unit_rows(n=20, dim=64):
-    x = np.random.default_rng(2).standard_normal((n, dim)).astype(np.float32)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
-
-
 def test_a_shift_is_the_affine_map_it_claims():
-    x, (gain, left, right, offset) = unit_rows().astype(np.float64), shift_of(3, 64, 0.5, 7)
-    moved = x @ (np.diag(gain.astype(np.float64)) + left.astype(np.float64) @ right.T) + offset
+    x = unit_norm(np.random.default_rng(2).standard_normal((20, 64)).astype(np.float32))
+    gain, left, right, offset = (part.astype(np.float64) for part in shift_of(3, 64, 0.5, 7))
+    moved = x @ (np.diag(gain) + left @ right.T) + offset
     expected = moved / np.linalg.norm(moved, axis=1, keepdims=True)
-    np.testing.assert_allclose(
-        apply_shift(unit_rows(), 3, strength=0.5, seed=7), expected, atol=1e-6
-    )
+    shifted = apply_shift(x, 3, strength=0.5, seed=7)
+    np.testing.assert_allclose(shifted, expected, atol=1e-6)
 
 
 def test_shift_is_orthonormal_and_has_the_given_strength():
@@ -259,22 +278,24 @@ def test_shift_is_orthonormal_and_has_the_given_strength():
     assert np.linalg.norm(offset) == pytest.approx(0.5, rel=1e-5)
 
 
-def test_feature_shift_applies_owners_map_at_unit_norm() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(60, 12)).astype(np.float32)
-    y = np.arange(60) % 3
-    data = Embeddings.from_arrays("made up", x, y, np.repeat([0, 2], [40, 20]))
-    data = replace(data, x_train=unit_norm(data.x_train), x_test=unit_norm(data.x_test))
+def test_feature_shift_applies_the_owners_map():
+    x = np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)
+    split = np.repeat([0, 2], [40, 20])
+    data = Embeddings.from_arrays("made up", unit_norm(x), np.arange(60) % 3, split)
+    made = partition(
+        data.y_train,
+        "feature-shift",
+        clients=4,
+        seed=1,
+        columns={},
+        strength=0.4,
+    )
     spec = PartitionSpec(scheme="feature-shift", strength=0.4)
-    partition = make_partition(data.y_train, spec=spec, alpha=1.0, clients=4, seed=1, columns={})
-    seen = as_seen(data, partition, spec, seed=1)
-    for client, rows in enumerate(partition.rows):
-        np.testing.assert_array_equal(
-            seen.x_train[rows], apply_shift(data.x_train[rows], client, strength=0.4, seed=1)
-        )
-        np.testing.assert_array_equal(
-            seen.x_test[client::4],
-            apply_shift(data.x_test[client::4], client, strength=0.4, seed=1),
-        )
+    seen = as_seen(data, made, spec, seed=1)
+    for client, rows in enumerate(made.rows):
+        x_train = apply_shift(data.x_train[rows], client, strength=0.4, seed=1)
+        x_test = apply_shift(data.x_test[client::4], client, strength=0.4, seed=1)
+        np.testing.assert_array_equal(seen.x_train[rows], x_train)
+        np.testing.assert_array_equal(seen.x_test[client::4], x_test)
     np.testing.assert_allclose(np.linalg.norm(seen.x_train, axis=1), 1, atol=1e-5)
     assert not np.allclose(seen.x_train, data.x_train, atol=0.05)

@@ -101,8 +101,7 @@ def test_audit_added_later_changes_no_line_and_refutes_a_claim(
     saved = load_generator(audited.folder, refuted[0].cell_id, trust_plugin=True)
     assert (saved.vouched, saved.facts.row.status) == (True, "refuted")
     assert (
-        saved.facts.held_back
-        == "the seed of its noise is known, and with it anyone can take the noise off"
+        saved.facts.held_back == "the seed of its noise is known, so anyone can subtract the noise"
     )
     assert {line["refuted"] for line in ResultStore(first.folder).last("audits").values()} == {
         True,

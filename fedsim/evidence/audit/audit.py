@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,10 @@ def interval(count: float, total: int) -> tuple[float, float]:
 
 
 def bound(
-    absent: Sequence[float], present: Sequence[float], mechanisms: Sequence[Mechanism], delta: float
+    absent: Sequence[float],
+    present: Sequence[float],
+    mechanisms: Sequence[Mechanism],
+    delta: float,
 ) -> float:
     """Return the largest ε of the claimed mechanisms with other noise that the scores refute.
 
@@ -73,14 +77,10 @@ def bound(
         mechanisms: what is claimed to have run.
         delta: the δ of the claim.
     """
-    _, false_positives = interval(_count_positives(absent), len(absent))
-    true_positives, _ = interval(_count_positives(present), len(present))
+    # The test says that the unit is there if a ratio is 0 or more.
+    _, false_positives = interval(sum(score >= 0 for score in absent), len(absent))
+    true_positives, _ = interval(sum(score >= 0 for score in present), len(present))
     return refuted_epsilon(mechanisms, delta, false_positives, true_positives)[0]
-
-
-def _count_positives(scores: Sequence[float]) -> int:
-    """Return the number of trainings of which the test says that the unit is there."""
-    return sum(score >= 0 for score in scores)
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,8 @@ class Audit:
     @property
     def refuted(self) -> bool:
         """Whether ε is above the claim, or the canary exceeds the sensitivity of a theorem."""
-        return self.epsilon > self.claim or (self._is_exceeded and not self.heuristic)
-
-    @property
-    def _is_exceeded(self) -> bool:
-        return self.ratio > MOST_ADDED
+        is_exceeded = self.ratio > MOST_ADDED and not self.heuristic
+        return self.epsilon > self.claim or is_exceeded
 
     def words(self) -> str:
         """Return the outcome on a line."""
@@ -116,12 +113,12 @@ class Audit:
         if self.refuted:
             outcome = "REFUTED"
         exceeded = ""
-        if self._is_exceeded:
-            exceeded = ", which is exceeded"
+        if self.ratio > MOST_ADDED:
+            exceeded = ", more than it may"
         return (
-            f"{outcome}: ε = {number(self.claim)} claimed, "
-            f"ε ≥ {number(self.epsilon, 3)} by {self.pairs} pairs, "
-            f"canary {self.ratio:.2f} of the claimed sensitivity{exceeded}"
+            f"{outcome}: ε = {number(self.claim)} claimed; {self.pairs} pairs of trainings show "
+            f"ε ≥ {number(self.epsilon, 3)}; the canary adds {self.ratio:.2f} of the claimed "
+            f"sensitivity{exceeded}"
         )
 
 
@@ -131,11 +128,16 @@ def outcome_of(setting: Setting, seen: Sequence[TrainingPair]) -> Audit:
     absent = [pair.absent for pair in seen]
     present = [pair.present for pair in seen]
     epsilon = bound(absent, present, plan.mechanisms, plan.delta)
-    added = math.sqrt(float(np.mean([pair.ratio**2 for pair in seen])))
-    most = max(pair.most for pair in seen)
-    if most > MOST_ADDED:
-        added = most
-    return Audit(plan.epsilon_target, epsilon, len(seen), added, plan.claim == "heuristic")
+    added = max(pair.most for pair in seen)
+    if added <= MOST_ADDED:
+        added = math.sqrt(float(np.mean([pair.ratio**2 for pair in seen])))
+    return Audit(
+        plan.epsilon_target,
+        epsilon,
+        len(seen),
+        added,
+        plan.claim == "heuristic",
+    )
 
 
 def key_of(setting: Setting) -> str:
@@ -144,21 +146,14 @@ def key_of(setting: Setting) -> str:
     The number of pairs does not count, so that more pairs can be added to an audit.
     """
     task = setting.task
-    code = [source_hash(lookup(setting.algorithm)), harness_hash("evidence")]
-    facts = [
-        task.dim,
-        task.classes,
-        task.clients,
-        task.unit,
-        task.trust,
-        setting.plan.epsilon_target,
-        setting.plan.delta,
-    ]
+    plan = setting.plan
+    shape = [task.dim, task.classes, task.clients]
+    claim = [task.unit, task.trust, plan.epsilon_target, plan.delta]
     hashed = {
         "algorithm": setting.algorithm,
-        "code": code,
+        "code": [source_hash(lookup(setting.algorithm)), harness_hash("evidence")],
         "params": setting.params,
-        "facts": facts,
+        "facts": shape + claim,
     }
     text = json.dumps(hashed, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -175,8 +170,11 @@ class AuditRun:
 
     def __init__(self, setting: Setting, count: int) -> None:
         if count < LEAST_PAIRS:
-            what = f"{count} are too few: even an attack without an error would bound nothing"
-            raise UserError("pairs", what, f"give {LEAST_PAIRS} or more")
+            raise UserError(
+                "pairs",
+                f"{count} are too few: even an attack without an error would bound nothing",
+                f"give {LEAST_PAIRS} or more",
+            )
         self.setting = setting
         self.count = count
         self.key = key_of(setting)
@@ -185,8 +183,7 @@ class AuditRun:
         """Run the pairs that ``lines`` lack and yield a line for each."""
         # On such small tensors a second thread only waits.
         torch.set_num_threads(1)
-        done = {line["pair"] for line in lines}
-        missing = [pair_number for pair_number in range(self.count) if pair_number not in done]
+        missing = sorted(set(range(self.count)) - {line["pair"] for line in lines})
         if not missing:
             return
         setting, canary = saturating(self.setting)
@@ -221,11 +218,10 @@ class ClaimAudit:
     def line(self, audit: Audit) -> dict[str, Any]:
         """Return the result line, in which ``params`` are those that the audit changed."""
         cell = self.trials[0].cell
-        changed = {
-            name: value
-            for name, value in self.run.setting.params.items()
-            if name not in cell.params or cell.params[name] != value
-        }
+        changed = dict(self.run.setting.params)
+        for name, value in cell.params.items():
+            if changed.get(name) == value:
+                del changed[name]
         return {
             "audit": self.run.key,
             "claim": claim_of(cell.model_dump(mode="json")),
@@ -237,7 +233,11 @@ class ClaimAudit:
         }
 
 
-def audits_of(grid: Grid, asked: AuditSpec, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
+def audits_of(
+    grid: Grid,
+    asked: AuditSpec,
+    trials: Sequence[Trial],
+) -> tuple[ClaimAudit, ...]:
     """Return an audit for every claim of a finite ε in a grid.
 
     Cells of other data or seeds share the audit of their claim. Claims of a search for parameters
@@ -248,13 +248,11 @@ def audits_of(grid: Grid, asked: AuditSpec, trials: Sequence[Trial]) -> tuple[Cl
         asked: the number of pairs and of rounds.
         trials: the cells of the grid.
     """
-    trials_of_claim: dict[str, list[Trial]] = {}
+    trials_of_claim = defaultdict(list)
     for trial in trials:
-        plan = trial.plan
-        if plan is None or not math.isfinite(plan.epsilon_target) or trial.cell.tuning is not None:
-            continue
-        claim = claim_of(trial.cell.model_dump(mode="json"))
-        trials_of_claim.setdefault(claim, []).append(trial)
+        is_private = trial.plan is not None and math.isfinite(trial.plan.epsilon_target)
+        if is_private and trial.cell.tuning is None:
+            trials_of_claim[claim_of(trial.cell.model_dump(mode="json"))].append(trial)
     audits = []
     for same_claim in trials_of_claim.values():
         cell = same_claim[0].cell
@@ -262,7 +260,14 @@ def audits_of(grid: Grid, asked: AuditSpec, trials: Sequence[Trial]) -> tuple[Cl
         if "rounds" in cell.params:
             params["rounds"] = asked.rounds
         epsilon = float(cell.epsilon or 0)
-        setting = setting_of(cell.algorithm, params, cell.unit, cell.trust, epsilon, cell.delta)
+        setting = setting_of(
+            cell.algorithm,
+            params,
+            cell.unit,
+            cell.trust,
+            epsilon,
+            cell.delta,
+        )
         with at(grid.location("audit")):
             audits.append(ClaimAudit(AuditRun(setting, asked.pairs), tuple(same_claim)))
     return tuple(audits)

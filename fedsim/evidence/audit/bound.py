@@ -7,8 +7,8 @@ every test: with a false-positive rate a and a false-negative rate b,
     b >= 1 - δ(e) - exp(e) a    and    b >= exp(-e) (1 - δ(e) - a)    for every e >= 0
 
 (Kairouz, Oh & Viswanath 2015, "The composition theorem for differential privacy", section 2). The
-curve is that of the composed Gaussian mechanisms, an upper bound that dp-accounting computes
-(Doroshenko et al. 2022, "Connect the dots"), so the bound on b is a lower one.
+curve is that of the composed Gaussian mechanisms, an upper bound that dp-accounting computes, so
+the bound on b is a lower one.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
-from fedsim.evidence.losses import composed_losses
 from fedsim.privacy.mechanism import Mechanism
 
 SLOPES = np.concatenate([np.arange(0.0, 1.0, 0.01), np.arange(1.0, 30.0, 0.05)])
 """Values of e at which a trade-off curve is bounded from below."""
 MESH = 0.01
-"""Width of the mesh of privacy losses, in standard deviations of the composed loss (at most 1)."""
+"""The width of the mesh of losses, in standard deviations of the composed loss (at most 1)."""
 LEAST_NOISE = 2.0**-6
 """The least factor of noise that the search tries."""
 MOST_NOISE = 2.0**14
@@ -35,8 +34,36 @@ PRECISION = 1e-3
 """The relative precision of the factor of noise."""
 
 
+def composed_losses(mechanisms: Sequence[Mechanism], mesh: float) -> Any:
+    """Return dp-accounting's privacy loss distribution of all mechanisms together.
+
+    It is an upper bound (Doroshenko et al. 2022, "Connect the dots"), and holds for both orders of
+    two neighbouring data sets.
+
+    Args:
+        mechanisms: what ran.
+        mesh: the width of the mesh on which losses are put.
+    """
+    from dp_accounting.pld import privacy_loss_distribution  # late: it takes a second to import
+
+    total: Any = privacy_loss_distribution.identity(mesh)
+    for mechanism in mechanisms:
+        losses = privacy_loss_distribution.from_gaussian_mechanism(
+            mechanism.noise_multiplier,
+            sampling_prob=mechanism.sample_rate,
+            value_discretization_interval=mesh,
+            pessimistic_estimate=True,
+            use_connect_dots=True,
+        )
+        total = total.compose(losses.self_compose(mechanism.count))
+    return total
+
+
 def refuted_epsilon(
-    mechanisms: Sequence[Mechanism], delta: float, false_positives: float, true_positives: float
+    mechanisms: Sequence[Mechanism],
+    delta: float,
+    false_positives: float,
+    true_positives: float,
 ) -> tuple[float, float]:
     """Return the largest ε that a test with these rates refutes, and the factor of noise it means.
 
@@ -53,21 +80,23 @@ def refuted_epsilon(
         true_positives: the lower confidence limit of that rate for a training with the unit.
     """
 
+    def scaled(log_factor: float) -> list[Mechanism]:
+        factor = math.exp(log_factor)
+        return [mechanism.scaled(factor) for mechanism in mechanisms if mechanism.costs]
+
     def excess(log_factor: float) -> float:
         """Return how far the test's false negatives are below those at a factor of noise."""
-        scaled = _scaled(mechanisms, math.exp(log_factor))
-        return least_false_negatives(scaled, false_positives) - (1 - true_positives)
+        least = least_false_negatives(scaled(log_factor), false_positives)
+        return least - (1 - true_positives)
 
     if true_positives <= false_positives or excess(math.log(MOST_NOISE)) <= 0:
         return 0.0, math.inf
     low, high = _bracket(excess)
     if low < high:
-        root = brentq(excess, low, high, xtol=PRECISION / 2)
-        while excess(root) <= 0:  # the root may lie on the side that is not refuted
-            root += PRECISION / 2
-        high = root
-    factor = math.exp(high)
-    return epsilon_of(_scaled(mechanisms, factor), delta), factor
+        high = brentq(excess, low, high, xtol=PRECISION / 2)
+        while excess(high) <= 0:  # the root may lie on the side that is not refuted
+            high += PRECISION / 2
+    return epsilon_of(scaled(high), delta), math.exp(high)
 
 
 def least_false_negatives(mechanisms: Sequence[Mechanism], false_positives: float) -> float:
@@ -101,19 +130,11 @@ def _bracket(excess: Any) -> tuple[float, float]:
     return low, high
 
 
-def _scaled(mechanisms: Sequence[Mechanism], factor: float) -> list[Mechanism]:
-    return [mechanism.scaled(factor) for mechanism in mechanisms if mechanism.costs]
-
-
 def _composed(mechanisms: Sequence[Mechanism]) -> Any:
     """Return the privacy loss distribution of all mechanisms on a mesh that is fine enough."""
-    return composed_losses(mechanisms, MESH * min(1.0, _loss_deviation(mechanisms)))
-
-
-def _loss_deviation(mechanisms: Sequence[Mechanism]) -> float:
-    """Return roughly the standard deviation of the composed privacy loss."""
+    # Roughly the variance of the composed privacy loss.
     variance = 0.0
     for mechanism in mechanisms:
         one_step = math.expm1(min(1.0, mechanism.noise_multiplier**-2))
         variance += mechanism.count * mechanism.sample_rate**2 * one_step
-    return math.sqrt(variance)
+    return composed_losses(mechanisms, MESH * min(1.0, math.sqrt(variance)))

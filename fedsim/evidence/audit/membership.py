@@ -1,8 +1,9 @@
 """Membership inference against the saved generators of a run.
 
-The attack asks how well scores tell the training rows of a generator from other rows of the data
-set. The adversary sees synthetic rows alone. Training rows and other rows may also differ by
-themselves, so the attack bounds no ε.
+The attack scores examples by how much they resemble the synthetic embeddings, and asks how well the
+scores separate training examples from other examples of the data set. The adversary sees nothing
+but the synthetic embeddings. Training examples and others may also differ by themselves, so the
+attack bounds no ε.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
+from scipy.stats import multivariate_normal
 from sklearn.metrics import auc, roc_curve
 
 from fedsim.data.embeddings import Embeddings
@@ -20,7 +22,7 @@ from fedsim.errors import UserError
 from fedsim.evaluation.evaluate import synthesise
 from fedsim.methods.products import is_classifier
 from fedsim.results.columns import Line
-from fedsim.results.join import Entry, RunResults, read_results
+from fedsim.results.join import Entry, read_results
 from fedsim.results.lines import as_trained, read_state
 from fedsim.results.store import RunFolder
 from fedsim.seeds import Seeds
@@ -37,7 +39,7 @@ They follow Carlini et al. 2022 (arXiv 2112.03570).
 RESAMPLES = 400
 """The number of bootstrap samples."""
 PER_CLASS = 200
-"""The number of synthetic rows of each class that the adversary sees."""
+"""The number of synthetic embeddings of each class that the adversary sees."""
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -45,7 +47,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95 % interval, by the bootstrap over rows (Efron 1979)."""
+    """A number and its 95 % interval, by the bootstrap over examples (Efron 1979)."""
 
     value: float
     low: float
@@ -56,11 +58,11 @@ class Estimate:
 
 
 def membership(scores: Floats, inside: Bools) -> tuple[Estimate, ...]:
-    """Estimate how well the scores of rows say which rows were trained on.
+    """Estimate how well the scores of examples say which examples were trained on.
 
     Args:
-        scores: a score per row, ``[n]``; high if the row is like the synthetic ones.
-        inside: whether each row was trained on, ``[n]``.
+        scores: a score per example, ``[n]``; high if the example is like the synthetic ones.
+        inside: whether each example was trained on, ``[n]``.
 
     Returns:
         The area under the ROC curve, and the rate of true positives at each of
@@ -73,11 +75,8 @@ def membership(scores: Floats, inside: Bools) -> tuple[Estimate, ...]:
     for _ in range(RESAMPLES):
         rows = np.asarray(stream.integers(0, count, count))
         resampled.append(_rates(scores[rows], inside[rows]))
-    low, high = np.quantile(np.array(resampled), (0.025, 0.975), axis=0)
-    return tuple(
-        Estimate(float(value), float(least), float(most))
-        for value, least, most in zip(whole, low, high, strict=True)
-    )
+    limits = np.quantile(resampled, (0.025, 0.975), axis=0)
+    return tuple(Estimate(*numbers) for numbers in np.array([whole, *limits]).T.tolist())
 
 
 def _rates(scores: Floats, inside: Bools) -> list[float]:
@@ -96,17 +95,18 @@ def scores_of(
     x: NDArray[np.float32],
     y: NDArray[np.int64],
 ) -> dict[str, Floats]:
-    """Return two scores of each row against the synthetic rows of its label.
+    """Return two scores of each example against the synthetic embeddings of its label.
 
     Args:
-        synthetic: synthetic rows ``[m, d]``.
+        synthetic: synthetic embeddings ``[m, d]``.
         labels: their labels ``[m]``.
-        x: the rows to score ``[n, d]``.
+        x: the examples to score ``[n, d]``.
         y: their labels ``[n]``.
 
     Returns:
-        ``likelihood``: the log density of each row under a Gaussian of the synthetic rows, less a
-        constant. ``nearest synthetic row``: minus the distance to the nearest one. Both ``[n]``.
+        Two arrays ``[n]``. ``likelihood`` is the log density of each example under a Gaussian of
+        the synthetic embeddings. ``nearest synthetic row`` is minus the distance to the nearest
+        one.
     """
     nearness = np.zeros(len(x))
     likelihood = np.zeros(len(x))
@@ -114,26 +114,18 @@ def scores_of(
         of_label = y == label
         rows = synthetic[labels == label].astype(float)
         nearness[of_label] = -cdist(x[of_label].astype(float), rows).min(1)
-        likelihood[of_label] = _log_density(rows, x[of_label])
+        covariance = np.cov(rows.T, bias=True)
+        # With a multiple of the identity, few embeddings have a density in many dimensions.
+        variance = 0.1 * covariance.trace() / len(covariance) + 1e-9
+        covariance += variance * np.eye(len(covariance))
+        likelihood[of_label] = multivariate_normal(rows.mean(0), covariance).logpdf(x[of_label])
     return {"likelihood": likelihood, "nearest synthetic row": nearness}
 
 
-def _log_density(rows: Floats, x: NDArray[np.float32]) -> Floats:
-    """Return the log density of ``x`` under a Gaussian of ``rows``, less a constant."""
-    mean = rows.mean(0)
-    centred = rows - mean
-    covariance = centred.T @ centred / len(rows)
-    # A small multiple of the identity, so that few rows have a density in many dimensions.
-    width = len(covariance)
-    covariance += (0.1 * np.trace(covariance) / width + 1e-9) * np.eye(width)
-    away = x - mean
-    squares = np.einsum("nd,nd->n", away @ np.linalg.inv(covariance), away)
-    density: Floats = -0.5 * squares - 0.5 * np.linalg.slogdet(covariance)[1]
-    return density
-
-
 def attack_run(
-    folder: RunFolder, trials: Sequence[Trial], data: Mapping[str, Embeddings]
+    folder: RunFolder,
+    trials: Sequence[Trial],
+    data: Mapping[str, Embeddings],
 ) -> Iterator[str]:
     """Attack every saved generator of a run and yield a line for each of both scores.
 
@@ -146,45 +138,51 @@ def attack_run(
         UserError: the run has no saved generators of today's code and data.
     """
     results = read_results(folder.path)
-    finished = [trial for trial in trials if _has_generator(results, trial)]
+    finished = 0
     saved = []
-    for trial in finished:
-        line = results.trainings[trial.cell.training_id]
-        if line["state"] and folder.state(trial.cell.training_id).exists():
-            saved.append(trial)
+    for trial in trials:
+        cell = trial.cell
+        row = results.row(Entry(cell.cell_id, cell.training_id, cell.label), evaluated=False)
+        if row is None or row.status != "ok" or row.yields != "generator":
+            continue
+        finished += 1
+        line = results.trainings[cell.training_id]
+        if line["state"] and folder.state(cell.training_id).exists():
+            saved.append((as_trained(trial, line), line))
     if not saved:
-        what = "there are no generators here of the code and data of today"
-        hint = "run the grid with resources: {save_generators: true}"
-        raise UserError(str(folder.path), what, hint)
-    if len(saved) < len(finished):
-        yield (
-            f"{len(finished) - len(saved)} of {counted(len(finished), 'cell')} without a saved "
-            "generator: left out"
+        raise UserError(
+            str(folder.path),
+            "has no saved generator of today's code and data",
+            "run the grid with resources: {save_generators: true}",
         )
-    for planned in saved:
-        line = results.trainings[planned.cell.training_id]
-        trial = as_trained(planned, line)
+    if len(saved) < finished:
+        yield (
+            f"{finished - len(saved)} of {counted(finished, 'cell')} left out: no saved generator"
+        )
+    for trial, line in saved:
         yield from _attack_generator(folder, trial, line, data)
 
 
-def _has_generator(results: RunResults, trial: Trial) -> bool:
-    """Return whether a cell has trained a generator."""
-    cell = trial.cell
-    row = results.row(Entry(cell.cell_id, cell.training_id, cell.label), evaluated=False)
-    return row is not None and row.status == "ok" and row.yields == "generator"
-
-
 def _attack_generator(
-    folder: RunFolder, trial: Trial, line: Line, data: Mapping[str, Embeddings]
+    folder: RunFolder,
+    trial: Trial,
+    line: Line,
+    data: Mapping[str, Embeddings],
 ) -> Iterator[str]:
     """Attack the saved generator of a cell and yield a line for each score."""
     cell = trial.cell
+    seeds = Seeds(cell.seed)
     state = read_state(folder.state(cell.training_id), line["state"])
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
-    generator, _ = restored(algorithm, state, trial.plan, Seeds(cell.seed))
+    generator, _ = restored(algorithm, state, trial.plan, seeds)
     assert not is_classifier(generator)
     x, y, inside = rows_of(trial, data)
-    synthetic, labels = synthesise(generator, trial.task.classes, PER_CLASS, Seeds(cell.seed))
+    synthetic, labels = synthesise(
+        generator,
+        trial.task.classes,
+        PER_CLASS,
+        seeds,
+    )
     name = cell.label
     if cell.epsilon is not None:
         name += f", ε = {number(cell.epsilon)}"
@@ -193,24 +191,24 @@ def _attack_generator(
         name += f", {cell.evaluation.unseen} unseen"
     for attack, scores in scores_of(synthetic, labels, x, y).items():
         area, *rates = membership(scores, inside)
-        rates_text = ", ".join(
-            f"TPR {estimate} at {rate:.1%} FPR"
-            for rate, estimate in zip(FALSE_POSITIVE_RATES, rates, strict=True)
-        )
-        yield f"{name}: {attack}: AUC {area}, {rates_text}; {len(x)} rows"
+        text = f"{name}: {attack}: AUC {area}"
+        for rate, estimate in zip(FALSE_POSITIVE_RATES, rates, strict=True):
+            text += f", TPR {estimate} at {rate:.1%} FPR"
+        yield f"{text}; {len(x)} rows"
 
 
 def rows_of(
-    trial: Trial, views: Mapping[str, Embeddings]
+    trial: Trial,
+    views: Mapping[str, Embeddings],
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools]:
-    """Return the data set of a cell, and which of its rows the cell trained on.
+    """Return the data set of a cell, and which of its examples the cell trained on.
 
     Args:
         trial: the cell.
         views: data sets by key.
 
     Returns:
-        Rows ``[n, d]``, labels ``[n]``, and whether each row was trained on ``[n]``.
+        Examples ``[n, d]``, labels ``[n]``, and whether each example was trained on ``[n]``.
     """
     cell = trial.cell
     site = cell.evaluation.unseen
@@ -219,10 +217,9 @@ def rows_of(
         trained = np.ones(len(data.y_train), bool)
     else:
         # A site is left out only where clients see values as they are, so the whole data set has
-        # the rows of the site and of all others.
+        # the examples of the site and of all others.
         data = views[cell.dataset.key]
         trained = data.others(str(cell.partition.column), site)
     x = np.concatenate([data.x_train, data.x_test])
     y = np.concatenate([data.y_train, data.y_test])
-    not_trained = np.zeros(len(data.y_test), bool)
-    return x, y, np.concatenate([trained, not_trained])
+    return x, y, np.pad(trained, (0, len(data.y_test)))

@@ -1,7 +1,7 @@
 """The white-box audit: how well an adversary who sees everything tells whether a unit took part.
 
-The unit (the *canary*) is a row, a group of rows, or the last client. Trainings run in pairs,
-without and with it. Each training runs the real rounds of all clients in up to three worlds:
+The unit (the *canary*) is an example, a group of examples, or the last client. Trainings run in
+pairs, without and with it. Each training runs the real rounds of all clients in up to three worlds:
 
 * The *live* world has the canary or not, and draws its own noise.
 * The *absent* world is without the canary.
@@ -24,6 +24,7 @@ best test between the worlds. In one dimension it is the very pair that the acco
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,29 +37,37 @@ from torch import Tensor
 
 from fedsim.data.embeddings import PublicRows, unit_norm
 from fedsim.errors import UserError, at
-from fedsim.evidence.worlds import Divergence, Hidden, Query, Tape, WatchedPool, watched
+from fedsim.evidence.worlds import (
+    Divergence,
+    Hidden,
+    Query,
+    Tape,
+    WatchedPool,
+    flat,
+    noised_by_clients,
+    watched,
+)
 from fedsim.grid.cells import resolve
 from fedsim.grid.read import one_cell
 from fedsim.methods.algorithm import Algorithm, solved_plan
-from fedsim.methods.clients import Noised
 from fedsim.methods.messages import Round, Task, Tensors
 from fedsim.plugins.registry import lookup
-from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
+from fedsim.privacy.plan import PrivacyPlan, Release, Trust, Unit
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, build_algorithm
 from fedsim.training.rounds import train
 from fedsim.training.state import copied
 
 ROW_DIM = 16
-"""The dimension of the made-up rows."""
+"""The dimension of the made-up examples."""
 AUDIT_CLASSES = 2
-"""The number of classes of the made-up rows."""
+"""The number of classes of the made-up examples."""
 AUDIT_CLIENTS = 2
 """The number of clients; the last one is the canary or holds it."""
 OTHER_ROWS = 2
-"""The number of rows of each client beside the canary.
+"""The number of examples of each client beside the canary.
 
-The adversary knows these rows, so few of them are as good as many, and faster.
+The adversary knows these examples, so few of them are as good as many, and faster.
 """
 SHORT: dict[str, Any] = {
     "rounds": 6,
@@ -77,7 +86,7 @@ The noise is solved for these values.
 MOST_ADDED = 1.001
 """What a canary may add, in units of the claimed sensitivity; rounding explains no more."""
 UNIT_ROWS: dict[Unit, int] = {"example": 1, "group": 4, "client": 32}
-"""The number of rows of a canary; those of a client are so many that few samples are empty."""
+"""The number of examples of a canary; those of a client are so many that few samples are empty."""
 CLIPS = (1.0, 0.1, 0.01)
 """Shares of the clip norm that are tried until a canary adds enough.
 
@@ -117,12 +126,16 @@ class Setting:
         # The plan may claim another sensitivity than the class.
         factor = self.build().sensitivity()
         sensitivity = algorithm.sensitivity() * self.plan.sensitivity / factor
-        plan = replace(self.plan, clip=algorithm.clip(), sensitivity=sensitivity)
+        plan = replace(
+            self.plan,
+            clip=algorithm.clip(),
+            sensitivity=sensitivity,
+        )
         return replace(changed, plan=plan)
 
     @cached_property
-    def others(self) -> tuple[tuple[Rows, Labels], ...]:
-        """Each client's rows and labels beside the canary; a client that is the canary has none."""
+    def others(self) -> list[tuple[Rows, Labels]]:
+        """Each client's examples and labels beside the canary; none for a client that is one."""
         stream = np.random.default_rng(0)
         others = []
         for client in range(self.task.clients):
@@ -131,7 +144,7 @@ class Setting:
                 count = 0
             x = stream.standard_normal((count, self.task.dim)).astype(np.float32)
             others.append((unit_norm(x), np.arange(count) % self.task.classes))
-        return tuple(others)
+        return others
 
     def has_canary(self, client: int) -> bool:
         """Return whether a client is the canary or holds it; the last one does."""
@@ -144,7 +157,12 @@ def brief(algorithm: str, given: Container[str] = ()) -> dict[str, Any]:
 
 
 def setting_of(
-    name: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float
+    name: str,
+    params: Mapping[str, Any],
+    unit: Unit,
+    trust: Trust,
+    epsilon: float,
+    delta: float,
 ) -> Setting:
     """Return the setting in which a claim is audited.
 
@@ -163,42 +181,38 @@ def setting_of(
     if not cls.private:
         raise UserError(
             f"algorithm {name}",
-            "has no privacy to audit",
-            "give a private one, see fedsim algorithms",
+            "claims no privacy, so there is nothing to audit",
+            "give a private algorithm; `fedsim algorithms` lists them",
         )
     if not 0 < epsilon < math.inf:
         raise UserError(
             "epsilon",
-            f"{epsilon:g} is no claim that an audit could refute",
+            f"no audit can refute a claim of ε = {epsilon:g}",
             "give a positive, finite number",
         )
     public = PublicRows.made_up(ROW_DIM, AUDIT_CLASSES)
-    task = Task(ROW_DIM, AUDIT_CLASSES, AUDIT_CLIENTS, unit, trust, public=public)
+    task = Task(
+        ROW_DIM,
+        AUDIT_CLASSES,
+        AUDIT_CLIENTS,
+        unit,
+        trust,
+        public=public,
+    )
     all_params = cls.Params.model_validate(dict(params)).model_dump(mode="json")
     with at(lambda where: f"{where} with {name}"):
-        plan = solved_plan(build_algorithm(name, all_params, task), epsilon, delta)
+        plan = solved_plan(
+            build_algorithm(name, all_params, task),
+            epsilon,
+            delta,
+        )
     assert plan is not None
     return Setting(name, all_params, task, plan)
 
 
-def parameters(
-    algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float
-) -> dict[str, Any]:
+def parameters(algorithm: str, params: Sequence[str]) -> dict[str, Any]:
     """Return all parameters of an algorithm; ``params`` are ``key=YAML`` texts of some of them."""
-    unit_of_grid: Any = unit
-    if unit == "group":
-        # An audit makes its groups itself, so this column is in no data set.
-        unit_of_grid = {"column": "canary"}
-    grid = one_cell(
-        algorithm,
-        params,
-        dataset="digits",
-        unit=unit_of_grid,
-        trust=trust,
-        epsilon=epsilon,
-        delta=delta,
-    )
-    (variant,) = resolve(grid).variants
+    (variant,) = resolve(one_cell(algorithm, params, dataset="digits")).variants
     return variant.params
 
 
@@ -206,7 +220,7 @@ class Canary(NamedTuple):
     """A unit that the adversary looks for.
 
     Attributes:
-        x: rows ``[n, d]`` of norm 1.
+        x: examples ``[n, d]`` of norm 1.
         y: their labels ``[n]``.
     """
 
@@ -242,8 +256,24 @@ class _World(NamedTuple):
         noisy: every round with the noisy sum as the server has it.
     """
 
-    tapes: tuple[Tape, ...]
-    noisy: tuple[tuple[Round, Tensors], ...]
+    tapes: list[Tape]
+    noisy: list[tuple[Round, Tensors]]
+
+    def queries(self, client: int, round_: Round) -> list[Query]:
+        """Return what a client asked noise for in a round."""
+        return [query for query in self.tapes[client].queries if query.round == round_.number]
+
+    def sums(self, round_: Round, names: Iterable[str]) -> Tensors:
+        """Return the sums over all clients of what they sent in a round, by name.
+
+        They are in float64, so that what does not depend on the canary cancels.
+        """
+        messages = [tape.messages[round_.number].sums for tape in self.tapes]
+        sums = {}
+        for name in names:
+            values = [sent[name].double() for sent in messages if name in sent]
+            sums[name] = torch.stack(values).sum(0)
+        return sums
 
 
 def _train_world(
@@ -257,24 +287,22 @@ def _train_world(
     """Train in one world.
 
     Args:
-        setting: the algorithm and the rows beside the canary.
+        setting: the algorithm and the examples beside the canary.
         seeds: the seeds of noise, samples and initial weights.
-        canary: the unit, None for a world without it.
+        canary: the unit; None for a world without it.
         live: the world whose noisy outputs this one is given; None for its own.
         always: whether the canary is in every sample.
     """
     algorithm = setting.build()
-    cohorts = [
-        _cohort(setting, seeds, client, canary, live, always=always)
-        for client in range(setting.task.clients)
-    ]
-    # The canary's client computes first, so that what a process remembers of the first rows that
-    # it saw depends on the canary.
-    order = range(len(cohorts))[::-1]
-    tapes = None
-    if live is not None:
-        tapes = live.tapes
-    pool = WatchedPool(cohorts, order, tapes)
+    script = live and live.tapes
+    cohorts = []
+    for client in range(setting.task.clients):
+        of_client = canary if setting.has_canary(client) else None
+        tape = script[client] if script else None
+        cohorts.append(_cohort(setting, seeds, client, of_client, tape, always=always))
+    # The canary's client computes first, so that what a process remembers of the first examples
+    # that it saw depends on the canary.
+    pool = WatchedPool(cohorts, range(len(cohorts))[::-1], script)
     noisy: list[tuple[Round, Tensors]] = []
 
     def watch(round_: Round, total: Tensors) -> None:
@@ -282,10 +310,10 @@ def _train_world(
 
     steps = train(algorithm, pool, setting.plan, seeds, watch=watch)
     # What is made after the last round follows from what was seen, so it is not run.
-    for _ in range(sum(phase.release.rounds for phase in algorithm.phases())):
+    for _ in algorithm.schedule():
         next(steps)
     steps.close()
-    return _World(tuple(pool.tapes), tuple(noisy))
+    return _World(pool.tapes, noisy)
 
 
 def _cohort(
@@ -293,40 +321,48 @@ def _cohort(
     seeds: Seeds,
     client: int,
     canary: Canary | None,
-    live: _World | None,
+    script: Tape | None,
     *,
     always: bool,
 ) -> Cohort:
-    """Return a cohort of one client; the last one is the canary, or has it behind its own rows."""
+    """Return a cohort of one client; if ``canary`` is not None, it is behind its own examples."""
     x, y = setting.others[client]
     own_rows = len(x)
     params = dict(setting.params)
     unit = setting.task.unit
-    is_last = setting.has_canary(client)
-    always = always and is_last
-    if canary is not None and is_last:
+    hidden = None
+    if canary is not None:
         x = np.concatenate([x, canary.x])
         y = np.concatenate([y, canary.y])
-    if always and unit == "client" and "client_rate" in params:
-        params["client_rate"] = 1.0
+        if unit != "client":
+            hidden = Hidden(client, "every" if always else "chance")
+        elif always and "client_rate" in params:
+            params["client_rate"] = 1.0
+    numbers = np.arange(len(x))
     groups = None
     if unit == "group":
-        # Each of a client's own rows is a group.
-        groups = (np.minimum(np.arange(len(x)), own_rows),)
-    numbers = (np.arange(len(x)),)
+        # Each of a client's own examples is a group.
+        groups = (np.minimum(numbers, own_rows),)
     spec = CohortSpec(
-        setting.algorithm, params, setting.task, setting.plan, seeds, (client,), numbers, groups
+        setting.algorithm,
+        params,
+        setting.task,
+        setting.plan,
+        seeds,
+        (client,),
+        (numbers,),
+        groups,
     )
-    hidden = None
-    if unit != "client" and len(x) > own_rows:
-        hidden = Hidden(client, "every" if always else "chance")
-    script = None
-    if live is not None:
-        script = live.tapes[client]
     return watched(spec, x, y, hidden, script)
 
 
-def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -> list[Step]:
+def observed(
+    setting: Setting,
+    canary: Canary,
+    seeds: Seeds,
+    *,
+    present: bool,
+) -> list[Step]:
     """Return the adversary's view of one training, with or without the canary.
 
     It trains in the live world and in the two worlds beside it.
@@ -342,105 +378,67 @@ def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -
     at_clients = setting.build().noise_at_clients()
     steps: list[Step] = []
     for round_, noisy in live.noisy:
-        steps_of_round = _outputs_of_clients(setting, round_, live, absent, always)
+        outputs = _outputs_of_clients(setting, round_, live, absent, always)
         if not at_clients:
-            output = _output_of_server(setting, round_, noisy, absent, always)
-            steps_of_round[0].append(output)
-        steps += [step for step in steps_of_round if step]
+            # The server's sum is compared with what all clients sent in the two other worlds.
+            without = absent.sums(round_, noisy)
+            with_ = always.sums(round_, noisy)
+            outputs[0].append(_noisy_output(setting, round_, round_.release, noisy, without, with_))
+        steps += [outputs[step] for step in sorted(outputs)]
     return steps
 
 
 def _outputs_of_clients(
-    setting: Setting, round_: Round, live: _World, absent: _World, always: _World
-) -> list[Step]:
-    """Return the outputs that clients noised in each local step of a round.
+    setting: Setting,
+    round_: Round,
+    live: _World,
+    absent: _World,
+    always: _World,
+) -> defaultdict[int, Step]:
+    """Return the outputs that clients noised in a round, by the number of the local step.
 
     Those of a client without the canary count only where the canary changes them.
 
     Raises:
         Divergence: the number of queries depends on the canary.
     """
-    is_silo = setting.task.trust == "silo"
-    steps: list[Step] = [[]]
+    trust = setting.task.trust
+    outputs: defaultdict[int, Step] = defaultdict(list)
     for client in range(setting.task.clients):
-        of_live, of_absent, of_always = (
-            _queries_of(world, client, round_) for world in (live, absent, always)
-        )
-        if not len(of_live) == len(of_absent) == len(of_always):
+        queries = [world.queries(client, round_) for world in (live, absent, always)]
+        if len(set(map(len, queries))) > 1:
             raise Divergence(f"round {round_.number}: how often noise is added depends on the unit")
-        steps += [[] for _ in range(len(of_live) - len(steps))]
-        for number, query in enumerate(of_live):
-            # Where nothing is kept, no kept tensor is an output.
-            outputs = _noised_by_client(query.noised, is_silo=is_silo, has_kept=bool(query.kept))
-            if not outputs:
+        for step, (query, without, with_) in enumerate(zip(*queries, strict=True)):
+            noised = noised_by_clients(query.noised, trust)
+            if not noised:
                 continue
-            without, with_ = (
-                _noised_by_client(Noised(other.sent, other.kept), is_silo=is_silo)
-                for other in (of_absent[number], of_always[number])
+            output = _noisy_output(
+                setting,
+                round_,
+                query.release,
+                noised,
+                noised_by_clients(without.plain, trust),
+                noised_by_clients(with_.plain, trust),
             )
-            residual, shift = _residual_and_shift(outputs, without, with_)
-            if setting.has_canary(client) or shift.any():
-                std = setting.plan.noise_std(query.release.name)
-                output = NoisyOutput(residual, shift, std, round_.release.sample_rate)
-                steps[number].append(output)
-    return steps
+            if setting.has_canary(client) or output.shift.any():
+                outputs[step].append(output)
+    return outputs
 
 
-def _queries_of(world: _World, client: int, round_: Round) -> list[Query]:
-    """Return what a client asked noise for in a round."""
-    return [query for query in world.tapes[client].queries if query.round == round_.number]
-
-
-def _noised_by_client(
-    noised: Noised, *, is_silo: bool, has_kept: bool = True
-) -> dict[tuple[str, str], Tensor]:
-    """Return the tensors of a query that the client noises, by ``(sent or kept, name)``."""
-    tensors: dict[tuple[str, str], Tensor] = {}
-    if has_kept:
-        tensors |= {("kept", name): value for name, value in noised.kept.items()}
-    if is_silo:
-        tensors |= {("sent", name): value for name, value in noised.sent.items()}
-    return tensors
-
-
-def _output_of_server(
-    setting: Setting, round_: Round, noisy: Tensors, absent: _World, always: _World
+def _noisy_output(
+    setting: Setting,
+    round_: Round,
+    release: Release,
+    noised: Tensors,
+    without: Tensors,
+    with_: Tensors,
 ) -> NoisyOutput:
-    """Return the sum of a round that the server noised.
-
-    It is compared with what all clients sent without the canary, and with it in every sample.
-    """
-    without = _sums_of(absent, round_, noisy)
-    with_ = _sums_of(always, round_, noisy)
-    residual, shift = _residual_and_shift(noisy, without, with_)
-    std = setting.plan.noise_std(round_.release.name)
+    """Return noisy tensors beside those without noise, without the canary and with it."""
+    base = flat(without[name] for name in noised)
+    residual = flat(noised.values()) - base
+    shift = flat(with_[name] for name in noised) - base
+    std = setting.plan.noise_std(release.name)
     return NoisyOutput(residual, shift, std, round_.release.sample_rate)
-
-
-def _sums_of(world: _World, round_: Round, names: Iterable[str]) -> Tensors:
-    """Return the sums over all clients of what they sent in a round, by name.
-
-    They are in float64, so that what does not depend on the canary cancels.
-    """
-    messages = [tape.messages[round_.number].sums for tape in world.tapes]
-    sums = {}
-    for name in names:
-        values = [sent[name].double() for sent in messages if name in sent]
-        sums[name] = torch.stack(values).sum(0)
-    return sums
-
-
-def _residual_and_shift(
-    outputs: Mapping[Any, Tensor], without: Mapping[Any, Tensor], with_: Mapping[Any, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return outputs less those without the canary, and what the canary adds, both flat."""
-    residuals = [torch.zeros(0, dtype=torch.double)]
-    shifts = [torch.zeros(0, dtype=torch.double)]
-    for name, output in outputs.items():
-        base = without[name].double()
-        residuals.append((output.double() - base).detach().flatten())
-        shifts.append((with_[name].double() - base).detach().flatten())
-    return torch.cat(residuals), torch.cat(shifts)
 
 
 class Evidence(NamedTuple):
@@ -465,7 +463,11 @@ def evidence(steps: Sequence[Step], sensitivity: float) -> Evidence:
         shifts.append(math.sqrt(sum(squares)))
     score = sum(map(_log_ratio, steps))
     root_mean_square = math.sqrt(float(np.mean(np.square(shifts))))
-    return Evidence(score, root_mean_square / sensitivity, max(shifts) / sensitivity)
+    return Evidence(
+        score,
+        root_mean_square / sensitivity,
+        max(shifts) / sensitivity,
+    )
 
 
 def _log_ratio(step: Step) -> float:
@@ -478,25 +480,23 @@ def _log_ratio(step: Step) -> float:
     rate = step[0].rate
     if rate == 1:
         return exponent
-    not_sampled = math.log(1 - rate)
-    sampled = math.log(rate) + exponent
-    return float(np.logaddexp(not_sampled, sampled))
+    return float(np.logaddexp(math.log(1 - rate), math.log(rate) + exponent))
 
 
 def _canaries(setting: Setting) -> Iterator[Canary]:
-    """Yield canaries of equal rows of norm 1, in three directions and of every label.
+    """Yield canaries of equal examples of norm 1, in three directions and of every label.
 
-    The directions are a single feature, a random one, and the one against the other rows.
+    The directions are a single feature, a random one, and the one against the other examples.
     """
-    dim = setting.task.dim
-    count = UNIT_ROWS[setting.task.unit]
-    spike = np.eye(1, dim, dtype=np.float32)
-    random = np.random.default_rng(1).standard_normal((1, dim)).astype(np.float32)
-    against = -np.sum([x.sum(0, keepdims=True) for x, _ in setting.others], axis=0)
+    task = setting.task
+    count = UNIT_ROWS[task.unit]
+    spike = np.eye(task.dim)[0]
+    random = np.random.default_rng(1).standard_normal(task.dim)
+    against = -np.sum([x.sum(0) for x, _ in setting.others], axis=0)
     for direction in (spike, random, against):
-        row = unit_norm(direction.astype(np.float32))
-        for label in range(setting.task.classes):
-            yield Canary(np.repeat(row, count, 0), np.full(count, label))
+        rows = np.tile(direction.astype(np.float32), (count, 1))
+        for label in range(task.classes):
+            yield Canary(unit_norm(rows), np.full(count, label))
 
 
 def saturating(setting: Setting) -> tuple[Setting, Canary]:
@@ -508,22 +508,19 @@ def saturating(setting: Setting) -> tuple[Setting, Canary]:
     shares: Sequence[float] = CLIPS[:1]
     if isinstance(setting.params.get("clip"), int | float):
         shares = CLIPS
-    best_ratio = -1.0
-    best = None
+    ratios = []
+    pairs = []
     for share in shares:
         tried = setting
         if share != 1:
             tried = setting.clipped(share)
         for canary in _canaries(tried):
             steps = observed(tried, canary, Seeds(0), present=True)
-            ratio = round(evidence(steps, tried.plan.sensitivity).ratio, 3)
-            if ratio > best_ratio:
-                best_ratio = ratio
-                best = (tried, canary)
-        if best_ratio >= ENOUGH:
+            ratios.append(round(evidence(steps, tried.plan.sensitivity).ratio, 3))
+            pairs.append((tried, canary))
+        if np.nanmax(ratios) >= ENOUGH:
             break
-    assert best is not None
-    return best
+    return pairs[np.nanargmax(ratios)]
 
 
 class TrainingPair(NamedTuple):
@@ -547,13 +544,19 @@ class TrainingPair(NamedTuple):
 def pair(setting: Setting, canary: Canary, number: int) -> TrainingPair:
     """Train without and with the canary and return what both trainings showed.
 
-    Each has its own noise, samples and random numbers for rows. Everything else, such as the
+    Each has its own noise, samples and random numbers for examples. Everything else, such as the
     initial weights, is the same and known to the adversary.
     """
     shown = []
     for present in (False, True):
-        secret = (2 * number + int(present) + 1) << 32
+        secret = (2 * number + present + 1) << 32
         steps = observed(setting, canary, Seeds(0, secret), present=present)
         shown.append(evidence(steps, setting.plan.sensitivity))
     without, with_ = shown
-    return TrainingPair(number, without.score, with_.score, with_.ratio, with_.most)
+    return TrainingPair(
+        number,
+        without.score,
+        with_.score,
+        with_.ratio,
+        with_.most,
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from itertools import product
+from itertools import chain, product
 from typing import Any, NamedTuple, get_args
 
 from rich.table import Table
@@ -34,15 +35,15 @@ QUICK_DRAWS = 40
 """Random pairs of neighbouring worlds of a quick check, which its settings share."""
 FULL_DRAWS = 400
 """Random pairs of neighbouring worlds of a full check, which its settings share."""
-RAISED_FIX = "mend the line that raises it"
-OF_PRIVACY = (
+RAISED_FIX = "correct the line of code that raises it"
+OF_PRIVACY = {
     "per-example loss",
     "predictions",
     "public rows",
     "sensitivity",
     "noise not reused",
     "budget",
-)
+}
 """The checks whose fault refutes the privacy claim."""
 
 
@@ -119,11 +120,23 @@ def check_algorithm(
     Raises:
         UserError: all settings are refused.
     """
-    return alone(_results, lookup(name).__module__, name, params, unit, trust, quick)
+    return alone(
+        _results,
+        lookup(name).__module__,
+        name,
+        params,
+        unit,
+        trust,
+        quick,
+    )
 
 
 def _results(
-    name: str, params: Sequence[str], unit: Unit | None, trust: Trust | None, quick: bool
+    name: str,
+    params: Sequence[str],
+    unit: Unit | None,
+    trust: Trust | None,
+    quick: bool,
 ) -> list[CheckResult]:
     """Return the results of :func:`check_algorithm`, in a process that may fork."""
     settings = _settings_of(name, unit, trust)
@@ -141,29 +154,28 @@ def _results(
     # Imports once, here, what accountants and methods would import late in every fork.
     epsilon((Mechanism(1.0),), DELTA)
     import_module("sklearn.isotonic")
-    results: list[CheckResult] = []
-    for results_of_setting in in_forks(check_subject, zip(subjects)):
-        results += results_of_setting
-    return results + [_result_of_refusal(name, params, *refusal) for refusal in refused]
+    results = list(chain.from_iterable(in_forks(check_subject, zip(subjects))))
+    return results + [_result_of_refusal(name, *refusal) for refusal in refused]
 
 
-def _settings_of(name: str, unit: Unit | None, trust: Trust | None) -> list[tuple[Unit, Trust]]:
+def _settings_of(
+    name: str,
+    unit: Unit | None,
+    trust: Trust | None,
+) -> list[tuple[Unit, Trust]]:
     """Return the settings to check; one is enough for an algorithm that is not private."""
     cls = lookup(name)
-    units = cls.units
-    if unit:
-        units = (unit,)
-    trusts = cls.trusts
-    if trust:
-        trusts = (trust,)
+    units = (unit,) if unit else cls.units
+    trusts = (trust,) if trust else cls.trusts
     settings = list(product(units, trusts))
-    if not cls.private:
-        return settings[:1]
-    return settings
+    return settings if cls.private else settings[:1]
 
 
 def _result_of_refusal(
-    name: str, params: Sequence[str], unit: Unit, trust: Trust, error: UserError
+    name: str,
+    unit: Unit,
+    trust: Trust,
+    error: UserError,
 ) -> CheckResult:
     """Return the result of a setting without a plan: a fault unless the defaults have a plan."""
     setting = f"{unit}, {trust} (refused)"
@@ -171,11 +183,18 @@ def _result_of_refusal(
         subject(name, [], unit, trust)
     except UserError:
         fix = (
-            "leave it out of units or trusts, or mend the plan that the default parameters "
-            "have there"
+            "take it out of the class's units or trusts, or change the default parameters so that "
+            "they have a plan there"
         )
-        return CheckResult(False, f"the class states it, and: {error}", fix, "setting", setting)
-    return CheckResult(None, f"the parameters rule it out: {error}", "", "setting", setting)
+        reason = f"the class states this setting and refuses it: {error}"
+        return CheckResult(False, reason, fix, "setting", setting)
+    return CheckResult(
+        None,
+        f"these parameters rule it out: {error}",
+        "",
+        "setting",
+        setting,
+    )
 
 
 def check_subject(subject: Subject) -> list[CheckResult]:
@@ -187,7 +206,7 @@ def check_subject(subject: Subject) -> list[CheckResult]:
         failures = [first_failure[need] for need in check.needs if need in first_failure]
         if failures:
             first_failure[check.name] = failures[0]
-            result = CheckResult(None, f"not checked: needs '{failures[0]}'")
+            result = CheckResult(None, f"not checked, because '{failures[0]}' failed")
         else:
             result = guarded(check.run, subject)
             if result.passed is False:
@@ -216,7 +235,11 @@ def _result_of(run: Callable[[Subject], str], subject: Subject) -> CheckResult:
     except Fault as fault:
         return CheckResult(False, *fault.args)
     except PluginError as error:
-        return CheckResult(False, ": ".join(filter(None, (error.where, error.what))), error.hint)
+        return CheckResult(
+            False,
+            ": ".join(filter(None, (error.where, error.what))),
+            error.hint,
+        )
     except (Exception, SystemExit) as error:
         return CheckResult(False, blame(error, subject), RAISED_FIX)
 
@@ -244,8 +267,8 @@ def check_lines(
     lines = []
     for unit, trust in product(get_args(Unit), get_args(Trust)):
         results = [result for result in findings if result.setting == f"{unit}, {trust}"]
-        failed = [result.check for result in results if result.passed is False]
-        refuted = any(check in OF_PRIVACY for check in failed)
+        failed = {result.check for result in results if result.passed is False}
+        refuted = failed & OF_PRIVACY
         if not results or (failed and not refuted):
             continue
         line = {
@@ -270,13 +293,9 @@ MARKS = {True: Text("passed", "green"), False: Text("failed", "red"), None: Text
 def in_a_line(name: str, findings: Sequence[CheckResult]) -> str:
     """Say on one line how many checks of an algorithm passed, and in which settings."""
     settings = dict.fromkeys(finding.setting for finding in findings)
-    outcomes = [finding.passed for finding in findings]
-    passed = outcomes.count(True)
-    failed = outcomes.count(False)
-    return (
-        f"fedsim check {name}: {passed} of {counted(passed + failed, 'check')} passed "
-        f"({'; '.join(settings)})"
-    )
+    outcomes = Counter(finding.passed for finding in findings)
+    checks = counted(outcomes[True] + outcomes[False], "check")
+    return f"fedsim check {name}: {outcomes[True]} of {checks} passed ({'; '.join(settings)})"
 
 
 def findings_table(findings: Sequence[CheckResult], *, verbose: bool) -> Table:
@@ -287,7 +306,12 @@ def findings_table(findings: Sequence[CheckResult], *, verbose: bool) -> Table:
         verbose: whether to show all results; otherwise only faults are shown.
     """
     table = Table(
-        "check", "", "unit, trust", "what was seen, and the fix", show_edge=False, pad_edge=False
+        "check",
+        "",
+        "unit, trust",
+        "what was seen, and the fix",
+        show_edge=False,
+        pad_edge=False,
     )
     settings_of: dict[CheckResult, list[str]] = {}
     for finding in findings:
@@ -298,5 +322,10 @@ def findings_table(findings: Sequence[CheckResult], *, verbose: bool) -> Table:
         if result.fix:
             text += f"\nfix: {result.fix}"
         check = Text(result.check, no_wrap=True)
-        table.add_row(check, MARKS[result.passed], "\n".join(settings), Text(text))
+        table.add_row(
+            check,
+            MARKS[result.passed],
+            "\n".join(settings),
+            Text(text),
+        )
     return table

@@ -1,7 +1,7 @@
 """Random pairs of neighbouring worlds, and trainings in them.
 
 A *world* is a small data set in the hands of clients. Two worlds are neighbours if they differ in
-one unit: a row, a group of rows, or a client. A :class:`Draw` says how two worlds differ,
+one unit: an example, a group of examples, or a client. A :class:`Draw` says how two worlds differ,
 :func:`pair_of` makes both of them, and :func:`begin_training` starts a training in one of them.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,18 +34,18 @@ from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.cohort import CohortSpec
 from fedsim.training.rounds import RoundRecord, Trained
-from fedsim.training.state import Checkpoint
+from fedsim.training.state import Checkpoint, nested
 
 MOST_ROWS = 3000
-"""The most rows of a client, of which a few thousand hide that a cap or a counter is missing."""
+"""The most examples of a client, so many that a cap on their number or a counter shows."""
 BASE_ROWS = 50
-"""Rows of a client in the small cell."""
+"""The number of examples of a client in the small cell."""
 FEW_ROWS = 4
-"""Rows of a client of whose sum a single row is a large part."""
+"""A number of examples of a client at which a single one is a large part of their sum."""
 COPIES = (1, 3, 12)
-"""How often a row may be repeated, as repeated rows point where a bound on their mean breaks."""
+"""How often an example may be repeated; repeated ones show a bound that holds for a mean only."""
 MOST_OF_A_GROUP = 40
-"""The most rows of a group."""
+"""The most examples of a group."""
 FEWEST_CLIENTS = CHECKED_CLIENTS
 """The fewest clients of a world, the number of the small cell."""
 MOST_CLIENTS = 12
@@ -56,23 +55,21 @@ FEW_FEATURES = 16
 MAGNITUDES = (0.0, 0.01, 1.0, 100.0)
 """What an ordinary unit adds, in units of the clip norm: nothing, too little to clip, and more."""
 NEAR_ZERO = 0.01
-"""The share of the initial weights at which the gradients of rows follow the rows."""
+"""The share of the initial weights at which the gradient of an example points along it."""
 MORE_ROUNDS = 2
 """The number of rounds that a random pair runs besides the first round of every phase."""
-FINITE_FIX = (
-    "let no row, whatever it is, make a number that is not finite: bound it before it is sent"
-)
+FINITE_FIX = "bound every number before it is sent, so that no example makes it infinite or NaN"
 UNCLIPPED = 1e6
 """The factor on the clip norm at which nothing is clipped, whatever a unit adds."""
 BARELY = 1.01
 """The factor on a norm at which a contribution of that norm is just not clipped."""
 TRIED_ROWS = 12
-"""The number of rows of which :func:`levels_of` measures what each of them adds."""
+"""The number of examples for which :func:`levels_of` measures what each of them adds."""
 
 FloatRows = NDArray[np.float32]
 Labels = NDArray[np.int64]
 ClientRows = dict[int, tuple[FloatRows, Labels]]
-"""Rows ``[n, d]`` and labels ``[n]`` by client number."""
+"""Examples ``[n, d]`` and labels ``[n]`` by client number."""
 Steps = Generator[RoundRecord, None, Trained]
 """A training that is under way: a record per round, and the outcome."""
 
@@ -82,33 +79,33 @@ class Draw:
     """How two worlds differ in one unit; the defaults describe an ordinary difference.
 
     Attributes:
-        way: ``removed`` takes the unit out of the other world. ``replaced`` swaps it there for
-            another of any size: a client, or half of a client's rows. No bound holds for that, but
-            those rows are in no Poisson sample, or in the first one only, so nothing may change
-            outside these samples. ``resampled`` draws other samples of clients.
+        way: how the other world is made. ``removed`` takes the unit out. ``replaced`` swaps it for
+            another one of any size: a client, or half of a client's examples. No bound holds for
+            that, but those examples are in no Poisson sample, or in the first one only, so nothing
+            may change outside these samples. ``resampled`` draws other samples of clients.
         client: the number of the client that is the unit or holds it.
-        size: rows beside the unit, or of the client that is the unit.
-        others: rows of the other clients, by turns.
-        copies: how often each row beside the unit is repeated; the rows of the unit if it is a
-            group.
-        large: the share of the rows beside the unit that add the most of :data:`TRIED_ROWS` rows;
-            the rest adds the least. None takes rows of the data.
-        label: the label of the unit. None takes that of the last row beside it, or for a client
-            those of the data.
-        alike: whether all rows beside the unit have its label.
-        direction: where the unit's rows point.
-        magnitude: the most that an ordinary unit adds, in units of the clip norm; at 0 the rows of
-            the unit are zero.
+        size: the number of examples beside the unit, or of the client that is the unit.
+        others: the numbers of examples of the other clients, by turns.
+        copies: how often each example beside the unit is repeated. For a group it is the number of
+            its examples, too.
+        large: the share of the examples beside the unit that add the most among
+            :data:`TRIED_ROWS` examples; the others add the least. None takes examples of the data.
+        label: the label of the unit. None takes the label of the last example beside it, or for a
+            client the labels of the data.
+        alike: whether all examples beside the unit have its label.
+        direction: where the examples of the unit point.
+        magnitude: the most that an ordinary unit adds, in units of the clip norm. At 0 the examples
+            of the unit are zero.
         position: where the unit stands among its client's: 0 is first, 1 is last.
-        sampled: the Poisson samples that hold the unit. With ``alone`` every sample is all rows of
-            its client and of no other.
+        sampled: the Poisson samples that hold the unit. With ``alone`` every sample is all examples
+            of its client and of no other.
         client_rate: the rate at which clients are sampled, where an algorithm has this parameter
             and its default samples all of them.
         weights: the share of the initial weights that the server starts from; a bound holds for
             any weights.
         rounds: the rounds that are run beside the first of every phase, modulo their number.
-        seed: the seed of rows, noise and samples.
-        clients: the number of clients of the task, each with rows.
+        seed: the seed of examples, noise and samples.
+        clients: the number of clients of the task, each with examples.
         features: the number of features; None for that of the data.
     """
 
@@ -136,18 +133,18 @@ class Draw:
         if self.way == "resampled":
             return "another sample of clients"
         if self.way == "replaced":
-            return f"other rows of client {self.client}"
+            return f"other examples of client {self.client}"
         sizes = ""
         if self.clients != CHECKED_CLIENTS:
             sizes += f", {self.clients} clients"
         if self.features is not None:
             sizes += f", {self.features} features"
         if unit == "client":
-            return f"client {self.client} with {self.size} rows ({self.direction}){sizes}"
-        noun = "a row"
+            return f"client {self.client} with {self.size} examples ({self.direction}){sizes}"
+        noun = "an example"
         if unit == "group":
-            noun = f"a group of {self.copies} rows"
-        beside = str(self.size)
+            noun = f"a group of {self.copies} examples"
+        beside = f"{self.size} others"
         if self.alike:
             beside += " of its label"
         return f"{noun} ({self.direction}, {self.magnitude:.3g} clip norms) beside {beside}{sizes}"
@@ -159,12 +156,30 @@ CORPUS: dict[str, dict[str, Draw]] = {
         "ordinary": Draw(copies=3, rounds=LATE),
         "first row": Draw(position=0.0, direction="opposite"),
         "beside none": Draw(size=0, direction="random"),
-        "new label": Draw(size=4, copies=12, others=(0,), label=0),
+        "new label": Draw(
+            size=4,
+            copies=12,
+            others=(0,),
+            label=0,
+        ),
         "label six": Draw(label=6),
-        "beside ten alike": Draw(size=10, copies=12, sampled="alone"),
+        "beside ten alike": Draw(
+            size=10,
+            copies=12,
+            sampled="alone",
+        ),
         "beside sixty of its label": Draw(size=60, alike=True),
-        "beside thousands": Draw(size=2000, direction="batch mean", position=0.0),
-        "against another": Draw(size=1, direction="opposite", sampled="alone", weights=NEAR_ZERO),
+        "beside thousands": Draw(
+            size=2000,
+            direction="batch mean",
+            position=0.0,
+        ),
+        "against another": Draw(
+            size=1,
+            direction="opposite",
+            sampled="alone",
+            weights=NEAR_ZERO,
+        ),
         "against two alike": Draw(
             size=2,
             large=1.0,
@@ -173,32 +188,63 @@ CORPUS: dict[str, dict[str, Draw]] = {
             sampled="alone",
             weights=NEAR_ZERO,
         ),
-        "moves the median": Draw(size=80, large=0.5, magnitude=1.0, sampled="alone"),
-        "moves the mean": Draw(size=80, large=0.5, magnitude=1.10884, sampled="alone"),
-        "moves a high quantile": Draw(size=40, large=0.1, magnitude=1.0, sampled="alone"),
+        "moves the median": Draw(
+            size=80,
+            large=0.5,
+            magnitude=1.0,
+            sampled="alone",
+        ),
+        "moves the mean": Draw(
+            size=80,
+            large=0.5,
+            magnitude=1.10884,
+            sampled="alone",
+        ),
+        "moves a high quantile": Draw(
+            size=40,
+            large=0.1,
+            magnitude=1.0,
+            sampled="alone",
+        ),
         "in the first sample": Draw(
-            size=13, large=0.08, magnitude=1.0, sampled="first", rounds=(1, 2, 3)
+            size=13,
+            large=0.08,
+            magnitude=1.0,
+            sampled="first",
+            rounds=(1, 2, 3),
         ),
         "zero row": Draw(magnitude=0.0),
         "one-hot": Draw(direction="one-hot"),
         "forty rows": Draw(copies=MOST_OF_A_GROUP),
         "twelve clients": Draw(clients=MOST_CLIENTS, client=MOST_CLIENTS - 1),
         "few features": Draw(features=FEW_FEATURES),
-        "in no sample": Draw(way="replaced", weights=NEAR_ZERO, rounds=tuple(range(1, 12))),
+        "in no sample": Draw(
+            way="replaced",
+            weights=NEAR_ZERO,
+            rounds=tuple(range(1, 12)),
+        ),
     },
     "client": {
         "ordinary": Draw(rounds=LATE),
-        "replaced": Draw(way="replaced", client=3, seed=1),
+        "replaced": Draw(
+            way="replaced",
+            client=3,
+            seed=1,
+        ),
         "resampled": Draw(way="resampled", client_rate=0.5),
         "twelve clients": Draw(clients=MOST_CLIENTS, client=MOST_CLIENTS - 1),
         "few features": Draw(features=FEW_FEATURES, direction="one-hot"),
         "left out": Draw(client_rate=0.5, rounds=(1, 2, 3)),
-        "moves the median": Draw(size=12, others=(150, 150, 12), magnitude=0.65),
+        "moves the median": Draw(
+            size=12,
+            others=(150, 150, 12),
+            magnitude=0.65,
+        ),
     },
 }
 """Draws that found known faults (``tests/broken``), by their names and by what the unit is.
 
-The key ``row`` is for units that are a row or a group. Every search begins with these draws.
+The key ``row`` is for units that are an example or a group. Every search begins with these draws.
 """
 
 
@@ -224,7 +270,12 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
 
     few = stream.integers(TRIED_ROWS + 1)
     many = 3 * BASE_ROWS
-    size = choose(few, between(1, many), between(1, many), between(many, MOST_ROWS))
+    size = choose(
+        few,
+        between(1, many),
+        between(1, many),
+        between(many, MOST_ROWS),
+    )
     is_mixed = not is_client and choose(True, False, False)
     clients = int(stream.integers(FEWEST_CLIENTS, MOST_CLIENTS + 1))
     ways = ["removed"] * 9 + ["replaced"]
@@ -247,7 +298,8 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
         alike=choose(True, False),
         direction=choose("class mean", "batch mean", "random", "opposite", "one-hot"),
         magnitude=choose(
-            *MAGNITUDES, *(math.exp(stream.uniform(0, math.log(6))) for _ in MAGNITUDES)
+            *MAGNITUDES,
+            *(math.exp(stream.uniform(0, math.log(6))) for _ in MAGNITUDES),
         ),
         position=choose(0.0, 0.5, 1.0),
         sampled=choose("every", "first", "alone"),
@@ -266,9 +318,9 @@ class World:
     """A data set in the hands of clients.
 
     Attributes:
-        rows: each client's rows ``[n, d]`` and labels ``[n]``.
-        hidden: the unit, or the block of rows, in which two worlds differ; None if it is a client.
-        size: rows of the hidden unit.
+        rows: each client's examples ``[n, d]`` and labels ``[n]``.
+        hidden: the unit or the block of examples in which two worlds differ; None for a client.
+        size: the number of examples of the hidden unit.
         secret: what the secret streams of clients are drawn from; None for the seed of the pair.
     """
 
@@ -278,15 +330,15 @@ class World:
     secret: int | None = None
 
     def units(self, unit: str) -> int:
-        """Return the number of clients, or of rows, which is at least the number of units."""
+        """Return the number of clients, or of examples, which is at least the number of units."""
         if unit == "client":
             return len(self.rows)
         return sum(len(y) for _, y in self.rows.values())
 
     def groups_of(self, client: int) -> Labels:
-        """Return the number of the group that each row of a client belongs to, shape ``[n]``.
+        """Return the number of the group that each example of a client belongs to, shape ``[n]``.
 
-        The hidden unit is one group. All other rows form groups of :data:`ROWS_OF_A_GROUP` rows.
+        The hidden unit is one group. All other groups have :data:`ROWS_OF_A_GROUP` examples.
         """
         hidden = self.hidden
         rows = len(self.rows[client][1])
@@ -294,9 +346,8 @@ class World:
             return np.arange(rows) // ROWS_OF_A_GROUP
         others = np.arange(rows - self.size) // ROWS_OF_A_GROUP
         number = hidden.index(-(-len(others) // ROWS_OF_A_GROUP))
-        before = others[others < number]
-        after = others[others >= number] + 1
-        return np.concatenate([before, np.full(self.size, number), after])
+        others += others >= number
+        return np.sort(np.append(others, [number] * self.size))
 
 
 @dataclass(frozen=True)
@@ -315,16 +366,27 @@ class Pair:
     subject: Subject
     whole: World
     other: World
-    rounds: tuple[Round, ...]
+    rounds: Sequence[Round]
+
+    @property
+    def words(self) -> str:
+        """What differs between the two worlds, for people."""
+        return self.draw.words(self.subject.task.unit)
+
+    @property
+    def has_same_clients(self) -> bool:
+        """Whether both worlds have the same number of clients."""
+        return len(self.other.rows) == len(self.whole.rows)
 
 
 class Levels(NamedTuple):
     """What single units add to the first step of a training in which nothing is clipped.
 
     Attributes:
-        x: rows ``[n, d]``.
+        x: examples ``[n, d]``.
         y: their labels ``[n]``.
-        norms: what each row adds, or each client where the unit is one, in units of the clip norm.
+        norms: what each example adds in units of the clip norm; what each client adds if the unit
+            is a client.
     """
 
     x: FloatRows
@@ -332,11 +394,15 @@ class Levels(NamedTuple):
     norms: NDArray[np.float64]
 
 
-def levels_of(subject: Subject, weights: float, features: int | None = None) -> Levels | None:
+def levels_of(
+    subject: Subject,
+    weights: float,
+    features: int | None = None,
+) -> Levels | None:
     """Measure what each of a few units adds to the first step if nothing is clipped.
 
-    A unit that is a row or a group is tried as the only row of the only client. A unit that is a
-    client is tried with all its rows as the only client.
+    A unit that is an example or a group is tried as the only example of the only client. A client
+    is tried with all its examples as the only client.
 
     Args:
         subject: the small cell.
@@ -356,46 +422,55 @@ def levels_of(subject: Subject, weights: float, features: int | None = None) -> 
     data = subject.data
     x = data.x_test[:TRIED_ROWS]
     y = data.y_test[:TRIED_ROWS]
-    if subject.trial.task.unit == "client":
+    if subject.task.unit == "client":
         worlds = [
             World({client: (data.x_train[numbers], data.y_train[numbers])})
             for client, numbers in enumerate(subject.trial.partition.rows)
         ]
     else:
         hidden = Hidden(0, "alone")
-        worlds = [World({0: (x[i : i + 1], y[i : i + 1])}, hidden) for i in range(len(x))]
+        worlds = [World({0: (x[[i]], y[[i]])}, hidden) for i in range(len(x))]
     unclipped = with_params(subject, clip=UNCLIPPED * clip)
     first = next(unclipped.algorithm.schedule())
     norms = [_norm_added(unclipped, weights, world, first) / clip for world in worlds]
     if not np.isfinite(norms).all():
         raise Fault(
-            f"round {first.number}: one unit alone makes a number that is not finite", FINITE_FIX
+            f"round {first.number}: one unit alone makes a number that is not finite",
+            FINITE_FIX,
         )
-    if any(norms):
-        return Levels(x, y, np.array(norms))
-    return None
+    if not any(norms):
+        return None
+    return Levels(x, y, np.array(norms))
 
 
-def _norm_added(subject: Subject, weights: float, world: World, first: Round) -> float:
-    """Return the norm of what the rows of a world change in the first step."""
+def _norm_added(
+    subject: Subject,
+    weights: float,
+    world: World,
+    first: Round,
+) -> float:
+    """Return the norm of what the examples of a world change in the first step."""
     with_unit = _first_step(subject, weights, world, first)
-    # Compared with clients without rows, so that constants are not counted as a unit's.
+    # Compared with clients without examples, so that constants are not counted as a unit's.
     empty = World({client: (x[:0], y[:0]) for client, (x, y) in world.rows.items()})
     without = _first_step(subject, weights, empty, first)
     return math.hypot(*norms_apart(with_unit, without).values())
 
 
-def _first_step(subject: Subject, weights: float, world: World, first: Round) -> Tensors:
+def _first_step(
+    subject: Subject,
+    weights: float,
+    world: World,
+    first: Round,
+) -> Tensors:
     """Return what clients send and keep in the first step of a training, before the noise."""
     steps, tape = begin_training(subject, Draw(weights=weights), world, [first])
     next(steps)
-    query = tape.queries[0]
-    if subject.algorithm.noise_at_clients():
-        sent = query.sent
-    else:
+    plain = tape.queries[0].plain
+    sent = plain.sent
+    if not subject.algorithm.noise_at_clients():
         sent = tape.messages[first.number].sums
-    tensors = {f"sent {name}": value for name, value in sent.items()}
-    return tensors | {f"kept {name}": value for name, value in query.kept.items()}
+    return nested("sent", sent) | nested("kept", plain.kept)
 
 
 def norms_apart(first: Tensors, second: Tensors) -> dict[str, float]:
@@ -419,39 +494,50 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
         draw: how the worlds differ.
         levels: what :func:`levels_of` measured at the weights and features of the draw.
     """
-    unit = subject.trial.task.unit
+    unit = subject.task.unit
     subject = with_size(subject, draw.clients, draw.features)
-    draw = replace(draw, client=draw.client % subject.trial.task.clients)
+    draw = replace(draw, client=draw.client % subject.task.clients)
     whole, other = _worlds_of(subject, draw, levels)
-    changed = subject
+    params: dict[str, Any] = {}
     if subject.rounds is not None:
-        changed = with_params(subject, rounds=subject.rounds)
+        params["rounds"] = subject.rounds
     if unit == "client" and subject.trial.cell.params.get("client_rate") == 1:
-        changed = with_params(changed, client_rate=draw.client_rate)
+        params["client_rate"] = draw.client_rate
     clip = clip_of(subject)
     if clip is not None and levels is not None:
         most = float(levels.norms.max())
         if unit == "group":
             most *= draw.copies
-        magnitude = draw.magnitude or MAGNITUDES[-1]
-        changed = with_params(changed, clip=BARELY * clip * most / magnitude)
+        params["clip"] = BARELY * clip * most / (draw.magnitude or MAGNITUDES[-1])
+    changed = with_params(subject, **params)
     schedule = list(changed.algorithm.schedule())
     chosen = {round_.number for round_ in schedule if round_.step == 0}
     chosen |= {number % len(schedule) for number in draw.rounds}
-    rounds_to_run = tuple(schedule[number] for number in sorted(chosen))
-    return Pair(draw, changed, whole, other, rounds_to_run)
+    return Pair(
+        draw,
+        changed,
+        whole,
+        other,
+        [schedule[number] for number in sorted(chosen)],
+    )
 
 
-def _worlds_of(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
+def _worlds_of(
+    subject: Subject,
+    draw: Draw,
+    levels: Levels | None,
+) -> tuple[World, World]:
     """Return the world with the unit, and the one without it or with another in its place."""
     data = subject.data
     stream = np.random.default_rng(draw.seed)
     rows = ClientRows()
     parts = subject.trial.partition.rows
-    for client in range(subject.trial.task.clients):
+    for client in range(subject.task.clients):
         count = draw.others[client % len(draw.others)]
         numbers = np.resize(parts[client % len(parts)], count)
         rows[client] = data.x_train[numbers], data.y_train[numbers]
+    x = data.x_train
+    y = data.y_train
     if draw.large is not None and levels is not None:
         x = levels.x
         y = levels.y
@@ -459,12 +545,10 @@ def _worlds_of(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[Wor
         extremes = [levels.norms.argmin(), levels.norms.argmax()]
         numbers = np.repeat(extremes, [draw.size - many, many])
     else:
-        x = data.x_train
-        y = data.y_train
         distinct = stream.integers(len(x), size=draw.size // draw.copies + 1)
         numbers = np.repeat(distinct, draw.copies)[: draw.size]
     make_worlds = _worlds_of_rows
-    if subject.trial.task.unit == "client":
+    if subject.task.unit == "client":
         make_worlds = _worlds_of_clients
     return make_worlds(subject, draw, rows, x[numbers], y[numbers], stream)
 
@@ -477,21 +561,19 @@ def _worlds_of_clients(
     y: Labels,
     stream: np.random.Generator,
 ) -> tuple[World, World]:
-    """Return two worlds that differ in a client, which has the rows ``x`` with labels ``y``."""
+    """Return two worlds that differ in a client, which has the examples ``x`` with labels ``y``."""
     if len(x):
         x = _directed(draw, x, subject.data.x_train.mean(0), stream)
     if draw.label is not None:
         y = np.full(len(y), draw.label)
-    rows[draw.client] = x, y
-    whole = World(rows)
+    whole = World({**rows, draw.client: (x, y)})
     if draw.way == "resampled":
         return whole, replace(whole, secret=draw.seed + 1)
     if draw.way == "replaced":
         mirrored = unit_norm(-x + x.mean(0))
         return whole, World({**rows, draw.client: (mirrored[:-3], y[:-3])})
-    others = dict(rows)
-    del others[draw.client]
-    return whole, World(others)
+    del rows[draw.client]
+    return whole, World(rows)
 
 
 def _worlds_of_rows(
@@ -502,29 +584,24 @@ def _worlds_of_rows(
     y: Labels,
     stream: np.random.Generator,
 ) -> tuple[World, World]:
-    """Return two worlds that differ in a row or a group beside rows ``x`` with labels ``y``."""
+    """Return two worlds that differ in an example or a group beside ``x`` with labels ``y``."""
     data = subject.data
-    if draw.label is not None:
-        label = draw.label
-    elif len(y):
-        label = int(y[-1])
-    else:
-        label = 0
+    label = draw.label
+    if label is None:
+        label = int(y[-1]) if len(y) else 0
     if draw.alike:
         y = np.full_like(y, label)
     if draw.way == "replaced":
         return _worlds_with_other_block(draw, rows, x, y, data.classes)
     count = 1
     rows_of_a_unit = 1
-    if subject.trial.task.unit == "group":
+    if subject.task.unit == "group":
         count = draw.copies
         rows_of_a_unit = ROWS_OF_A_GROUP
-    same_label = data.x_train[data.y_train == label]
-    if (y == label).any():
-        same_label = x[y == label]
-    batch = data.x_train
-    if len(x):
-        batch = x
+    same_label = x[y == label]
+    if not len(same_label):
+        same_label = data.x_train[data.y_train == label]
+    batch = x if len(x) else data.x_train
     unit_row = _directed(draw, same_label.mean(0)[None], batch.mean(0), stream)
     hidden = Hidden(draw.client, draw.sampled, draw.position)
     units_before = hidden.index(-(-len(x) // rows_of_a_unit))
@@ -537,9 +614,13 @@ def _worlds_of_rows(
 
 
 def _worlds_with_other_block(
-    draw: Draw, rows: ClientRows, x: FloatRows, y: Labels, classes: int
+    draw: Draw,
+    rows: ClientRows,
+    x: FloatRows,
+    y: Labels,
+    classes: int,
 ) -> tuple[World, World]:
-    """Return two worlds that differ in half of a client's rows, which few samples or none hold."""
+    """Return two worlds that differ in half of a client's examples, which few samples hold."""
     start = len(x) // 2 // ROWS_OF_A_GROUP * ROWS_OF_A_GROUP
     block = RowBlock(draw.client, start, int(draw.sampled == "first"))
     other_x = np.concatenate([x[:start], -x[start:]])
@@ -549,14 +630,17 @@ def _worlds_with_other_block(
 
 
 def _directed(
-    draw: Draw, class_rows: FloatRows, mean: FloatRows, stream: np.random.Generator
+    draw: Draw,
+    class_rows: FloatRows,
+    mean: FloatRows,
+    stream: np.random.Generator,
 ) -> FloatRows:
-    """Return rows of norm 1 that point where the draw says; zero rows if its magnitude is 0.
+    """Return examples of norm 1 that point where the draw says; zeros if its magnitude is 0.
 
     Args:
         draw: names the direction.
-        class_rows: rows ``[n, d]`` for the direction ``class mean``; as many are returned.
-        mean: the mean row ``[d]`` of the batch.
+        class_rows: examples ``[n, d]`` for the direction ``class mean``; as many are returned.
+        mean: the mean example ``[d]`` of the batch.
         stream: random numbers.
     """
     shape = class_rows.shape
@@ -584,18 +668,18 @@ def begin_training(
     Args:
         subject: the small cell.
         draw: gives the seed and the weights that the server starts from.
-        world: the rows of the clients.
+        world: the examples of the clients.
         schedule: the rounds that are run.
         script: another world's tape, whose noisy outputs this training is given.
 
     Returns:
         The training, a record per round; and the tape, to which it adds what its clients do.
     """
-    task = subject.trial.task
+    task = subject.task
     algorithm = subject.build()
     members = tuple(world.rows)
     x, y = zip(*world.rows.values(), strict=True)
-    bounds = np.cumsum([0, *map(len, y)])
+    ends = np.cumsum([len(labels) for labels in y])
     groups = None
     if task.unit == "group":
         groups = tuple(map(world.groups_of, members))
@@ -606,19 +690,29 @@ def begin_training(
         subject.plan,
         Seeds(draw.seed, world.secret),
         members,
-        tuple(np.arange(start, end) for start, end in pairwise(bounds)),
+        tuple(np.split(np.arange(ends[-1]), ends[:-1])),
         groups,
     )
-    cohort = watched(spec, np.concatenate(x), np.concatenate(y), world.hidden, script)
-    scripts = None
-    if script is not None:
-        scripts = [script]
-    pool = WatchedPool([cohort], script=scripts)
+    cohort = watched(
+        spec,
+        np.concatenate(x),
+        np.concatenate(y),
+        world.hidden,
+        script,
+    )
+    pool = WatchedPool([cohort], script=[script] if script else None)
     start = None
     if draw.weights != 1:
         start = _start_with_weights(algorithm, draw)
     fix_random_states()
-    steps = rounds.train(algorithm, pool, subject.plan, Seeds(draw.seed), start, schedule=schedule)
+    steps = rounds.train(
+        algorithm,
+        pool,
+        subject.plan,
+        Seeds(draw.seed),
+        start,
+        schedule=schedule,
+    )
     return steps, tape_of(cohort)
 
 

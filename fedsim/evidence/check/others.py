@@ -24,13 +24,11 @@ from fedsim.evidence.check.subject import (
     Idle,
     Subject,
     Training,
-    answers_of,
     equal,
     fix_random_states,
     random_states,
-    train,
 )
-from fedsim.evidence.worlds import Query, WatchedPool
+from fedsim.evidence.worlds import WatchedPool, flat, noised_by_clients
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.local_training import LocalDPSGD
 from fedsim.methods.messages import Tensors
@@ -40,51 +38,54 @@ from fedsim.methods.products import is_classifier, own
 from fedsim.plugins.registry import said
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
-from fedsim.training.cohort import LocalPool
 from fedsim.training.state import Checkpoints, copied
 
+EXAMPLE_FIX = (
+    "let row n of every loss part, and of all products of a statistic, depend on example n alone. "
+    "Use no statistic or count of the batch, and no weights that are made once for a batch (give "
+    "codes per example instead)"
+)
 REMEMBERS_FIX = (
-    "let probabilities depend on the row that it is given and on the server's state, and "
-    "keep nothing of earlier rows"
+    "let probabilities depend on the given example and on the server's state alone, and store "
+    "nothing of earlier examples"
 )
 PUBLIC_FIX = (
-    "leave task.public as it is; what is computed from a private row is a release, whatever "
-    "it is called"
+    "do not change task.public. Whatever is computed from a private example is a release, under "
+    "any name"
 )
 NOISE_FIX = (
-    "add all noise by Clients.add_noise alone, with round_.stream (further steps: what "
-    "follows) and all of the cohort's members"
+    "add all noise by Clients.add_noise, for all members of the cohort, with the number "
+    "round_.stream (and the numbers after it for further steps of the round)"
 )
 LEDGER_FIX = (
-    "let every step of the plan call Clients.add_noise once, with the release that it is "
-    "given; override no noise_at_clients"
+    "call Clients.add_noise once in every step of the plan, with the release that it is given, and "
+    "do not override noise_at_clients"
 )
 SEED_FIX = (
-    "draw every random number from the seed tree (clients.seeds, server.seeds, Clients.draws)"
+    "draw every random number from the seed tree (clients.seeds, server.seeds or Clients.draws)"
 )
-UNTOUCHED_FIX = "compute on copies; neither rows nor labels are an algorithm's to change"
+UNTOUCHED_FIX = "compute on copies of the examples and labels"
 PACKING_FIX = (
-    "send sums over the cohort's members, never means or counts of cohorts; key streams by "
-    "client number (clients.members)"
+    "send sums over the members of the cohort, never a mean or a count of the cohort, and key "
+    "random streams by the client's number (clients.members)"
 )
 SEND_FIX = (
-    "let parameters be plain values, and send tensors in sums, tensors or numbers in diagnostics"
+    "use plain values as parameters, tensors in Message.sums, and tensors or numbers in diagnostics"
 )
 RESUME_FIX = (
-    "keep all that lives on between rounds in server.tensors and clients.state, not in "
+    "store everything that lives longer than a round in server.tensors and clients.state, not in "
     "attributes of the algorithm"
 )
 RESTORE_FIX = (
-    "make the generator from the server's model and tensors, the codes and seeds, and from "
-    "nothing else"
+    "make the generator from the server's model, tensors, codes and seeds, and from nothing else"
 )
 RANDOM_FIX = (
-    "pass generator=... from the seed tree to every draw; copy server.model (copy.deepcopy) "
-    "where a second model is needed"
+    "give generator=... from the seed tree to every draw. Copy server.model by copy.deepcopy if "
+    "you need a second model"
 )
 
 SHOWN_ROWS = 3000
-"""The number of rows that a classifier is shown before it is asked about the first one again."""
+"""The number of examples that a classifier predicts before it predicts the first one again."""
 DEVIATIONS = 6.0
 """The number of standard errors of an estimate that may be due to chance."""
 SAME_DRAW = 1e-5
@@ -95,61 +96,52 @@ PACKINGS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
 )
 """Numbers of clients per actor, and the order in which the actors compute."""
 ORDER = 1e-4
-"""The change of a tensor, relative to its norm, that another order of its sum may make in the first
-round.
-"""
+"""The change of a tensor in the first round, relative to its norm, by another order of its sum."""
 GROWTH_A_ROUND = 2.0
-"""The factor by which that change may grow with every further round."""
+"""The factor by which the allowed change grows with every further round."""
 
 
 def per_example(subject: Subject) -> str:
-    """Check that what a row adds to a loss or a statistic depends on no other row.
+    """Check that what an example adds to a loss or a statistic depends on no other example.
 
     Raises:
-        Fault: it depends on another row.
+        Fault: it depends on another example.
         Idle: the algorithm has no loss or statistic that is clipped by example.
     """
     algorithm = subject.algorithm
     clips_examples = isinstance(algorithm, DPSGD | LocalDPSGD | OneShot)
     if subject.plan is None or algorithm.clips_clients() or not clips_examples:
-        raise Idle("no loss or statistic whose examples are clipped one by one")
+        raise Idle("it has no loss or statistic whose examples are clipped one by one")
     try:
         if isinstance(algorithm, OneShot):
             cohorts = subject.cohorts()
-            train(subject.build(), LocalPool(cohorts, cohorts[0].algorithm), subject.plan, 0)
+            subject.train(WatchedPool(cohorts, tried=cohorts[0].algorithm))
         else:
             algorithm.check_contract(next(algorithm.schedule()), {})
     except NotPerExample as error:
-        remedy = (
-            "let row n of every loss part and of all products of a statistic depend on row n "
-            "alone: no batch statistics or counts"
-        )
-        raise Fault(
-            " ".join(str(error).split())[:400],
-            f"{remedy}, no weights made once for a batch (feed codes in per row)",
-        ) from error
-    return "what a row adds depends on no other row"
+        raise Fault(" ".join(str(error).split())[:400], EXAMPLE_FIX) from error
+    return "what an example adds depends on no other example"
 
 
 def trains(subject: Subject) -> str:
     """Check that a whole training runs."""
-    return f"{len(subject.first[0].records)} rounds on {subject.trial.task.clients} clients"
+    return f"{len(subject.first.records)} rounds on {subject.task.clients} clients"
 
 
 def predictions(subject: Subject) -> str:
-    """Check that a classifier's prediction for a row depends on no row that it was shown before.
+    """Check that a classifier's prediction for an example depends on no earlier example.
 
-    A tuned cell scores the classifier on private rows. One held-out unit may change that score by
-    its own prediction alone (:mod:`fedsim.privacy.selection`).
+    A tuned cell scores the classifier on private examples. One held-out unit may change that score
+    by its own prediction alone (:mod:`fedsim.privacy.selection`).
 
     Raises:
-        Fault: a prediction changed after other rows.
+        Fault: a prediction changed after other examples.
         Idle: the algorithm trains a generator.
     """
-    product = subject.first[0].trained.made
+    product = subject.first.trained.made
     rows = torch.from_numpy(subject.data.x_train)
     if not is_classifier(product):
-        raise Idle("a generator is shown no row")
+        raise Idle("a generator predicts nothing")
     before = own(product, 0).probabilities(rows[:1])
     for row in rows[1:]:
         own(product, 0).probabilities(row[None])
@@ -158,32 +150,37 @@ def predictions(subject: Subject) -> str:
     after = own(product, 0).probabilities(rows[:1])
     if not equal(before, after):
         raise Fault(
-            f"what it predicts of a row changes by {float((before - after).abs().max()):.3g} "
-            "after other rows",
+            "its prediction for an example changes by "
+            f"{_largest_difference(before, after)} after it has seen other examples",
             REMEMBERS_FIX,
         )
-    return "the same prediction of a row before and after others"
+    return "the same prediction for an example before and after it has seen others"
+
+
+def _largest_difference(first: Tensor, second: Tensor) -> str:
+    """Return the largest difference of two numbers at the same place, as text."""
+    return f"{float((first - second).abs().max()):.3g}"
 
 
 def public_rows(subject: Subject) -> str:
-    """Check that server and clients leave the public rows as they are.
+    """Check that server and clients do not change the public examples.
 
-    Otherwise values of private rows could reach somebody as public ones.
+    Otherwise an algorithm could pass private values on as public ones.
 
     Raises:
-        Fault: a training replaced or changed the public rows.
+        Fault: a training replaced or changed the public examples.
     """
     trial = subject.trial
     public = subject.data.public
     if trial.cell.public_hash is None or public is None:
         return "it uses none"
-    cohorts = subject.first[1].cohorts
+    cohorts = subject.first.pool.cohorts
     tasks = [trial.task, *(cohort.algorithm.task for cohort in cohorts)]
     if any(task.public is not public for task in tasks):
-        raise Fault("a training put other rows in the place of task.public", PUBLIC_FIX)
+        raise Fault("a training replaced task.public by other examples", PUBLIC_FIX)
     if replace(public).fingerprint != trial.cell.public_hash:
         raise Fault("a training wrote into task.public", PUBLIC_FIX)
-    return "the grid's, before and after a training"
+    return "a training leaves them as they are"
 
 
 class _NoiseDraw(NamedTuple):
@@ -191,12 +188,14 @@ class _NoiseDraw(NamedTuple):
 
     Attributes:
         client: the client's number.
-        query: the query.
+        step: the number that the noise was drawn with.
+        release: the name of the release.
         values: all numbers of the noise, flat, in float64.
     """
 
     client: int
-    query: Query
+    step: int
+    release: str
     values: Tensor
 
 
@@ -212,34 +211,20 @@ def noise(subject: Subject) -> str:
     plan = subject.plan
     if plan is None:
         raise Idle("not private")
-    pool = WatchedPool(subject.cohorts((1,) * subject.trial.task.clients))
-    train(subject.build(), pool, plan, 0)
-    is_silo = plan.trust == "silo"
-    draws = [
-        _NoiseDraw(client, query, _noise_of(query, is_silo=is_silo))
-        for client, tape in enumerate(pool.tapes)
-        for query in tape.queries
-    ]
-    lengths = {len(draw.values) for draw in draws}
-    for length in lengths - {0}:
+    training = subject.train(WatchedPool(subject.cohorts((1,) * subject.task.clients)))
+    draws = []
+    for client, tape in enumerate(training.pool.tapes):
+        for query in tape.queries:
+            plain = noised_by_clients(query.plain, plan.trust)
+            noised = noised_by_clients(query.noised, plan.trust)
+            values = flat(noised[name] - value for name, value in plain.items())
+            draws.append(_NoiseDraw(client, query.step, query.release.name, values))
+    for length in {len(draw.values) for draw in draws} - {0}:
         _check_fresh([draw for draw in draws if len(draw.values) == length])
     for release in plan.releases:
-        values = [draw.values for draw in draws if draw.query.release.name == release.name]
-        _check_size(release.name, _joined(values), plan.noise_std(release.name))
-    return "of the planned size, no two draws alike"
-
-
-def _noise_of(query: Query, *, is_silo: bool) -> Tensor:
-    """Return the noise that clients added to a query, flat, in float64."""
-    added = [query.noised.kept[name] - value for name, value in query.kept.items()]
-    if is_silo:
-        added += [query.noised.sent[name] - value for name, value in query.sent.items()]
-    return _joined([values.double().flatten() for values in added])
-
-
-def _joined(values: Sequence[Tensor]) -> Tensor:
-    """Return flat tensors one after another, an empty one for none."""
-    return torch.cat([torch.zeros(0).double(), *values])
+        values = flat(draw.values for draw in draws if draw.release == release.name)
+        _check_size(release.name, values, plan.noise_std(release.name))
+    return "the noise has the planned size, and no two draws are alike"
 
 
 def _check_size(name: str, values: Tensor, planned: float) -> None:
@@ -248,8 +233,8 @@ def _check_size(name: str, values: Tensor, planned: float) -> None:
     allowed = max(DEVIATIONS / math.sqrt(2 * max(len(values), 1)), 1e-3)
     if len(values) and not abs(size / planned - 1) <= allowed:
         raise Fault(
-            f"clients' noise on '{name}' has standard deviation {size:.4g}, "
-            f"planned is {planned:.4g}",
+            f"clients' noise on '{name}' has the standard deviation {size:.4g}; the plan says "
+            f"{planned:.4g}",
             NOISE_FIX,
         )
 
@@ -258,22 +243,22 @@ def _check_fresh(draws: Sequence[_NoiseDraw]) -> None:
     """Raise a fault if a draw of noise is zero, or if two draws of one length are the same."""
     for draw in draws:
         if not float(draw.values.norm()) > 0:
-            raise Fault(f"client {draw.client} adds no noise in step {draw.query.step}", NOISE_FIX)
+            raise Fault(f"client {draw.client} adds no noise in step {draw.step}", NOISE_FIX)
     values = torch.stack([draw.values for draw in draws])
     length = values.shape[1]
-    unit = values / values.norm(dim=1, keepdim=True)
-    correlation = (unit @ unit.T).abs().fill_diagonal_(0)
+    sizes = values.norm(dim=1, keepdim=True)
+    correlation = ((values / sizes) @ (values / sizes).T).abs().fill_diagonal_(0)
     # A few numbers are often nearly parallel by chance, but not equal.
     if length < DEVIATIONS**2:
-        correlation *= torch.cdist(values, values) <= SAME_DRAW * values.norm(dim=1)
+        correlation *= torch.cdist(values, values) <= SAME_DRAW * sizes[:, 0]
     largest = float(correlation.max())
     if not largest <= min(DEVIATIONS / math.sqrt(length), 0.999):
-        first, second = divmod(int(correlation.argmax()), len(draws))
-        which = (
-            f"client {draws[first].client} in step {draws[first].query.step} and of "
-            f"client {draws[second].client} in step {draws[second].query.step}"
+        first, second = (draws[number] for number in divmod(int(correlation.argmax()), len(draws)))
+        raise Fault(
+            f"the noise of client {first.client} in step {first.step} and of client "
+            f"{second.client} in step {second.step} is the same (correlation {largest:.3g})",
+            NOISE_FIX,
         )
-        raise Fault(f"the noise of {which} is used twice (correlation {largest:.3g})", NOISE_FIX)
 
 
 def budget(subject: Subject) -> str:
@@ -283,17 +268,17 @@ def budget(subject: Subject) -> str:
         Fault: the ledger differs from the plan, or something is noised without a plan.
     """
     plan = subject.plan
-    training = subject.first[0]
+    training = subject.first
     ledger = training.trained.ledger
     if plan is None:
         is_noised = any(record.values["noise_norm"] for record in training.records)
         if ledger.mechanisms() or is_noised:
             raise Fault(
-                "it is not private, yet something is noised or accounted",
-                "set private = True, or leave noise alone",
+                "the class is not private, but something gets noise or is in the ledger",
+                "set private = True, or add no noise",
             )
-        return "no epsilon, no noise, no ledger"
-    difference = ledger.unaccounted(plan, subject.trial.task.clients)
+        return "it has no epsilon, no noise and no ledger"
+    difference = ledger.unaccounted(plan, subject.task.clients)
     if difference:
         raise Fault(difference, LEDGER_FIX)
     spent, accountant = ledger.epsilon(plan.delta)
@@ -314,32 +299,31 @@ def determinism(subject: Subject) -> str:
     Raises:
         Fault: data changed, equal seeds differ, or different seeds give the same result.
     """
-    first = subject.first[0]
+    first = subject.first
     _check_data(subject)
     difference = _difference(subject, first, subject.train())
     if difference:
         raise Fault(f"two trainings with one seed differ: {difference}", SEED_FIX)
     if subject.plan is not None and not _difference(subject, first, subject.train(seed=1)):
-        raise Fault("another seed gives the same result, though there is noise", SEED_FIX)
-    return "the same seed gives the same bits, another seed others"
+        raise Fault("another seed gives the same result, although there is noise", SEED_FIX)
+    return "the same seed gives the same bits, another seed gives others"
 
 
 def _check_data(subject: Subject) -> None:
-    """Raise a fault if the training changed the data set or the rows of a client."""
+    """Raise a fault if the training changed the data set or the examples of a client."""
     data = subject.data
     # The fingerprint of a copy is computed anew; the data set itself remembers its own.
     if subject.trial.cell.dataset_hash != replace(data).fingerprint:
-        raise Fault("the data set has changed in memory", UNTOUCHED_FIX)
+        raise Fault("a training changed the data set in memory", UNTOUCHED_FIX)
     numbers = subject.trial.partition.rows
-    clients = subject.first[1].cohorts[0].clients
+    clients = subject.first.pool.cohorts[0].clients
     pooled = clients.pooled
     parts = list(zip(clients.x, clients.y, numbers, strict=True))
     parts.append((pooled.x, pooled.y, np.concatenate(numbers)))
     for x, y, rows in parts:
         same_x = np.array_equal(x.numpy(), data.x_train[rows])
-        same_y = np.array_equal(y.numpy(), data.y_train[rows])
-        if not (same_x and same_y):
-            raise Fault("clients' rows are not what the partition gave", UNTOUCHED_FIX)
+        if not same_x or not np.array_equal(y.numpy(), data.y_train[rows]):
+            raise Fault("a training changed the examples or labels of a client", UNTOUCHED_FIX)
 
 
 def packing(subject: Subject) -> str:
@@ -354,13 +338,14 @@ def packing(subject: Subject) -> str:
     """
     params = subject.algorithm.params
     if type(params).model_validate(json.loads(params.model_dump_json())) != params:
-        raise Fault("the parameters are not themselves after JSON", SEND_FIX)
-    for number, message in subject.first[1].tapes[0].messages.items():
+        raise Fault("the parameters change when they are saved as JSON and read again", SEND_FIX)
+    for number, message in subject.first.pool.tapes[0].messages.items():
         try:
             pickle.dumps(message)
         except Exception as error:
             raise Fault(
-                f"round {number}: the message cannot be serialised ({said(error)[:300]})", SEND_FIX
+                f"round {number}: the message of a client cannot be pickled ({said(error)[:300]})",
+                SEND_FIX,
             ) from error
     for sizes, order in PACKINGS:
         difference = _packing_difference(subject, sizes, order)
@@ -368,28 +353,32 @@ def packing(subject: Subject) -> str:
             actors = ", ".join(map(str, sizes))
             turns = ", ".join(map(str, order))
             raise Fault(
-                f"on actors of {actors} clients, computed in the order {turns}: {difference}",
+                f"with actors of {actors} clients that compute in the order {turns}: {difference}",
                 PACKING_FIX,
             )
-    return "the same on 1, 3 and 4 actors, in any order"
+    return "the same with 1, 3 and 4 actors, in any order"
 
 
-def _packing_difference(subject: Subject, sizes: tuple[int, ...], order: Sequence[int]) -> str:
+def _packing_difference(
+    subject: Subject,
+    sizes: tuple[int, ...],
+    order: Sequence[int],
+) -> str:
     """Return the first difference of a training on actors of ``sizes`` clients; empty for none."""
-    first, pool = subject.first
-    other_pool = WatchedPool(subject.cohorts(sizes), order, pool.tapes)
-    second = train(subject.build(), other_pool, subject.plan, 0)
+    first = subject.first
+    tapes = first.pool.tapes
+    second = subject.train(WatchedPool(subject.cohorts(sizes), order, tapes))
     for before, after in zip(first.progress, second.progress, strict=True):
         number = before.round - 1
         allowed = ORDER * GROWTH_A_ROUND**number
-        message = pool.tapes[0].messages[number]
-        messages = [tape.messages[number] for tape in other_pool.tapes]
+        message = tapes[0].messages[number]
+        messages = [tape.messages[number] for tape in second.pool.tapes]
         sums = add_in_order([part.sums for part in messages])
-        sent = sum(part.uplink_bytes for part in messages)
         difference = _apart(message.sums, sums, allowed)
         difference = difference or _apart(before.tensors, after.tensors, allowed)
-        if message.uplink_bytes != sent:
-            difference = difference or f"{message.uplink_bytes} bytes sent became {sent}"
+        sent = sum(part.uplink_bytes for part in messages)
+        if not difference and message.uplink_bytes != sent:
+            difference = f"{message.uplink_bytes} bytes sent became {sent}"
         if difference:
             return f"round {number}: {difference}"
     return ""
@@ -399,12 +388,12 @@ def _apart(first: Tensors, second: Tensors, order: float) -> str:
     """Say which tensor differs by more than the order of a sum explains; empty for none."""
     for name in {**first, **second}:
         if name not in first or name not in second or first[name].shape != second[name].shape:
-            return f"'{name}' is not there, or has another shape"
+            return f"'{name}' is missing, or has another shape"
         before = first[name].double()
         after = second[name].double()
         allowed = order * (math.sqrt(before.numel()) / 10 + float(before.norm()))
         if not equal(before, after) and not float((before - after).norm()) <= allowed:
-            return f"'{name}' differs by up to {float((before - after).abs().max()):.3g}"
+            return f"'{name}' differs by up to {_largest_difference(before, after)}"
     return ""
 
 
@@ -416,51 +405,55 @@ def resume(subject: Subject) -> str:
     Raises:
         Fault: a resumed training differs.
     """
-    whole = subject.first[0]
+    whole = subject.first
     count = len(whole.progress)
     tried = sorted({0, 1, count // 2, count - 1} & set(range(count)))
     for number in tried:
         checkpoint = whole.progress[number]
         checkpoints = Checkpoints()
         checkpoints.save(checkpoint)
-        pool = WatchedPool(subject.cohorts())
-        rest = train(subject.build(), pool, subject.plan, 0, checkpoints.load())
+        rest = subject.train(resume=checkpoints.load())
         difference = _difference(subject, whole, rest, checkpoint.round)
         if difference:
             raise Fault(
-                f"going on after {checkpoint.round} of {len(whole.records)} rounds differs: "
-                f"{difference}",
+                f"a training that resumes after round {checkpoint.round} of {count} differs from "
+                f"an uninterrupted one: {difference}",
                 RESUME_FIX,
             )
     numbers = ", ".join(str(number + 1) for number in tried)
-    return f"the same after {numbers} of {len(whole.records)} rounds, through a file's bytes"
+    return f"the same if it resumes after round {numbers} of {count}, from the bytes of a file"
 
 
 def restored(subject: Subject) -> str:
     """Check that a generator made from the state that a run keeps is the same generator.
 
-    It is made without public rows, because a run does not keep these.
+    It is made without public examples, because a run does not keep these.
 
     Raises:
-        Fault: the restored generator draws other rows.
+        Fault: the restored generator draws other embeddings.
         Idle: the algorithm trains a classifier.
     """
     if not subject.algorithm.generates(subject.algorithm.params):
-        raise Idle("a classifier is not kept")
+        raise Idle("a run keeps no classifier")
     trial = subject.trial
-    trained = subject.first[0].trained
+    trained = subject.first.trained
     without_public = replace(trial, task=replace(trial.task, public=None))
     algorithm = replace(subject, trial=without_public).build()
-    generator, _ = rounds.restored(algorithm, copied(trained.state), subject.plan, Seeds(0))
-    before = answers_of(trained.made, subject.data, trial.task.clients)
-    after = answers_of(generator, subject.data, trial.task.clients)
+    generator, _ = rounds.restored(
+        algorithm,
+        copied(trained.state),
+        subject.plan,
+        Seeds(0),
+    )
+    before = subject.answers(trained.made)
+    after = subject.answers(generator)
     if not equal(before, after):
         raise Fault(
-            "made again from its saved state it generates other rows, by up to "
-            f"{float((before - after).abs().max()):.3g}",
+            "the generator that is made from the saved state draws other embeddings, which differ "
+            f"by up to {_largest_difference(before, after)}",
             RESTORE_FIX,
         )
-    return "the same rows from its saved state"
+    return "the same embeddings from the saved state"
 
 
 def finite(subject: Subject) -> str:
@@ -469,15 +462,15 @@ def finite(subject: Subject) -> str:
     Raises:
         Fault: the shape is wrong, or a number is not finite.
     """
-    product = subject.first[0].trained.made
-    task = subject.trial.task
+    product = subject.first.trained.made
+    task = subject.task
     if is_classifier(product):
         name = "probabilities"
         width = task.classes
     else:
         name = "sample"
         width = task.dim
-    answers = answers_of(product, subject.data, task.clients)
+    answers = subject.answers(product)
     shape = list(answers.shape[1:])
     if shape != [width]:
         raise Fault(f"{name} returned rows of shape {shape}", f"return [n, {width}]")
@@ -500,10 +493,15 @@ def global_random(subject: Subject) -> str:
             f"the training draws from the global random generator of {' and '.join(touched)}",
             RANDOM_FIX,
         )
-    return "torch's, numpy's and Python's are as they were"
+    return "a training leaves those of torch, numpy and Python as they are"
 
 
-def _difference(subject: Subject, first: Training, second: Training, start: int = 0) -> str:
+def _difference(
+    subject: Subject,
+    first: Training,
+    second: Training,
+    start: int = 0,
+) -> str:
     """Say where two trainings first differ by a bit; empty if they are equal.
 
     Args:
@@ -522,9 +520,8 @@ def _difference(subject: Subject, first: Training, second: Training, start: int 
     same_ledger = first.trained.ledger == second.trained.ledger
     if not same_ledger or first.trained.uplink_bytes != second.trained.uplink_bytes:
         return "the ledgers, or the bytes sent"
-    clients = subject.trial.task.clients
-    answers = answers_of(first.trained.made, subject.data, clients)
-    others = answers_of(second.trained.made, subject.data, clients)
+    answers = subject.answers(first.trained.made)
+    others = subject.answers(second.trained.made)
     if equal(answers, others):
         return ""
-    return f"what the result generates, by up to {float((answers - others).abs().max()):.3g}"
+    return f"what the result generates, by up to {_largest_difference(answers, others)}"

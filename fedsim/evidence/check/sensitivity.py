@@ -16,7 +16,6 @@ from itertools import chain
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedsim.device import bytes_of
 from fedsim.evidence.check.neighbours import (
@@ -36,7 +35,6 @@ from fedsim.evidence.check.subject import (
     Fault,
     Idle,
     Subject,
-    answers_of,
     blame,
 )
 from fedsim.evidence.forked import forked, in_forks
@@ -63,30 +61,30 @@ It is never more than this share of what all units together may add, so that a l
 tensor hides nothing.
 """
 CLIP_FIX = (
-    "clip every unit's whole contribution jointly, by public norms and weights, and give it "
+    "clip the whole contribution of every unit jointly, by public norms and weights, and give it "
     "to Clients.add_noise in one call"
 )
 FREE_FIX = (
-    "send only what Clients.add_noise returned, weigh and divide by public numbers, or put "
-    "the quantity into the clipped release"
+    "send only what Clients.add_noise returned, and weigh and divide by public numbers; or make "
+    "this quantity a part of the release that is clipped"
 )
 PUBLIC_FIX = (
-    "let the schedule, all shapes, names and sizes, and whether it ends, depend on public "
-    "numbers only"
+    "let the schedule, all names, shapes and sizes, and whether the training ends, depend on "
+    "public numbers only"
 )
 SAMPLE_FIX = (
-    "take each step's rows from clients.poisson(round, release.sample_rate) and give them to "
-    "clients.batch or clients.batches"
+    "take the examples of each step from clients.poisson(round, release.sample_rate), and give "
+    "them to clients.batch or clients.batches"
 )
 CLIENTS_FIX = (
-    "sample clients by clients.poisson(round, rate, client_rate) or "
-    "LocalTraining.participants; who is left out sends nothing"
+    "sample clients by clients.poisson(round, rate, client_rate) or by "
+    "LocalTraining.participants; a client that is not sampled sends nothing"
 )
 STATE_FIX = (
     "give everything that is kept and depends on an example to Clients.add_noise as 'kept', "
-    "or state claim 'heuristic'"
+    "or claim 'heuristic'"
 )
-FEW_FIX = "give parameters (--param) under which a few rows matter, such as a lower threshold"
+FEW_FIX = "give parameters (--param) with which a few examples matter, such as a lower threshold"
 
 
 def sensitivity(subject: Subject) -> str:
@@ -103,9 +101,9 @@ def sensitivity(subject: Subject) -> str:
         Idle: the algorithm claims no theorem.
     """
     claim = subject.algorithm.claim()
-    unit = subject.trial.task.unit
+    unit = subject.task.unit
     if subject.plan is None or claim == "none":
-        raise Idle("not private, nothing is claimed")
+        raise Idle("it claims no privacy")
     if unit == "client":
         draws = list(CORPUS["client"].values())
     else:
@@ -120,18 +118,18 @@ def sensitivity(subject: Subject) -> str:
             raise
         summary = fault.args[0]
     if claim not in THEOREMS:
-        raise Idle(f"claim {claim}, nothing is promised; measured: {summary}")
+        raise Idle(f"the claim is {claim}, which promises nothing; measured: {summary}")
     return summary
 
 
 def check_samples(subject: Subject) -> None:
-    """Check that rows are sampled by fedsim's streams, at the claimed rate, anew for every step.
+    """Check that every step samples its examples anew, by fedsim's streams, at the claimed rate.
 
     Raises:
         Fault: a sample is drawn twice, is missing, or has another rate than the plan claims.
     """
+    samples = subject.first.pool.tapes[0].samples
     schedule = list(subject.algorithm.schedule())
-    samples = subject.first[1].tapes[0].samples
     _check_no_sample_twice(schedule, samples)
     for round_ in schedule:
         release = round_.release
@@ -140,17 +138,17 @@ def check_samples(subject: Subject) -> None:
         rates = [sample.rate for sample in samples if sample.round == round_.number]
         are_claimed = np.allclose(rates, release.sample_rate, rtol=1e-9, atol=0)
         if len(rates) < release.per_round or not are_claimed:
-            text = f"{len(rates)} Poisson samples for {release.per_round} steps, at rates {rates}"
             raise Fault(
-                f"round {round_.number}: {text}; the plan claims rate {release.sample_rate:g} for "
-                f"'{release.name}'",
+                f"round {round_.number}: {len(rates)} Poisson samples for {release.per_round} "
+                f"steps, at rates {rates}; the plan claims the sampling rate "
+                f"{release.sample_rate:g} for '{release.name}'",
                 SAMPLE_FIX,
             )
 
 
 def _check_no_sample_twice(schedule: Sequence[Round], samples: Sequence[Sample]) -> None:
     """Raise a fault if the Poisson sample of a step is drawn in two places."""
-    round_of_step = dict[int, int]()
+    round_of_step: dict[int, int] = {}
     for sample in samples:
         earlier = round_of_step.get(sample.step)
         # In a round of one step, which adds noise once, asking again gives the same sample.
@@ -178,23 +176,25 @@ def search_pairs(subject: Subject, draws: Sequence[Draw]) -> str:
     ]
     with closing(in_forks(compare, arguments)) as compared:
         ratios = list(chain.from_iterable(compared))
-    count = f"{len(ratios)} pairs of neighbours"
     removed = [number for number, draw in enumerate(draws) if draw.way == "removed"]
     largest = max(removed, key=ratios.__getitem__)
+    count = f"{len(ratios)} pairs of neighbouring data sets"
     if ratios[largest] == 0:
         raise Fault(
-            f"nothing that is released depends on any unit that was tried, {count}: nothing "
-            "was measured",
+            f"no unit of the {count} changes anything that is released, so nothing was measured",
             FEW_FIX,
         )
-    words = draws[largest].words(subject.trial.task.unit)
+    words = draws[largest].words(subject.task.unit)
     return (
-        f"the largest change seen is {ratios[largest]:.3f} of the claimed bound ({words}), over "
-        f"{count}"
+        f"the largest change in {count} is {ratios[largest]:.3f} times the claimed bound ({words})"
     )
 
 
-def compare(subject: Subject, draws: Sequence[Draw], levels: LevelsByStart) -> list[float]:
+def compare(
+    subject: Subject,
+    draws: Sequence[Draw],
+    levels: LevelsByStart,
+) -> list[float]:
     """Return the largest change in each pair, in units of the claimed bound.
 
     The first worlds are trained in a process of their own, the second ones in this process.
@@ -206,11 +206,10 @@ def compare(subject: Subject, draws: Sequence[Draw], levels: LevelsByStart) -> l
     """
     pairs = [pair_of(subject, draw, levels[draw.weights, draw.features]) for draw in draws]
     firsts = forked(lambda: [observe(pair, pair.whole) for pair in pairs])
-    ratios = []
-    for pair, first in zip(pairs, firsts, strict=True):
-        second = observe(pair, pair.other, first.tape)
-        ratios.append(largest_change(pair, first, second))
-    return ratios
+    return [
+        largest_change(pair, first, observe(pair, pair.other, first.tape))
+        for pair, first in zip(pairs, firsts, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -219,20 +218,23 @@ class Observation:
 
     Attributes:
         tape: what its clients did.
-        answers: what its generator or classifier returns for fixed questions.
-        shares: its label shares; empty if it has none.
+        answers: what its generator or classifier returns for fixed questions, and its label shares
+            if it has some.
         state: the tensors that a run keeps of it.
         ledger: what it spent.
     """
 
     tape: Tape
-    answers: Tensor
-    shares: Tensor
+    answers: Tensors
     state: Tensors
     ledger: Ledger
 
 
-def observe(pair: Pair, world: World, script: Tape | None = None) -> Observation:
+def observe(
+    pair: Pair,
+    world: World,
+    script: Tape | None = None,
+) -> Observation:
     """Train in a world of a pair.
 
     Args:
@@ -243,34 +245,36 @@ def observe(pair: Pair, world: World, script: Tape | None = None) -> Observation
     Raises:
         Fault: the training raises, or asks for other outputs than the other world did.
     """
-    words = pair.draw.words(pair.subject.trial.task.unit)
-    clients = pair.subject.trial.task.clients
-    if not _have_same_clients(pair):
-        clients = 0  # a result may ask for the version of a client that is not there
+    subject = pair.subject
     try:
-        steps, tape = begin_training(pair.subject, pair.draw, world, pair.rounds, script)
+        steps, tape = begin_training(
+            subject,
+            pair.draw,
+            world,
+            pair.rounds,
+            script,
+        )
         _, trained = rounds.to_the_end(steps)
-        answers = answers_of(trained.made, pair.subject.data, clients)
+        # A result may ask for the version of a client that is not there.
+        product = subject.answers(trained.made, personal=pair.has_same_clients)
     except Divergence as error:
-        raise Fault(f"{words}: {error}", PUBLIC_FIX) from error
+        raise Fault(f"{pair.words}: {error}", PUBLIC_FIX) from error
     except (Exception, SystemExit) as error:
-        raise Fault(f"{words}: {blame(error, pair.subject)}", PUBLIC_FIX) from error
-    shares = torch.zeros(0)
+        raise Fault(f"{pair.words}: {blame(error, subject)}", PUBLIC_FIX) from error
+    answers = {"what the result generates or predicts": product}
     if trained.shares is not None:
-        shares = torch.from_numpy(trained.shares)
+        answers["label_counts"] = torch.from_numpy(trained.shares)
     # Diagnostics are not compared, and may be what cannot be pickled.
-    messages = {
-        number: replace(message, diagnostics={}) for number, message in tape.messages.items()
-    }
-    tape = replace(tape, messages=messages)
-    return Observation(tape, answers, shares, trained.state, trained.ledger)
+    for number, message in tape.messages.items():
+        tape.messages[number] = replace(message, diagnostics={})
+    return Observation(tape, answers, trained.state, trained.ledger)
 
 
-def _have_same_clients(pair: Pair) -> bool:
-    return len(pair.other.rows) == len(pair.whole.rows)
-
-
-def largest_change(pair: Pair, first: Observation, second: Observation) -> float:
+def largest_change(
+    pair: Pair,
+    first: Observation,
+    second: Observation,
+) -> float:
     """Return the largest change of a query or a sum, in units of the claimed bound.
 
     Args:
@@ -283,12 +287,20 @@ def largest_change(pair: Pair, first: Observation, second: Observation) -> float
     """
     plan = pair.subject.plan
     assert plan is not None
-    words = pair.draw.words(pair.subject.trial.task.unit)
-    _check_observations(pair, words, first, second)
+    words = pair.words
+    _check_observations(pair, first, second)
     changes = list(_changes(pair, first.tape, second.tape))
     for change in changes:
         if not change.sampled and not change.norm <= BOUND_SLACK * plan.sensitivity:
-            raise _fault_outside_sample(pair, words, change, plan.sensitivity)
+            fix = STATE_FIX
+            if plan.unit == "client":
+                fix = CLIENTS_FIX
+            raise Fault(
+                f"round {change.round}: {words}, not in the round's sample, changes "
+                f"'{change.most}' by {change.norm / plan.sensitivity:.3g} times the claimed bound; "
+                f"the plan claims the sampling rate {change.rate:g}",
+                fix,
+            )
     if not changes:
         return 0.0
     worst = max(changes, key=lambda change: change.norm / math.sqrt(change.steps))
@@ -297,50 +309,47 @@ def largest_change(pair: Pair, first: Observation, second: Observation) -> float
     if pair.draw.way == "removed" and not ratio <= 1 + BOUND_SLACK:
         share = f" ('{worst.most}')"
         if len(worst.norms) > 1:
-            share = f"; '{worst.most}' alone by {worst.norms[worst.most]:.3g}"
+            share = f"; '{worst.most}' alone changes by {worst.norms[worst.most]:.3g}"
         raise Fault(
             f"round {worst.round}: removing {words} changes what is released by "
-            f"{worst.norm:.3g}, the claimed bound is {limit:.3g} ({ratio:.2f} of it){share}",
+            f"{worst.norm:.3g}, which is {ratio:.2f} times the claimed bound {limit:.3g}{share}",
             CLIP_FIX,
         )
     return ratio
 
 
-def _fault_outside_sample(pair: Pair, words: str, change: Change, sensitivity: float) -> Fault:
-    """Return the fault of a unit that changes a round in whose sample it is not."""
-    fix = STATE_FIX
-    if pair.subject.trial.task.unit == "client":
-        fix = CLIENTS_FIX
-    return Fault(
-        f"round {change.round}: {words}, not in the round's sample, changes '{change.most}' by "
-        f"{change.norm / sensitivity:.3g} of the bound; the plan claims rate {change.rate:g}",
-        fix,
-    )
-
-
-def _check_observations(pair: Pair, words: str, first: Observation, second: Observation) -> None:
+def _check_observations(
+    pair: Pair,
+    first: Observation,
+    second: Observation,
+) -> None:
     """Raise a fault if anything differs between two worlds that no noise can cover."""
+    words = pair.words
     for observation in (first, second):
         _check_finite(words, observation.tape)
     if len(first.tape.queries) != len(second.tape.queries):
         raise Fault(f"{words}: how often Clients.add_noise runs depends on the data", PUBLIC_FIX)
     at_clients = pair.subject.algorithm.noise_at_clients()
-    same_clients = _have_same_clients(pair)
-    # A world without a client lacks what that client alone would have sent, with noise.
-    if same_clients or not at_clients:
-        _check_envelopes(words, first.tape, second.tape)
+    same_clients = pair.has_same_clients
+    for number, message in first.tape.messages.items():
+        where = f"round {number}: {words}"
+        sums = message.sums
+        other_sums = second.tape.messages[number].sums
+        # A world without a client lacks what that client alone would have sent, with noise.
+        if same_clients or not at_clients:
+            _check_envelopes(where, sums, other_sums)
+        if same_clients and at_clients:
+            _check_equal_sums(where, sums, other_sums)
     if same_clients:
-        if at_clients:
-            _check_messages(words, first.tape, second.tape)
         _check_results(words, first, second)
 
 
 def _check_finite(words: str, tape: Tape) -> None:
     """Raise a fault if a message or query has a number that is not finite."""
-    for round_, message in tape.messages.items():
-        _check_finite_tensors(f"round {round_}: {words}", message.sums)
+    for number, message in tape.messages.items():
+        _check_finite_tensors(f"round {number}: {words}", message.sums)
     for query in tape.queries:
-        for tensors in (query.sent, query.kept):
+        for tensors in (query.plain.sent, query.plain.kept):
             _check_finite_tensors(f"round {query.round}: {words}", tensors)
 
 
@@ -353,64 +362,70 @@ def _check_finite_tensors(where: str, tensors: Tensors) -> None:
             )
 
 
-def _check_envelopes(words: str, first: Tape, second: Tape) -> None:
+def _check_envelopes(where: str, sums: Tensors, other_sums: Tensors) -> None:
     """Raise a fault if names, shapes or types of what is sent differ: no noise covers these."""
-    for round_, message in first.messages.items():
-        differing = _envelope(message.sums) ^ _envelope(second.messages[round_].sums)
-        if differing:
-            name = min(name for name, *_ in differing)
-            raise Fault(
-                f"{words} changes what a message is: round {round_}: name, shape or type of "
-                f"'{name}'",
-                PUBLIC_FIX,
-            )
+    shapes, other_shapes = (
+        {(name, value.shape, str(value.dtype)) for name, value in tensors.items()}
+        for tensors in (sums, other_sums)
+    )
+    for name, *_ in sorted(shapes ^ other_shapes):
+        raise Fault(f"{where} changes the name, shape or type of '{name}' in a message", PUBLIC_FIX)
 
 
-def _envelope(tensors: Tensors) -> set[tuple[str, torch.Size, torch.dtype]]:
-    """Return name, shape and type of every tensor."""
-    return {(name, value.shape, value.dtype) for name, value in tensors.items()}
-
-
-def _check_messages(words: str, first: Tape, second: Tape) -> None:
+def _check_equal_sums(where: str, sums: Tensors, other_sums: Tensors) -> None:
     """Raise a fault if a noised message differs, though all noisy outputs are equal."""
-    for round_, message in first.messages.items():
-        other_sums = second.messages[round_].sums
-        for name, norm in norms_apart(message.sums, other_sums).items():
-            # What is computed from equal outputs is equal to the last bit.
-            if not torch.equal(message.sums[name], other_sums[name]):
-                raise Fault(
-                    f"{words} changes '{name}' in the messages of round {round_} by {norm:.3g}; "
-                    "no noise of Clients.add_noise covers it, no ledger pays for it",
-                    FREE_FIX,
-                )
+    for name, value in sums.items():
+        # What is computed from equal outputs is equal to the last bit.
+        if not torch.equal(value, other_sums[name]):
+            norm = norms_apart(sums, other_sums)[name]
+            raise Fault(
+                f"{where} changes '{name}' in the messages by {norm:.3g}; no noise of "
+                "Clients.add_noise covers it, and the ledger does not count it",
+                FREE_FIX,
+            )
 
 
 def _check_results(words: str, first: Observation, second: Observation) -> None:
     """Raise a fault if what a training leaves differs, though all noisy outputs are equal."""
     if first.ledger != second.ledger:
         raise Fault(f"{words} changes the ledger", FREE_FIX)
-    for name in {**first.state, **second.state}:
-        if not _have_same_bits(first.state.get(name), second.state.get(name)):
-            raise Fault(
-                f"{words} changes '{name}' in what is kept of a training, though all noisy "
-                "outputs are equal",
-                FREE_FIX,
+    state = first.state, second.state
+    differing = [
+        f"'{name}' in what is kept of a training" for name in _differing(*state, bits=True)
+    ]
+    differing += _differing(first.answers, second.answers, bits=False)
+    for name in differing:
+        raise Fault(f"{words} changes {name}, although all noisy outputs are equal", FREE_FIX)
+
+
+def _differing(tensors: Tensors, others: Tensors, *, bits: bool) -> list[str]:
+    """Return the names of tensors that differ, or that one side lacks.
+
+    Args:
+        tensors: those of one world.
+        others: those of the other one.
+        bits: whether they must be equal bit by bit; otherwise rounding may change them. NaN equals
+            itself.
+    """
+    differing = []
+    for name in {**tensors, **others}:
+        value = tensors.get(name)
+        other = others.get(name)
+        if value is None or other is None or value.shape != other.shape:
+            are_equal = False
+        elif bits:
+            are_equal = np.array_equal(bytes_of(value), bytes_of(other))
+        else:
+            are_equal = torch.allclose(
+                value,
+                other,
+                atol=1e-5,
+                rtol=1e-4,
+                equal_nan=True,
             )
-    for name, value, other in (
-        ("what the result says", first.answers, second.answers),
-        ("label_counts", first.shares, second.shares),
-    ):
-        if value.shape != other.shape or not torch.allclose(
-            value, other, atol=1e-5, rtol=1e-4, equal_nan=True
-        ):
-            raise Fault(f"{words} changes {name} though all noisy outputs are equal", FREE_FIX)
-
-
-def _have_same_bits(value: Tensor | None, other: Tensor | None) -> bool:
-    """Return whether two tensors are equal bit by bit; what is not a number equals itself."""
-    if value is None or other is None or value.shape != other.shape:
-        return False
-    return np.array_equal(bytes_of(value), bytes_of(other))
+        if not are_equal:
+            differing.append(name)
+    return differing
 
 
 @dataclass(frozen=True)
@@ -445,42 +460,76 @@ class Change:
 def _changes(pair: Pair, first: Tape, second: Tape) -> Iterator[Change]:
     """Yield what changed: in every query, or in every round's sum if the server adds the noise."""
     queries = list(zip(first.queries, second.queries, strict=True))
-    if not pair.subject.algorithm.noise_at_clients():
-        for round_ in first.messages:
-            queries_of_round = [both for both in queries if both[0].round == round_]
-            yield _change_of_sum(pair, round_, first, second, queries_of_round)
+    if pair.subject.algorithm.noise_at_clients():
+        for query, other in queries:
+            sent = Tensors(), Tensors()
+            if pair.subject.task.trust == "silo":
+                sent = query.plain.sent, other.plain.sent
+            yield _change(pair, query.round, *sent, [(query, other)], 1)
         return
-    for query, other in queries:
-        norms = _norms_kept(pair, query, other)
-        if pair.subject.trial.task.trust == "silo":
-            norms = _joint_norms(norms, _norms_beyond_rounding(pair, query.sent, other.sent))
-        release = query.release
-        yield Change(query.round, norms, 1, _is_in_sample(pair, query), release.sample_rate)
+    for number, message in first.messages.items():
+        of_round = [both for both in queries if both[0].round == number]
+        steps = 1
+        if of_round:
+            steps = of_round[0][0].release.per_round
+        yield _change(
+            pair,
+            number,
+            message.sums,
+            second.messages[number].sums,
+            of_round,
+            steps,
+        )
 
 
-def _change_of_sum(
-    pair: Pair, round_: int, first: Tape, second: Tape, queries: Sequence[tuple[Query, Query]]
+def _change(
+    pair: Pair,
+    round_: int,
+    sums: Tensors,
+    other_sums: Tensors,
+    queries: Sequence[tuple[Query, Query]],
+    steps: int,
 ) -> Change:
-    """Return what changed in a round's sum, and in what clients noised themselves in that round."""
-    sums = first.messages[round_].sums
-    other_sums = second.messages[round_].sums
+    """Return what changed in sums, and in the tensors that clients keep.
+
+    Args:
+        pair: the two worlds.
+        round_: the number of the round.
+        sums: the sums of the world with the unit.
+        other_sums: the sums of the other world.
+        queries: the queries of both worlds in which clients noised the tensors that they keep.
+        steps: the number of steps that the sums are over.
+    """
+    norms = _norms_beyond_rounding(pair, sums, other_sums, steps)
     if not queries:
-        return Change(round_, _norms_beyond_rounding(pair, sums, other_sums))
-    release = queries[0][0].release
-    norms = _norms_beyond_rounding(pair, sums, other_sums, release.per_round)
+        return Change(round_, norms)
     for query, other in queries:
-        norms = _joint_norms(norms, _norms_kept(pair, query, other))
+        kept = _norms_kept(pair, query, other)
+        norms = {
+            name: math.hypot(norms.get(name, 0.0), kept.get(name, 0.0))
+            for name in {**norms, **kept}
+        }
     # A sum over several steps may depend on a unit that is in the sample of one of them.
     sampled = any(_is_in_sample(pair, query) for query, _ in queries)
-    return Change(round_, norms, release.per_round, sampled, release.sample_rate)
+    return Change(
+        round_,
+        norms,
+        steps,
+        sampled,
+        queries[0][0].release.sample_rate,
+    )
 
 
 def _is_in_sample(pair: Pair, query: Query) -> bool:
     """Return whether the unit in which the worlds differ is in the Poisson sample of a query."""
-    if pair.subject.trial.task.unit != "client" or pair.draw.way != "removed":
+    if pair.subject.task.unit != "client" or pair.draw.way != "removed":
         return query.sampled
     # Clients.poisson samples whole clients by the first number of this stream.
-    stream = Seeds(pair.draw.seed).keystream(Purpose.SAMPLING, query.step, pair.draw.client)
+    stream = Seeds(pair.draw.seed).keystream(
+        Purpose.SAMPLING,
+        query.step,
+        pair.draw.client,
+    )
     return bool(stream.uniform(1)[0] < query.release.sample_rate)
 
 
@@ -488,14 +537,17 @@ def _norms_kept(pair: Pair, query: Query, other: Query) -> dict[str, float]:
     """Return norms of the change in per-client tensors; a client that is missing counts in full."""
     rows = [query.members.index(client) for client in other.members]
     padded: Tensors = {}
-    for name, value in other.kept.items():
-        padded[name] = torch.zeros_like(query.kept[name])
+    for name, value in other.plain.kept.items():
+        padded[name] = torch.zeros_like(query.plain.kept[name])
         padded[name][rows] = value
-    return _norms_beyond_rounding(pair, query.kept, padded)
+    return _norms_beyond_rounding(pair, query.plain.kept, padded)
 
 
 def _norms_beyond_rounding(
-    pair: Pair, tensors: Tensors, others: Tensors, steps: int = 1
+    pair: Pair,
+    tensors: Tensors,
+    others: Tensors,
+    steps: int = 1,
 ) -> dict[str, float]:
     """Return norms of the difference by name, less what rounding may have changed.
 
@@ -506,25 +558,12 @@ def _norms_beyond_rounding(
         steps: the number of steps that the tensors are sums over.
     """
     assert pair.subject.plan is not None
-    units = pair.whole.units(pair.subject.trial.task.unit)
+    units = pair.whole.units(pair.subject.task.unit)
     most = pair.subject.plan.sensitivity * units * steps
-    beyond: dict[str, float] = {}
-    for name, norm in norms_apart(tensors, others).items():
-        size = 0.0
-        if name in tensors:
-            size = float(tensors[name].double().norm())
+    beyond = norms_apart(tensors, others)
+    for name, norm in beyond.items():
+        size = float(tensors.get(name, torch.zeros(())).double().norm())
         rounding = ROUNDING * min(size, most)
         # Written so that a norm that is not a number stays one.
-        if norm <= rounding:
-            beyond[name] = 0.0
-        else:
-            beyond[name] = norm - rounding
+        beyond[name] = 0.0 if norm <= rounding else norm - rounding
     return beyond
-
-
-def _joint_norms(norms: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
-    """Return the norm of both changes together, by name."""
-    return {
-        name: math.hypot(norms.get(name, 0.0), others.get(name, 0.0))
-        for name in {**norms, **others}
-    }

@@ -1,14 +1,14 @@
 """The small cell that an algorithm is checked on.
 
-It has 200 rows of digits and 4 clients, and its training takes a moment. Its public rows are made
-up, and the same in all worlds.
+It has 200 examples of digits and 4 clients, and its training takes a moment. Its public examples
+are made up, and the same in all worlds.
 """
 
 from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -19,10 +19,9 @@ from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings, PublicRows, unit_norm
 from fedsim.errors import UserError, at
-from fedsim.evaluation.tuning import plans_of
+from fedsim.evaluation.plans import plans_of
 from fedsim.evidence.worlds import WatchedPool, watched
 from fedsim.grid.cells import expand, loaded, partition_of, resolve, task_of
-from fedsim.grid.models import Cell, Grid
 from fedsim.grid.read import one_cell
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
@@ -31,7 +30,7 @@ from fedsim.plugins.registry import blamed, lookup, said
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
-from fedsim.training.cohort import Cohort, LocalPool, build_algorithm
+from fedsim.training.cohort import Cohort, build_algorithm
 from fedsim.training.rounds import RoundRecord, Trained
 from fedsim.training.state import Checkpoint
 from fedsim.training.trial import Trial
@@ -66,7 +65,7 @@ CELL: Mapping[str, Any] = {
 }
 """The small cell, as the keys of a grid file."""
 ROWS_OF_A_GROUP = 2
-"""The number of neighbouring rows of a client that form a group, where the unit is a group.
+"""The number of neighbouring examples of a client that form a group, where the unit is a group.
 
 The digits do not say who wrote them, so the groups are made up.
 """
@@ -81,17 +80,19 @@ class Idle(Exception):
 
 
 class Training(NamedTuple):
-    """A whole training, as :func:`train` returns it.
+    """A whole training, as :meth:`Subject.train` returns it.
 
     Attributes:
         records: a record per round.
         trained: the outcome.
         progress: a checkpoint after each round.
+        pool: the clients.
     """
 
     records: list[RoundRecord]
     trained: Trained
     progress: list[Checkpoint]
+    pool: WatchedPool
 
 
 @dataclass(frozen=True)
@@ -117,10 +118,15 @@ class Subject:
         return self.trial.plan
 
     @property
+    def task(self) -> Task:
+        """The public facts of the cell."""
+        return self.trial.task
+
+    @property
     def setting(self) -> str:
         """Unit and trust, as a table names them."""
         if self.plan is not None:
-            return f"{self.trial.task.unit}, {self.trial.task.trust}"
+            return f"{self.task.unit}, {self.task.trust}"
         return "not private"
 
     @cached_property
@@ -130,28 +136,87 @@ class Subject:
 
     def build(self) -> Algorithm:
         """Return a new instance of the algorithm."""
-        return build_algorithm(self.trial.cell.algorithm, self.trial.cell.params, self.trial.task)
+        return build_algorithm(
+            self.trial.cell.algorithm,
+            self.trial.cell.params,
+            self.task,
+        )
 
-    def cohorts(self, sizes: tuple[int, ...] = (CHECKED_CLIENTS,), seed: int = 0) -> list[Cohort]:
+    def cohorts(
+        self,
+        sizes: tuple[int, ...] = (CHECKED_CLIENTS,),
+        seed: int = 0,
+    ) -> list[Cohort]:
         """Return the clients of the cell in cohorts of ``sizes``, each with its own tape."""
-        specs = replace(self.trial, sizes=sizes).cohorts()
-        return [
-            watched(replace(spec, seeds=Seeds(seed)), self.data.x_train, self.data.y_train)
-            for spec in specs
-        ]
+        specs = replace(self.trial, sizes=sizes).cohorts(Seeds(seed))
+        return [watched(spec, self.data.x_train, self.data.y_train) for spec in specs]
 
-    def train(self, seed: int = 0) -> Training:
-        """Run a whole training."""
-        return train(self.build(), WatchedPool(self.cohorts(seed=seed)), self.plan, seed)
+    def train(
+        self,
+        pool: WatchedPool | None = None,
+        seed: int = 0,
+        resume: Checkpoint | None = None,
+    ) -> Training:
+        """Run all rounds of a training, with every global random state at a fixed start.
+
+        Args:
+            pool: the clients; None for all of them in one new cohort.
+            seed: the seed of the cell.
+            resume: the checkpoint to go on from; None to begin.
+        """
+        pool = pool or WatchedPool(self.cohorts(seed=seed))
+        progress: list[Checkpoint] = []
+
+        def keep(capture: Callable[[], Checkpoint]) -> None:
+            progress.append(capture())
+
+        fix_random_states()
+        steps = rounds.train(
+            self.build(),
+            pool,
+            self.plan,
+            Seeds(seed),
+            resume,
+            keep,
+        )
+        return Training(*rounds.to_the_end(steps), progress, pool)
 
     @cached_property
-    def first(self) -> tuple[Training, WatchedPool]:
-        """The training that most checks look at, with all clients in one cohort; and its pool."""
-        pool = WatchedPool(self.cohorts())
-        return train(self.build(), pool, self.plan, 0), pool
+    def first(self) -> Training:
+        """The training that most checks look at."""
+        return self.train()
+
+    def answers(self, product: Product, *, personal: bool = True) -> Tensor:
+        """Return what a generator or classifier returns for fixed questions.
+
+        Args:
+            product: the generator or classifier.
+            personal: whether the versions of all clients answer, too, if it has some.
+
+        Returns:
+            Synthetic embeddings ``[n, d]``, or class probabilities ``[n, C]``.
+        """
+        labels = torch.arange(self.data.classes).repeat(2)
+        x = torch.from_numpy(self.data.x_test[:20])
+        versions = [product]
+        if personal and is_personal(product):
+            versions += [own(product, client) for client in range(self.task.clients)]
+        answers = []
+        for version in versions:
+            if is_classifier(version):
+                answer = version.probabilities(x)
+            else:
+                answer = version.sample(labels, torch.Generator().manual_seed(0))
+            answers.append(torch.as_tensor(answer))
+        return torch.cat(answers)
 
 
-def shortened(name: str, params: Sequence[str], *, quick: bool) -> dict[str, Any]:
+def shortened(
+    name: str,
+    params: Sequence[str],
+    *,
+    quick: bool,
+) -> dict[str, Any]:
     """Return the parameters that a check of an algorithm changes, with their values there.
 
     Args:
@@ -189,6 +254,7 @@ def subject(
     Raises:
         UserError: a parameter is wrong, or the algorithm refuses the setting.
     """
+    cls = lookup(name)
     brief = shortened(name, params, quick=quick)
     texts = list(params)
     texts += [f"{key}={value}" for key, value in brief.items()]
@@ -196,40 +262,38 @@ def subject(
     if unit == "group":
         unit_of_data = "example"  # the data set has no groups; they are made up below
     grid = one_cell(name, texts, unit=unit_of_data, trust=trust, **CELL)
-    data = {
-        key: replace(rows, public=PublicRows.made_up(rows.dim, rows.classes))
-        for key, rows in loaded(grid).items()
-    }
-    (cell,) = expand(resolve(grid), data)
-    rows = data[cell.data_key]
-    partition = partition_of(cell, rows)
+    ((key, data),) = loaded(grid).items()
+    data = replace(data, public=PublicRows.made_up(data.dim, data.classes))
+    (cell,) = expand(resolve(grid), {key: data})
+    partition = partition_of(cell, data)
     if unit == "group":
         cell = cell.model_copy(update={"unit": unit})
         groups = tuple(np.arange(len(numbers)) // ROWS_OF_A_GROUP for numbers in partition.rows)
         partition = replace(partition, groups=groups)
-    task = task_of(cell, rows)
-    plan = _plan_of(grid, cell, task)
-    trial = Trial(cell, task, plan, partition, (CHECKED_CLIENTS,), cell.data_key)
+    task = task_of(cell, data)
+    with at(lambda where: f"{where} with {cell.label}"):
+        (candidate,) = plans_of(
+            cls,
+            cell.params,
+            cell.tuning,
+            task,
+            cell.epsilon,
+            cell.delta,
+        )
+    trial = Trial(
+        cell,
+        task,
+        candidate.plan,
+        partition,
+        (CHECKED_CLIENTS,),
+        key,
+    )
     default_rounds = None
     if "rounds" in brief:
-        field = lookup(name).Params.model_fields["rounds"]
+        field = cls.Params.model_fields["rounds"]
         if not field.is_required():
             default_rounds = field.get_default()
-    return Subject(trial, rows, draws, default_rounds)
-
-
-def _plan_of(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:
-    """Return the plan of a cell; its errors name the key of the grid, or the algorithm."""
-
-    def location(where: str) -> str:
-        if where in Grid.model_fields:
-            return f"{grid.location(where)} with {cell.label}"
-        return f"{grid.location('algorithms')}: {where} with {cell.label}"
-
-    cls = lookup(cell.algorithm)
-    with at(location):
-        (candidate,) = plans_of(cls, cell.params, cell.tuning, task, cell.epsilon, cell.delta)
-    return candidate.plan
+    return Subject(trial, data, draws, default_rounds)
 
 
 def with_params(subject: Subject, **params: Any) -> Subject:
@@ -239,8 +303,8 @@ def with_params(subject: Subject, **params: Any) -> Subject:
     """
     cell = subject.trial.cell
     changes = {key: value for key, value in params.items() if key in cell.params}
-    cell = cell.model_copy(update={"params": cell.params | changes})
-    changed = replace(subject, trial=replace(subject.trial, cell=cell))
+    trial = subject.trial.of(cell.params | changes, subject.plan)
+    changed = replace(subject, trial=trial)
     if subject.plan is None:
         return changed
     algorithm = changed.algorithm
@@ -250,7 +314,7 @@ def with_params(subject: Subject, **params: Any) -> Subject:
         clip=algorithm.clip(),
         sensitivity=algorithm.sensitivity(),
     )
-    return replace(subject, trial=replace(changed.trial, plan=plan))
+    return replace(subject, trial=replace(trial, plan=plan))
 
 
 def with_size(subject: Subject, clients: int, features: int | None) -> Subject:
@@ -265,17 +329,17 @@ def with_size(subject: Subject, clients: int, features: int | None) -> Subject:
     """
     if features is not None and features != subject.data.dim:
         data = _rotated(subject.data, features)
-        task = replace(subject.trial.task, dim=features)
+        task = replace(subject.task, dim=features)
         if task.public is not None:
             task = replace(task, public=data.public)
         subject = _with_task(replace(subject, data=data), task) or subject
-    if clients != subject.trial.task.clients:
-        subject = _with_task(subject, replace(subject.trial.task, clients=clients)) or subject
+    if clients != subject.task.clients:
+        subject = _with_task(subject, replace(subject.task, clients=clients)) or subject
     return subject
 
 
 def _rotated(data: Embeddings, features: int) -> Embeddings:
-    """Return the data set on ``features`` random orthogonal axes, with rows of norm 1."""
+    """Return the data set on ``features`` random orthogonal axes, with examples of norm 1."""
     stream = np.random.default_rng(0)
     orthogonal, _ = np.linalg.qr(stream.standard_normal((data.dim, features)))
     axes = orthogonal.astype(np.float32)
@@ -295,30 +359,6 @@ def _with_task(subject: Subject, task: Task) -> Subject | None:
         return with_params(changed)
     except UserError:
         return None
-
-
-def train(
-    algorithm: Algorithm,
-    pool: LocalPool,
-    plan: PrivacyPlan | None,
-    seed: int,
-    resume: Checkpoint | None = None,
-) -> Training:
-    """Run all rounds of a training, with every global random state at a fixed start.
-
-    Args:
-        algorithm: the algorithm of the server.
-        pool: the cohorts of clients.
-        plan: the privacy plan; None for an algorithm that is not private.
-        seed: the seed of the cell.
-        resume: the checkpoint to go on from; None to begin.
-    """
-    progress: list[Checkpoint] = []
-    fix_random_states()
-    steps = rounds.train(
-        algorithm, pool, plan, Seeds(seed), resume, lambda capture: progress.append(capture())
-    )
-    return Training(*rounds.to_the_end(steps), progress)
 
 
 def fix_random_states() -> dict[str, Any]:
@@ -346,35 +386,8 @@ def blame(error: BaseException, subject: Subject) -> str:
 
 
 def equal(first: Tensor, second: Tensor) -> bool:
-    """Return whether all numbers are equal; two that are not numbers are equal here.
+    """Return whether all numbers are equal; NaN equals itself here.
 
-    Numbers that are not finite are a fault of another check.
+    Another check finds numbers that are not finite.
     """
     return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
-
-
-def answers_of(product: Product, data: Embeddings, clients: int) -> Tensor:
-    """Return what a generator or classifier returns for fixed questions.
-
-    Args:
-        product: the generator or classifier; of a personal one, the versions of all clients
-            answer, too.
-        data: the data set, which gives the labels to generate or the rows to classify.
-        clients: the number of clients.
-
-    Returns:
-        Rows ``[n, d]`` of a generator, or probabilities ``[n, C]`` of a classifier.
-    """
-    labels = torch.arange(data.classes).repeat(2)
-    x = torch.from_numpy(data.x_test[:20])
-    versions = [product]
-    if is_personal(product):
-        versions += [own(product, client) for client in range(clients)]
-    answers = []
-    for version in versions:
-        if is_classifier(version):
-            answer = version.probabilities(x)
-        else:
-            answer = version.sample(labels, torch.Generator().manual_seed(0))
-        answers.append(torch.as_tensor(answer))
-    return torch.cat(answers)

@@ -63,7 +63,10 @@ def responsibilities(
     """
     deviations = u.unsqueeze(1) - offsets[y]  # [N, K, k]
     squared_distances = (deviations @ whitening).square().sum(2)
-    return torch.softmax(shares[y].log() - 0.5 * squared_distances, 1)
+    return torch.softmax(
+        shares[y].log() - 0.5 * squared_distances,
+        1,
+    )
 
 
 def component_products(
@@ -131,7 +134,10 @@ def maximise(
         shares: the shares of the step before ``[C, K]``, for their shape.
         std: the standard deviations of the noise, by the names of :func:`component_products`.
     """
-    rows = counts_above_noise(counts.view(*shares.shape, 1), std["component_counts"])
+    rows = counts_above_noise(
+        counts.view(*shares.shape, 1),
+        std["component_counts"],
+    )
     offsets = sums.view(*shares.shape, -1) / rows
     noise = (std["component_sums"] / rows).square()
     shares = rows[..., 0] / rows.sum(1)
@@ -165,7 +171,10 @@ def whitening(covariance: Tensor, between: Tensor) -> Tensor:
 
     In no direction does ``between`` take more than :data:`MOST_EXPLAINED` of the covariance.
     """
-    inverse_root = spectral_function(covariance, lambda values: values.clamp_min(1e-12).rsqrt())
+    inverse_root = spectral_function(
+        covariance,
+        lambda values: values.clamp_min(1e-12).rsqrt(),
+    )
     explained = inverse_root @ between @ inverse_root
     correction = spectral_function(
         explained, lambda shares: (1 - shares.clamp(0, MOST_EXPLAINED)).rsqrt()

@@ -57,7 +57,10 @@ class ReleasedMean:
     rows: Tensor
 
 
-def released_mean(sums: Mapping[str, Tensor], std: Mapping[str, float]) -> ReleasedMean:
+def released_mean(
+    sums: Mapping[str, Tensor],
+    std: Mapping[str, float],
+) -> ReleasedMean:
     """Estimates the mean from the released sums of :func:`mean_products`.
 
     Args:
@@ -70,7 +73,11 @@ def released_mean(sums: Mapping[str, Tensor], std: Mapping[str, float]) -> Relea
     # Rows have norm at most 1, and so has their mean.
     signal = (mean.square().sum() - noise).clamp(0, 1)
     shrinkage = signal / (signal + noise).clamp_min(1e-30)
-    return ReleasedMean(shrinkage * mean, shrinkage * noise, rows[0])
+    return ReleasedMean(
+        shrinkage * mean,
+        shrinkage * noise,
+        rows[0],
+    )
 
 
 def in_unit_ball(r: Tensor) -> Tensor:
@@ -180,7 +187,12 @@ class Gaussians:
     @cached_property
     def covariance(self) -> Tensor:
         """The pooled covariance within classes, ``[d, d]``, without the noise of the means."""
-        return within(self.second, self.means, self.mean_noise, self.counts)
+        return within(
+            self.second,
+            self.means,
+            self.mean_noise,
+            self.counts,
+        )
 
 
 def gaussians(
@@ -199,7 +211,10 @@ def gaussians(
         std: the standard deviation of the noise on each.
         squared_norm: the believed mean squared norm, within :data:`PRIOR_ERROR`; None if unknown.
     """
-    counts = counts_above_noise(sums["class_counts"][:, 0], std["class_counts"])
+    counts = counts_above_noise(
+        sums["class_counts"][:, 0],
+        std["class_counts"],
+    )
     total = counts.sum()
     means = sums["class_sums"] / counts[:, None]
     mean_noise = (std["class_sums"] / counts).square()
@@ -224,7 +239,9 @@ def within(
     """Returns the covariance within classes ``[d, d]``.
 
     It is the second moment without the part that the class means add to it; the noise of the means
-    is corrected for.
+    is corrected for:
+
+        moment - sum_c share_c mean_c mean_c^T + (sum_c share_c noise_c) I.
 
     Args:
         moment: the second moment ``[d, d]``.

@@ -43,11 +43,15 @@ def clipped_statistics(
     norms: Norms,
     groups: Layout | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns ``sum_n c_n w left_n right_n^T`` for every statistic, jointly clipped.
+    """Returns the jointly clipped sum of every statistic.
 
-    ``c_n`` is ``min(1, C / joint norm of the unit of row n)``. Class sums are (one-hot label, x),
-    counts (one-hot label, 1), second moments (x, x). Removing one unit changes all sums together by
-    at most C in L2 norm. A unit that is not finite counts as 0.
+    It is
+
+        sum_n c_n w left_n right_n^T    with    c_n = min(1, C / joint norm of the unit of row n).
+
+    Class sums are (one-hot label, x), counts (one-hot label, 1), second moments (x, x). Removing
+    one unit changes all sums together by at most C in L2 norm. A unit that is not finite counts as
+    0.
 
     Args:
         products: the statistics by name.
@@ -126,7 +130,9 @@ def _squared_norms_of_groups(
 ) -> Tensor:
     """Returns the squared norm of every group's sum ``[G]``.
 
-    It is ``sum_nm <left_n, left_m> <right_n, right_m>`` over the pairs of a group's rows.
+    Over the pairs of a group's rows it is
+
+        sum_nm <left_n, left_m> <right_n, right_m>.
 
     Args:
         product: the statistic of N rows.
@@ -163,7 +169,10 @@ def _squared_norms_of_sums(left: Tensor, right: Tensor) -> Tensor:
     return terms.sum((1, 2)).clamp_min(0)
 
 
-def _to_integers(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+def _to_integers(
+    x: Tensor,
+    largest: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Returns finite ``x`` ``[..., d]`` as integers in float64, and the unit that they count.
 
     The rounding of an ordinary product depends on how many rows it has, so one private row could

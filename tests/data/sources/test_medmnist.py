@@ -3,38 +3,57 @@ import pytest
 from pictures import save_medmnist
 
 from fedsim.data.images import decoded
-from fedsim.data.sources.known import load_medmnist
+from fedsim.data.sources.load import image_set
+from fedsim.data.spec import DatasetSpec
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError
 
 
-def organs(root, size=28):
-    return load_medmnist("organamnist", size, root, "organamnist")
+@pytest.fixture
+def arrays(tmp_path):
+    with np.load(save_medmnist(tmp_path / "organamnist.npz")) as archive:
+        return dict(archive)
 
 
-def test_medmnist_keeps_official_split_class_names_and_images(
-    tmp_path,
-):
-    path = save_medmnist(tmp_path / "organamnist.npz")
+def organs(root):
+    return image_set(DatasetSpec(name="medmnist:organamnist", root=root))
+
+
+def test_medmnist_keeps_its_official_split_and_class_names(tmp_path, arrays):
     images = organs(tmp_path)
-    assert [int((images.split == part).sum()) for part in (TRAIN, VALIDATION, TEST)] == [60, 12, 30]
+    np.testing.assert_array_equal(
+        images.split,
+        [TRAIN] * 60 + [VALIDATION] * 12 + [TEST] * 30,
+    )
     assert images.class_names[:2] == ("bladder", "femur-left")
     assert images.image_name(75) == "test_images[3]"
-    with np.load(path) as held:
-        expected = np.concatenate([held[f"{part}_images"] for part in ("train", "val", "test")])
+
+
+def test_images_of_medmnist_are_read_in_any_order(tmp_path, arrays):
+    images = organs(tmp_path)
+    parts = [arrays[f"{part}_images"] for part in ("train", "val", "test")]
+    expected = np.concatenate(parts)
     for row in (0, 1, 59, 60, 101, 5, 72, 0):
-        np.testing.assert_array_equal(
-            np.asarray(decoded(images.source(row)))[:, :, 0], expected[row]
-        )
+        pixels = np.asarray(decoded(images.source(row)))
+        np.testing.assert_array_equal(pixels[:, :, 0], expected[row])
 
 
-def test_pickled_objects_and_wrong_arrays_are_refused(tmp_path):
-    with np.load(save_medmnist(tmp_path / "organamnist.npz")) as held:
-        arrays = dict(held)
-    for changed, message in (
-        ({"train_images": np.array([{}] * 60, dtype=object)}, "cannot be read"),
-        ({"train_labels": np.full((60, 1), 11)}, "it is not the official file"),
-    ):
-        np.savez(tmp_path / "organamnist.npz", **(arrays | changed))
-        with pytest.raises(UserError, match=message):
-            organs(tmp_path)
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        ("train_images", np.array([{}] * 60, dtype=object), "cannot be read"),
+        ("train_labels", np.full((60, 1), 11), "it is not the official file"),
+        ("train_labels", np.zeros((59, 1), int), "it is not the official file"),
+    ],
+    ids=["pickled objects", "an unknown label", "too few labels"],
+)
+def test_a_wrong_array_of_medmnist_is_refused(
+    tmp_path,
+    arrays,
+    name,
+    array,
+    message,
+):
+    np.savez(tmp_path / "organamnist.npz", **(arrays | {name: array}))
+    with pytest.raises(UserError, match=message):
+        organs(tmp_path)

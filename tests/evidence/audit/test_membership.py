@@ -14,7 +14,9 @@ from fedsim.runs.prepare import prepare
 
 
 def test_audit_attacks_a_run_and_runs_only_trusted_code(
-    bench: Callable[..., Ran], folder: Path, command: Callable[..., Done]
+    bench: Callable[..., Ran],
+    folder: Path,
+    command: Callable[..., Done],
 ) -> None:
     run = bench(small_grid("dp-gaussian", seeds=[0, 1]))
     plain = command("audit", "run").stdout.splitlines()
@@ -38,7 +40,7 @@ def test_audit_attacks_a_run_and_runs_only_trusted_code(
     assert not (folder / "evil ran").exists()
     done = command("audit", "run", "--trust-plugin")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1 of 2 cells without a saved generator: left out")
+    assert done.stdout.startswith("1 of 2 cells left out: no saved generator")
     assert (folder / "evil ran").exists()
 
 
@@ -63,7 +65,10 @@ def test_rows_of_an_unseen_site_are_not_members(tmp_path: Path) -> None:
 
 def test_random_scores_show_no_membership() -> None:
     stream = np.random.default_rng(1)
-    area, rate, _ = membership(stream.normal(size=2000), stream.random(2000) < 0.5)
+    area, rate, _ = membership(
+        stream.normal(size=2000),
+        stream.random(2000) < 0.5,
+    )
     assert area.low < 0.5 < area.high
     assert rate.value < 0.05
 

@@ -30,16 +30,16 @@ BROKEN = {
     ),
     "sums:RemembersRows": (
         "predictions",
-        r"what it predicts of a row changes by 0\.\d+ after other rows",
+        r"its prediction for an example changes by 0\.\d+ after it has seen other examples",
     ),
     "leaks:TakenForPublic": (
         "public rows",
-        r"a training put other rows in the place of task.public",
+        r"a training replaced task.public by other examples",
     ),
-    "leaks:ForgetsPublic": ("restored", r"made again from its saved state it generates other rows"),
+    "leaks:ForgetsPublic": ("restored", r"made from the saved state draws other embeddings"),
     "noise:SamplingNotPoisson": (
         "sensitivity",
-        r"0 Poisson samples for 1 steps.*; the plan claims rate 0\.2",
+        r"0 Poisson samples for 1 steps.*; the plan claims the sampling rate 0\.2",
     ),
     "noise:SampleReusedBetweenRounds": (
         "sensitivity",
@@ -47,7 +47,7 @@ BROKEN = {
     ),
     "noise:NoiseReusedBetweenRounds": (
         "noise not reused",
-        r"of client (\d) in step 0 and of client \1 in step 0 is used twice",
+        r"of client (\d) in step 0 and of client \1 in step 0 is the same",
     ),
     "noise:TakesTheNoiseOff": (
         "trains",
@@ -57,10 +57,13 @@ BROKEN = {
     "results:RowsAreNotFinite": ("result finite", r"sample returned numbers that are not finite"),
     "results:GlobalRandomState": ("global random state", r"the global random generator of torch"),
     "results:NotDeterministic": ("determinism", r"two trainings with one seed differ"),
-    "results:DataChanged": ("determinism", r"clients' rows are not what the partition gave"),
-    "results:DependsOnPacking": ("packing", r"on actors of 1, 2, 1 clients"),
-    "results:UnserialisableMessage": ("packing", r"the message cannot be serialised"),
-    "results:ResumeDiffers": ("resume", r"going on after 1 of 3 rounds differs"),
+    "results:DataChanged": (
+        "determinism",
+        r"a training changed the examples or labels of a client",
+    ),
+    "results:DependsOnPacking": ("packing", r"with actors of 1, 2, 1 clients"),
+    "results:UnserialisableMessage": ("packing", r"the message of a client cannot be pickled"),
+    "results:ResumeDiffers": ("resume", r"a training that resumes after round 1 of 3 differs"),
     "results:Raises": ("trains", r"^ZeroDivisionError: .* \(\S*results\.py:\d+\)$"),
     "results:Exits": ("trains", r"^SystemExit: 0 \(\S*results\.py:\d+\)$"),
 }
@@ -68,42 +71,51 @@ BROKEN = {
 SEARCHED = {
     "results:LearnsNothing": (
         "ordinary",
-        r"nothing that is released depends on any unit .*: nothing was measured",
+        r"no unit of the 1 pairs .* changes anything that is released",
     ),
-    "sums:WeightsFromLabelCounts": ("against two alike", r"\(1\.3\d of it\)"),
-    "sums:Majority": ("beside sixty of its label", r"\(14\.\d+ of it\)"),
-    "sums:CapThousand": ("beside thousands", r"\(1\.1\d of it\)"),
-    "sums:BatchClippedAsOne": ("against another", r"\(1\.5\d of it\)"),
+    "sums:WeightsFromLabelCounts": ("against two alike", r"is 1\.3\d times the claimed bound"),
+    "sums:Majority": ("beside sixty of its label", r"is 14\.\d+ times the claimed bound"),
+    "sums:CapThousand": ("beside thousands", r"is 1\.1\d times the claimed bound"),
+    "sums:BatchClippedAsOne": ("against another", r"is 1\.5\d times the claimed bound"),
     "sums:GroupsClippedByRow": (
         "ordinary",
-        r"removing a group of 3 rows .* \((2\.9|3\.0)\d of it\)",
+        r"removing a group of 3 examples .* is (2\.9|3\.0)\d times the claimed bound",
     ),
-    "sums:SensitivityOfATenth": ("ordinary", r"\((9\.9\d|10\.0\d) of it\)"),
-    "sums:OneLabelCountsDouble": ("label six", r"\((1\.9|2\.0)\d of it\)"),
-    "sums:DividesByStepsOfTenRows": ("beside ten alike", r"\(4\.\d+ of it\)"),
-    "sums:ClipAtTheBatchMedian": ("moves the median", r"\(8\.\d+ of it\)"),
-    "sums:ClipAtAHighQuantile": ("moves a high quantile", r"\(1\.6\d of it\)"),
-    "sums:NoClipWhileTheMeanIsSmall": ("moves the mean", r"\(2\.\d+ of it\)"),
-    "sums:StopsClippingLate": ("ordinary", r"round 257: .* \(\d\d\.\d+ of it\)"),
+    "sums:SensitivityOfATenth": ("ordinary", r"is (9\.9\d|10\.0\d) times the claimed bound"),
+    "sums:OneLabelCountsDouble": ("label six", r"is (1\.9|2\.0)\d times the claimed bound"),
+    "sums:DividesByStepsOfTenRows": ("beside ten alike", r"is 4\.\d+ times the claimed bound"),
+    "sums:ClipAtTheBatchMedian": ("moves the median", r"is 8\.\d+ times the claimed bound"),
+    "sums:ClipAtAHighQuantile": ("moves a high quantile", r"is 1\.6\d times the claimed bound"),
+    "sums:NoClipWhileTheMeanIsSmall": ("moves the mean", r"is 2\.\d+ times the claimed bound"),
+    "sums:StopsClippingLate": ("ordinary", r"round 257: .* is \d\d\.\d+ times the claimed bound"),
     "sums:NotANumberOfAZeroRow": ("zero row", r"has a number that is not finite"),
-    "sums:DoubleBesideALargeConstant": ("ordinary", r"\((1\.9|2\.0)\d of it\)"),
-    "sums:DoubleWithALargeConstant": ("ordinary", r"\((1\.9|2\.0)\d of it\)"),
-    "sums:TimesAQuarterOfTheClients": ("twelve clients", r"12 clients .*\((2\.9|3\.0)\d of it\)"),
-    "sums:DividesByEightRootsOfTheWidth": ("few features", r"\((1\.9|2\.0)\d of it\)"),
-    "sums:DoubleForALongGroup": ("forty rows", r"a group of 40 rows .* of it\)"),
-    "sums:OneHotCountsDouble": ("one-hot", r"\((1\.9|2\.0)\d of it\)"),
-    "sums:ScaledByTheFirstBatch": ("first row", r"\(1\.6\d of it\)"),
+    "sums:DoubleBesideALargeConstant": ("ordinary", r"is (1\.9|2\.0)\d times the claimed bound"),
+    "sums:DoubleWithALargeConstant": ("ordinary", r"is (1\.9|2\.0)\d times the claimed bound"),
+    "sums:TimesAQuarterOfTheClients": (
+        "twelve clients",
+        r"12 clients .* is (2\.9|3\.0)\d times the claimed bound",
+    ),
+    "sums:DividesByEightRootsOfTheWidth": (
+        "few features",
+        r"is (1\.9|2\.0)\d times the claimed bound",
+    ),
+    "sums:DoubleForALongGroup": (
+        "forty rows",
+        r"a group of 40 examples .* times the claimed bound",
+    ),
+    "sums:OneHotCountsDouble": ("one-hot", r"is (1\.9|2\.0)\d times the claimed bound"),
+    "sums:ScaledByTheFirstBatch": ("first row", r"is 1\.6\d times the claimed bound"),
     "leaks:SizeLeavesUnpaid": (
         "ordinary",
-        r"changes 'rows' in the messages of round 0 by 1; no noise of Clients.add_noise covers it",
+        r"round 0: .* changes 'rows' in the messages by 1; no noise of Clients.add_noise covers it",
     ),
     "leaks:LabelCountsToldExactly": (
         "ordinary",
-        r"changes label_counts though all noisy outputs are equal",
+        r"changes label_counts, although all noisy outputs are equal",
     ),
     "leaks:LabelsToldByShape": (
         "new label",
-        r"name or shape of 'zeros' in what is to be noised depends on",
+        r"the name or the shape of 'zeros', which gets noise, depends on the data",
     ),
     "leaks:ParticipantsToldByName": (
         "resampled",
@@ -116,7 +128,10 @@ SEARCHED = {
         "beside none",
         r"ValueError: a client has no row \(\S*leaks\.py:\d+\)",
     ),
-    "noise:EveryoneTakesPart": ("left out", r"not in the round's sample.* claims rate 0\.2"),
+    "noise:EveryoneTakesPart": (
+        "left out",
+        r"not in the round's sample.* claims the sampling rate 0\.2",
+    ),
 }
 """For each broken algorithm the draw that finds its fault of sensitivity, and the reason."""
 SOUND = (Spelled, Classified, Coded, KeepsPublic, Tiny, Adapted)
@@ -244,34 +259,49 @@ def test_shipped_method_passes_in_all_settings(name: str) -> None:
     assert len(findings) == len(settings) * len({check.name for check in CHECKS})
 
 
-def test_unpromised_sensitivity_is_only_measured() -> None:
-    for words, name, params in (
-        ("not private", "fedavg-linear", []),
-        ("heuristic", "fedhypevae", ["noised=shared"]),
-    ):
-        result = guarded(sensitivity, subject(name, params, "example", "aggregate"))
-        assert result.passed is None
-        assert words in result.reason
+@pytest.mark.parametrize(
+    ("words", "name", "params"),
+    [
+        ("it claims no privacy", "fedavg-linear", []),
+        ("the claim is heuristic", "fedhypevae", ["noised=shared"]),
+    ],
+)
+def test_unpromised_sensitivity_is_only_measured(words: str, name: str, params: list[str]) -> None:
+    result = guarded(sensitivity, subject(name, params, "example", "aggregate"))
+    assert result.passed is None
+    assert words in result.reason
 
 
 def test_checks_that_need_a_failed_one_are_not_run() -> None:
-    findings = check_algorithm("broken.results:Raises", trust="silo", quick=True)
+    findings = check_algorithm(
+        "broken.results:Raises",
+        trust="silo",
+        quick=True,
+    )
     (failed,) = failures(findings)
     assert failed.check == "trains"
     rest = [finding for finding in findings if finding.check not in ("trains", "per-example loss")]
     assert {finding.passed for finding in rest} == {None}
-    assert {finding.reason for finding in rest} == {"not checked: needs 'trains'"}
+    assert {finding.reason for finding in rest} == {"not checked, because 'trains' failed"}
 
 
 @pytest.mark.slow
-def test_refused_setting_is_reported() -> None:
-    for path, params, passed, reason in (
-        ("ClientIsRefused", [], False, "the class states it, and: "),
-        ("ClientMayBeRefused", ["rows_only=true"], None, "the parameters rule it out: "),
-    ):
-        findings = check_algorithm(f"broken.results:{path}", params, quick=True)
-        (refusal,) = (finding for finding in findings if finding.setting != "example, silo")
-        assert refusal.setting == "client, silo (refused)"
-        assert refusal.passed == passed
-        assert re.match(f"{reason}.*clients have no plan", refusal.reason)
-        assert failures([finding for finding in findings if finding is not refusal]) == []
+@pytest.mark.parametrize(
+    ("path", "params", "passed", "reason"),
+    [
+        ("ClientIsRefused", [], False, "the class states this setting and refuses it: "),
+        ("ClientMayBeRefused", ["rows_only=true"], None, "these parameters rule it out: "),
+    ],
+)
+def test_refused_setting_is_reported(
+    path: str,
+    params: list[str],
+    passed: bool | None,
+    reason: str,
+) -> None:
+    *others, refusal = check_algorithm(f"broken.results:{path}", params, quick=True)
+    assert refusal.setting == "client, silo (refused)"
+    assert refusal.passed == passed
+    assert re.match(f"{reason}.*clients have no plan", refusal.reason)
+    assert {finding.setting for finding in others} == {"example, silo"}
+    assert failures(others) == []

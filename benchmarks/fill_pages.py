@@ -1,0 +1,250 @@
+"""Fill the tables of the results pages with the numbers of ``benchmarks/results/*.json``.
+
+A page marks the place of a table with ``<!-- table: FUNCTION; ARGUMENTS -->`` and ``<!-- end -->``.
+``<!-- chart: FILE.png; TITLE; AXIS; FUNCTION; ARGUMENTS -->`` names a bar chart of a table.
+
+    python benchmarks/fill_pages.py           # write the tables into the pages
+    python benchmarks/fill_pages.py --check   # write nothing; exit code 1 if a page differs
+    python benchmarks/fill_pages.py --draw    # draw the bar charts of the pages as well
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy.stats import t as student_t
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = [*sorted(RESULTS.glob("*.md")), ROOT / "docs" / "public.md"]
+PLACE = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", re.S)
+CHART = re.compile(r"<!-- chart: (.*?); (.*?); (.*?); (.*?) -->")
+CLASSES = {"organamnist": 11, "milk10k": 11, "ham10000": 7, "chest-xray": 3}
+"""The data sets of the paper's setting. The run of the main methods has the name of its set."""
+MEASURES = {
+    "balanced_accuracy": "balanced accuracy (linear probe)",
+    "coverage": "coverage",
+    "knn_balanced_accuracy": "balanced accuracy (nearest neighbours)",
+    "auroc": "AUROC",
+    "accuracy": "accuracy",
+    "real_or_synthetic": "two-sample accuracy (0.5 is best)",
+    "frechet_distance": "Fréchet distance (0 is best)",
+}
+BUDGET = "epsilon_target"
+LESS_IS_BETTER = ("frechet_distance", "real_or_synthetic")
+EVALUATORS = ["balanced_accuracy", "mlp_balanced_accuracy", "knn_balanced_accuracy"]
+UNRANKED = {
+    "fedhypevae, scope hypernetwork": " (heuristic ε)",
+    "fedavg-cvae": " (not private)",
+    "local-only": " (classifier, not private)",
+}
+"""The labels that are never bold, because they have no proved ε, and what follows them."""
+Entries = Iterator[tuple[str, str, str]]
+"""The texts of a table, each with the names of its line and of its column."""
+
+
+@cache
+def frame_of(name: str) -> pd.DataFrame:
+    """Return the records of a JSON file, in which infinity is a word."""
+    records = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    if isinstance(records, dict):
+        records = [record for group in records.values() for record in group]
+    frame = pd.json_normalize(records)
+    return frame.astype(dict.fromkeys({"epsilon", "epsilon_target"} & set(frame), float))
+
+
+def results(runs: str, query: str) -> pd.DataFrame:
+    """Return the results of the runs whose names match, and which a pandas query selects."""
+    frame = pd.concat([frame_of("paper"), frame_of("sites")])
+    places = zip(frame["alpha"], frame["clients"], strict=True)
+    frame["place"] = [f"α = {alpha:g}, {clients} clients" for alpha, clients in places]
+    frame["share"] = frame["balanced_accuracy"] / frame["ceiling_balanced_accuracy"]
+    return frame[frame["run"].str.fullmatch(runs)].query(query)
+
+
+def mean_and_half(values: pd.Series[float]) -> tuple[float, float]:
+    """Return a mean and the half-width of its Student-t 95 % interval (0 for equal values)."""
+    if values.max() - values.min() < 1e-12:
+        return float(values.mean()), 0.0
+    quantile = student_t.ppf(0.975, len(values) - 1)
+    return float(values.mean()), float(quantile * values.std() / math.sqrt(len(values)))
+
+
+def score(values: pd.Series[float]) -> str:
+    """Return a mean over seeds with its interval, as tables show it."""
+    mean, half = mean_and_half(values)
+    return f"{mean:.3f}±{half:.3f}" if half else f"{mean:.3f}"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """Return a number with its sign."""
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def paired(frame: pd.DataFrame, first: str, second: str, column: str) -> pd.Series[float]:
+    """Return the differences of two methods, by seed."""
+    by_seed = frame.pivot(index="seed", columns="label", values=column)
+    return (by_seed[first] - by_seed[second]).dropna()
+
+
+def head(value: Any) -> str:
+    """Return the head of a column: a budget, or a text without the limit of a data set."""
+    if isinstance(value, str):
+        return value.partition("[")[0]
+    return "no ε" if math.isnan(value) else f"ε = {value:g}".replace("inf", "∞")
+
+
+def scores(runs: str, columns: str, query: str = "seed >= 0", over: str = BUDGET) -> Entries:
+    """Yield scores by method and budget, with the best generator and the best classifier bold."""
+    frame = results(runs, query).sort_values(BUDGET, kind="stable")
+    for suffix, named in product(("", " (classifier)"), columns.split(",")):
+        column, _, title = named.partition("=")
+        kind = frame[frame["frechet_distance"].isna() == bool(suffix)].dropna(subset=[column])
+        ranked = kind[~kind["label"].isin(UNRANKED)]
+        means = ranked.groupby([over, "label"])[column].mean().round(3).groupby(level=0)
+        best = means.min() if column in LESS_IS_BETTER else means.max()
+        for (label, value), group in kind.groupby(["label", over], sort=False, dropna=False):
+            text = score(group[column])
+            is_best = best.get(value) == round(group[column].mean(), 3)
+            if is_best and label not in UNRANKED:
+                text = f"**{text}**"
+            yield f"{label}{UNRANKED.get(str(label), suffix)}", title or head(value), text
+    if columns == "balanced_accuracy":
+        yield from references(frame, over)
+
+
+def references(frame: pd.DataFrame, over: str) -> Entries:
+    """Yield the ceiling, local-only and chance, which have no ε."""
+    frame = frame.assign(epsilon_target=math.nan)
+    for value, group in frame.groupby(over, sort=False, dropna=False):
+        means = group.drop_duplicates("seed").mean(numeric_only=True)
+        yield "ceiling", head(value), f"{means['ceiling_balanced_accuracy']:.3f}"
+        yield "local-only (reference)", head(value), f"{means['local_only_balanced_accuracy']:.3f}"
+        yield "chance", head(value), f"{1 / CLASSES[group['dataset'].iloc[0]]:.3f}"
+
+
+def counts(method: str, rival: str) -> Entries:
+    """Yield in how many settings a method is better than its rival, level with it and worse."""
+    finite = results("|".join(CLASSES), "epsilon_target < 1e9")
+    for column, title in MEASURES.items():
+        verdicts = []
+        for _, group in finite.groupby(["dataset", BUDGET]):
+            mean, half = mean_and_half(paired(group, method, rival, column))
+            if abs(mean) <= half:
+                verdicts.append("level")
+            elif (mean > 0) != (column in LESS_IS_BETTER):
+                verdicts.append("better")
+            else:
+                verdicts.append("worse")
+        for verdict in ("better", "level", "worse"):
+            yield title, verdict, str(verdicts.count(verdict))
+
+
+def differences(runs: str, column: str, *pairs: str) -> Entries:
+    """Yield the paired differences of methods, by data set and budget."""
+    frame = results(runs, "epsilon_target > 0")
+    for first, second in (pair.split(" − ") for pair in pairs):
+        for (dataset, epsilon), group in frame.groupby(["dataset", BUDGET], sort=False):
+            mean, half = mean_and_half(paired(group, first, second, column))
+            line = f"{dataset}: {first} − {second}"
+            yield line, head(epsilon), f"{signed(mean)} ± {half:.3f}"
+
+
+def pivot(name: str, line: str, columns: str, query: str) -> Entries:
+    """Yield columns of the records of a JSON file as they are; a column may be NAME=TITLE."""
+    for record in frame_of(name).query(query).to_dict("records"):
+        label = ", ".join(str(record[part]) for part in line.split(",")).replace(", nan", "")
+        for column, _, title in (named.partition("=") for named in columns.split(",")):
+            text = record[column]
+            if not isinstance(text, str):
+                text = f"{text:,.0f}" if text >= 1000 else f"{text:.3g}".replace("nan", "")
+            yield label, title or column, text
+
+
+def probe_rule(other: str) -> Entries:
+    """Yield the score by the rule and what it gains over another penalty, ``fixed`` or ``best``."""
+    frame = frame_of("probe_rule")
+    frame = frame[frame["best"].isna() == (other == "fixed")]
+    for (name, method, epsilon), group in frame.groupby(["set", "method", "epsilon"], sort=False):
+        gain = signed((group["rule"] - group[other]).mean(), 4)
+        yield f"{name}, {method}", head(epsilon), f"{group['rule'].mean():.3f} ({gain})"
+
+
+def parts(sets: str) -> Entries:
+    """Yield what each evaluator's balanced accuracy loses without a part of the warm form."""
+    frame = frame_of("parts")
+    frame = frame[frame["set"].str.fullmatch(sets)]
+    values = frame.set_index(["without", "set", "epsilon", "seed"])[EVALUATORS]
+    for part in frame.loc[frame["without"] != "", "without"].unique():
+        lost = (values.loc[""] - values.loc[part]).mean()
+        for title, value in zip(("linear probe", "small network", "neighbours"), lost, strict=True):
+            yield part, title, signed(value, 4)
+        yield part, "mean", signed(lost.mean(), 4)
+
+
+FUNCTIONS: list[Callable[..., Entries]] = [scores, counts, differences, pivot, probe_rule, parts]
+TABLES = {function.__name__: function for function in FUNCTIONS}
+
+
+def texts_of(marker: str) -> pd.DataFrame:
+    """Return the texts of the table that a marker names; empty where a line lacks a column."""
+    name, *arguments = marker.split("; ")
+    lines: dict[str, dict[str, str]] = {}
+    for line, column, text in TABLES[name](*arguments):
+        lines.setdefault(line, {})[column] = text
+    return pd.DataFrame.from_dict(lines, orient="index").fillna("")
+
+
+def table(marker: str) -> str:
+    """Return the table that a marker names in Markdown."""
+    texts = texts_of(marker)
+    rows = [f"| | {' | '.join(map(str, texts))} |", "| --- |" + " ---: |" * len(texts.columns)]
+    rows += [f"| {' | '.join(row)} |" for row in texts.itertuples()]
+    return "\n".join(rows)
+
+
+def draw(name: str, title: str, axis: str, marker: str) -> None:
+    """Draw a table as horizontal bars, with one colour for each column."""
+    texts = texts_of(marker).iloc[::-1]
+    values = texts.map(lambda text: float(text.split()[0].replace("−", "-")))
+    figure = Figure(figsize=(9, 1.5 + 0.3 * len(values)), layout="constrained")
+    values.plot.barh(ax=figure.subplots(), xlabel=axis, title=title, legend=False)
+    if len(values.columns) > 1:
+        figure.legend(loc="outside lower center", ncols=len(values.columns))
+    figure.savefig(RESULTS / name, dpi=150)
+
+
+def main() -> int:
+    """Fill the pages or compare them; return the exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--draw", action="store_true")
+    options = parser.parse_args()
+    differing = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        filled = PLACE.sub(lambda place: f"{place[1]}\n{table(place[2])}\n\n{place[3]}", text)
+        if filled != text:
+            differing.append(page.name)
+        if not options.check:
+            page.write_text(filled, encoding="utf-8")
+        if options.draw:
+            for chart in CHART.findall(text):
+                draw(*chart)
+    print(f"pages that differ from the results: {', '.join(differing) or 'none'}")
+    return int(options.check and bool(differing))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Reads data sets of embeddings from ``.npz`` files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.data.arrays import BadArrays, read_arrays
+from fedsim.data.embeddings import Embeddings
+from fedsim.data.spec import DatasetSpec
+from fedsim.data.split import NO_LABELS, TEST, TRAIN, made_up_labels
+from fedsim.errors import UserError, at
+
+
+def read_npz(spec: DatasetSpec, public: bool = False) -> Embeddings:
+    """Read and check an ``.npz`` file of embeddings, without scaling them.
+
+    It holds arrays ``x`` [n, d], ``y`` [n] and ``split`` [n], and optionally ``class_names`` [C]
+    and columns [n]. A single value, such as a manifest, is ignored.
+
+    Args:
+        spec: the data set; with ``remap``, the labels are numbered ``0 .. C-1`` in sorted order.
+        public: whether the rows are public. Without ``y`` they are then given made-up labels with
+            the names :data:`fedsim.data.split.NO_LABELS`.
+
+    Raises:
+        UserError: the file cannot be read, or an array is missing or wrong.
+    """
+    path = spec.path or Path()
+    where = str(path)
+    try:
+        arrays = read_arrays(path)
+    except BadArrays as error:
+        raise UserError(
+            where,
+            f"cannot be read ({error})",
+            "give an .npz file of plain arrays x, y and split, as numpy.savez writes it",
+        ) from error
+    if public and "x" in arrays and "y" not in arrays:
+        y, split = made_up_labels(len(arrays["x"]))
+        arrays = {"x": arrays["x"], "y": y, "split": split, "class_names": np.array(NO_LABELS)}
+    for key in ("x", "y", "split"):
+        if key not in arrays:
+            raise UserError(
+                where,
+                f"there is no array '{key}'",
+                f"give x [n, d], y [n] and split [n] (it holds {', '.join(sorted(arrays))})",
+            )
+    x, y, split = (arrays.pop(key) for key in ("x", "y", "split"))
+    class_names = arrays.pop("class_names", None)
+    with at(where):
+        if spec.remap and y.ndim == 1 and split.shape == y.shape:  # other shapes are refused below
+            # The file's names belong to its own labels, so they are replaced with the labels.
+            y, class_names = _remap(y, split)
+        columns = {key: values for key, values in arrays.items() if values.ndim}
+        return Embeddings.from_arrays(
+            spec.title,
+            x,
+            y,
+            split,
+            columns,
+            class_names,
+        )
+
+
+def _remap(
+    y: NDArray[Any], split: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.str_] | None]:
+    """Return labels ``0 .. C-1`` in sorted order, and the class names if the labels were texts.
+
+    The values are those of training and test rows; validation rows, which are ignored, get label 0.
+    """
+    if y.dtype.kind not in "iuUS":
+        raise UserError("", f"y has dtype {y.dtype}", "give whole numbers or names")
+    used = (split == TRAIN) | (split == TEST)
+    labels = np.zeros(len(y), dtype=np.int64)
+    values, labels[used] = np.unique(y[used], return_inverse=True)
+    untrained = np.setdiff1d(y[split == TEST], y[split == TRAIN])
+    if len(untrained) and (split == TRAIN).any():
+        raise UserError(
+            "",
+            f"no training row has label {untrained[0]}, test rows have",
+            "drop these test rows, or train on some",
+        )
+    if y.dtype.kind in "US":
+        return labels, values.astype(np.str_)
+    return labels, None
