@@ -121,7 +121,7 @@ class Discriminant:
         """Returns class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
         u = (x - self.centre) @ self.basis
         rows = max(1, MOST_DEVIATIONS // self.means.numel())
-        return torch.cat([self._probabilities(some_rows) for some_rows in u.split(rows)])
+        return torch.cat([self._probabilities(some_rows) for some_rows in torch.split(u, rows)])
 
     def _probabilities(self, u: Tensor) -> Tensor:
         """Returns class probabilities ``[n, C]`` of rows in the block, ``[n, k]``."""
