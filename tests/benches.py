@@ -14,7 +14,7 @@ import pytest
 
 from fedsim.results.columns import Row
 from fedsim.results.join import read_results
-from fedsim.runs.in_process import InProcess
+from fedsim.runs.engine import InProcess
 from fedsim.runs.prepare import Node
 
 PATIENCE = 600
@@ -114,7 +114,9 @@ def keep_claims(patch: pytest.MonkeyPatch) -> None:
 def run_in_process(patch: pytest.MonkeyPatch, node: Node | None = None) -> None:
     """Train what a command trains in this process, in place of Ray."""
     keep_claims(patch)
-    patch.setattr("fedsim.runs.ray.local_ray", lambda asked: nullcontext(InProcess(node or asked)))
+    patch.setattr(
+        "fedsim.runs.ray.local_cluster", lambda asked: nullcontext(InProcess(node or asked))
+    )
 
 
 def slowness() -> float:

@@ -24,7 +24,7 @@ from rich.console import Console
 from fedsim.cli import main
 from fedsim.grid.models import Grid
 from fedsim.runs.bench import run_bench
-from fedsim.runs.in_process import InProcess
+from fedsim.runs.engine import InProcess
 from fedsim.runs.prepare import Node, prepare
 
 # a busy machine may take its time, and the same code gives the same verdict again

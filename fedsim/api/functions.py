@@ -130,7 +130,7 @@ def bench(
             prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going)
         if dry_run:
             from fedsim.runs.plan_view import Plan
-            from fedsim.runs.side_jobs import claim_audits
+            from fedsim.runs.job_list import claim_audits
 
             return Plan(prepared, folder, claim_audits(prepared))
         # a cluster starts only when there is something to run on it
