@@ -107,7 +107,7 @@ def test_audit_added_later_changes_no_line_and_refutes_a_claim(bench: Bench) -> 
     assert saved.vouched
     facts = saved.facts
     assert facts.row.status == "refuted"
-    reason = "the seed of its noise is known, and with it anyone can take the noise off"
+    reason = "the seed of its noise is known, so anyone can subtract the noise"
     assert facts.held_back == reason
     audits = ResultStore(first.folder).lines("audits")
     assert {line["refuted"] for line in audits} == {True, False}
