@@ -316,10 +316,10 @@ class BlockGenerator:
         in_block = w @ directions
         in_means = in_block @ self.onto
         mirrored = in_means + sign * (in_block - in_means)
-        drawn = torch.zeros_like(in_block)
-        for label, root in enumerate(self.roots):
-            of_label = (labels == label).float()[:, None]
-            drawn = drawn + of_label * (mirrored @ root)
+        drawn = torch.empty_like(in_block)
+        for label in torch.unique(labels).tolist():
+            of_label = (labels == label).nonzero()[:, 0]
+            drawn[of_label] = mirrored[of_label] @ self.roots[label]
         drawn = self.means[labels] + drawn
         outside = sign * (w - in_block @ directions.T)
         w = outside + drawn @ self.outward.T

@@ -198,9 +198,14 @@ def test_commands_of_the_page_on_tuning(run_page: RunPage) -> None:
     assert "dp-linear tuned (free, on test rows)" in Path("board.md").read_text()
 
 
-def test_method_of_the_algorithms_page_learns(folder: Path) -> None:
+def save_methods(folder: Path) -> None:
+    """Write the method of the algorithms page to the file that the page names."""
     (method,) = blocks(ALGORITHMS, "python")
     (folder / "noisy_means.py").write_text(method)
+
+
+def test_method_of_the_algorithms_page_learns(folder: Path) -> None:
+    save_methods(folder)
     (line,) = (line for line in commands(ALGORITHMS) if "noisy_means" in line)
     exec(shlex.split(line)[2])
     (row,) = read_results("runs/noisy_means").rows

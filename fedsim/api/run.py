@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedsim.report.board import Board
-    from fedsim.report.tables import Table, TableFormat
+    from fedsim.report.table import Table, TableFormat
     from fedsim.results.columns import Row
     from fedsim.results.generators import SavedGenerator
     from fedsim.results.join import RunResults
@@ -284,7 +284,7 @@ class Run(Printed):
             "spread": spread,
         }
         if figure is not None:
-            from fedsim.report.figures import inches, save_pdf
+            from fedsim.report.panels import inches, save_pdf
 
             if Path(figure).suffix != ".pdf":
                 raise UserError(
@@ -510,7 +510,8 @@ class Run(Printed):
     def show(self, console: Console) -> None:
         """Print the tables of results that a bench ends with."""
         from fedsim.report.report import terminal_tables
-        from fedsim.report.tables import show_briefly, site_table
+        from fedsim.report.table import show_briefly
+        from fedsim.report.tables import site_table
         from fedsim.results.stats import SeedGroups
 
         settings = SeedGroups.of(self._results.rows)
