@@ -26,7 +26,7 @@ LIBRARIES = 170 * 2**20
 """The bytes of Python's and torch's code, which all processes of a machine share."""
 PROCESS = 400 * 2**20
 """The bytes that a process takes for itself before it has data, evaluation included."""
-STATISTIC_COPIES = 4
+STATISTIC_COPIES = 3
 """How many copies of its examples a method makes while it computes a statistic of them."""
 CONVERTED_COPIES = 2
 """How many copies of their examples clients make to train in released coordinates."""
