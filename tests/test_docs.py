@@ -172,6 +172,20 @@ def test_commands_of_the_public_page(folder: Path, run_page: RunPage) -> None:
     assert runpy.run_path(str(folder / "mine.py"))["Mine"].uses_public(None)
 
 
+def test_large_data_of_the_data_page_run(folder: Path, command: Callable[..., Done]) -> None:
+    (write,) = blocks(DATA, "python")
+    exec(write, {})
+    (grid,) = (text for text in blocks(DATA, "yaml") if text.startswith("# archive.yaml"))
+    (folder / "archive.yaml").write_text(grid)
+    (line,) = (line for line in commands(DATA) if "archive.yaml" in line)
+    dry_run = command(*shlex.split(line)[1:])
+    assert "memory of a cell of dp-gaussian" in dry_run.stdout
+    fedsim.bench("archive.yaml", in_process=True)
+    (row,) = read_results("runs/archive").rows
+    assert row.balanced_accuracy is not None
+    assert row.balanced_accuracy > 0.9
+
+
 def test_commands_of_the_page_on_releases(run_page: RunPage) -> None:
     run_page("release")
     assert json.loads(Path("synth.json").read_text())["release"] == "under its epsilon"

@@ -75,6 +75,27 @@ def _read_array(archive: Any, name: str) -> NDArray[Any]:
         raise BadArrays(f"{problem}; save texts as {name}.astype(str)") from error
 
 
+def read_folder(path: Path) -> Arrays:
+    """Return the arrays of a folder of ``.npy`` files by name, ``x`` mapped into memory.
+
+    Raises:
+        BadArrays: the folder or a file cannot be read, or an array holds Python objects.
+    """
+    if not path.is_dir():
+        raise BadArrays("it is no folder")
+    arrays: Arrays = {}
+    for file in sorted(path.glob("*.npy")):
+        mode = None
+        if file.stem == "x":
+            mode = "r"
+        try:
+            arrays[file.stem] = np.load(file, mmap_mode=mode, allow_pickle=False)
+        # Damaged headers raise errors of many types.
+        except Exception as error:
+            raise BadArrays(f"{file.name}: {unread(error)}") from error
+    return arrays
+
+
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """Return the manifest inside an ``.npz`` file that fedsim wrote.
 

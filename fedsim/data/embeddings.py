@@ -7,7 +7,7 @@ is computed from them alone costs no privacy; a result that mixes in a private r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -29,6 +29,17 @@ No data set has these rows; they replace public ones in rehearsals, checks and a
 """
 
 
+NUMBERS_AT_ONCE = 2**22
+"""The size of a block of rows, in numbers; temporary arrays have the size of a block."""
+
+
+def row_blocks(x: NDArray[Any]) -> Iterator[slice]:
+    """Yield the parts of the rows ``[n, d]`` that are computed at once, in order."""
+    size = max(1, NUMBERS_AT_ONCE // max(1, x.shape[1]))
+    for start in range(0, len(x), size):
+        yield slice(start, start + size)
+
+
 def unit_norm(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale every row to L2 norm 1: ``x_i / ||x_i||``; zero rows stay zero.
 
@@ -38,6 +49,17 @@ def unit_norm(x: NDArray[np.float32]) -> NDArray[np.float32]:
     Returns:
         float32 ``[n, d]``; a row of the result depends on no other row.
     """
+    # NumPy adds the numbers of a row in another order if rows are not contiguous, so that other
+    # arrays are one block.
+    if not x.flags.c_contiguous:
+        return _block_of_unit_norm(x)
+    unit = np.empty_like(x, subok=False)
+    for block in row_blocks(x):
+        unit[block] = _block_of_unit_norm(x[block])
+    return unit
+
+
+def _block_of_unit_norm(x: NDArray[np.float32]) -> NDArray[np.float32]:
     # Dividing by the largest entry first keeps the squares of huge and tiny rows inside float32.
     largest = np.maximum(
         x.max(axis=1, keepdims=True),
@@ -51,10 +73,44 @@ def unit_norm(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.divide(unit, np.where(norm > 0, norm, 1), out=unit)
 
 
-def row_digests(x: NDArray[np.float32]) -> list[bytes]:
-    """Return the SHA-256 of every row ``[n, d]``; rows with equal numbers have equal digests."""
-    rows = np.ascontiguousarray(x) + np.float32(0)  # turns -0.0 into 0.0
-    return [hashlib.sha256(row).digest() for row in rows]
+def row_keys(x: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """Return a number for every row ``[n, d]``; equal rows have equal numbers.
+
+    It is a random combination of the bits of the row's values, so different rows have equal numbers
+    by chance only.
+    """
+    draws = np.random.default_rng(0)
+    weights = draws.integers(2**64, size=x.shape[1], dtype=np.uint64)
+    keys = np.empty(len(x), np.uint64)
+    for block in row_blocks(x):
+        bits = _without_negative_zeros(x[block]).view(np.uint32)
+        keys[block] = np.einsum("nd,d->n", bits.astype(np.uint64), weights)
+    return keys
+
+
+def _without_negative_zeros(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.ascontiguousarray(x) + np.float32(0)
+
+
+def shared_rows(
+    x: NDArray[np.float32],
+    others: NDArray[np.float32],
+    other_keys: NDArray[np.uint64],
+) -> list[int]:
+    """Return the positions of the rows ``[n, d]`` that are equal to a row of ``others`` ``[m, d]``.
+
+    Only rows with equal keys are compared.
+
+    Args:
+        x: the rows.
+        others: the other rows.
+        other_keys: :func:`row_keys` of the other rows.
+    """
+    keys = row_keys(x)
+    candidates = np.flatnonzero(np.isin(keys, other_keys))
+    compared = np.flatnonzero(np.isin(other_keys, keys[candidates]))
+    contents = {_without_negative_zeros(others[row]).tobytes() for row in compared}
+    return [int(row) for row in candidates if _without_negative_zeros(x[row]).tobytes() in contents]
 
 
 def _hash_arrays(arrays: Iterable[tuple[str, NDArray[Any]]]) -> str:
@@ -119,9 +175,9 @@ class PublicRows:
         return _hash_arrays(arrays)
 
     @cached_property
-    def _digests(self) -> frozenset[bytes]:
-        """The digest of every row, computed once for all private data sets."""
-        return frozenset(row_digests(self.x))
+    def _keys(self) -> NDArray[np.uint64]:
+        """The key of every row, computed once for all private data sets."""
+        return row_keys(self.x)
 
     def beside(self, data: Embeddings) -> Embeddings:
         """Return the data set with these public rows beside it.
@@ -143,8 +199,7 @@ class PublicRows:
                 "give public rows that the same encoder embeds",
             )
         for part, x in (("training", data.x_train), ("test", data.x_test)):
-            digests = row_digests(x)
-            shared = [row for row, digest in enumerate(digests) if digest in self._digests]
+            shared = shared_rows(x, self.x, self._keys)
             if shared:
                 problem = (
                     f"{len(shared)} {part} rows of '{data.name}' are public too, the first is "
@@ -213,7 +268,7 @@ class Embeddings:
         Raises:
             UserError: an array has a wrong shape, type or value; the message names it.
         """
-        features = _features(x)
+        features = _checked_features(x)
         columns = columns or {}
         labels = _integers(y, "y", len(features))
         parts = _integers(split, "split", len(features))
@@ -221,16 +276,16 @@ class Embeddings:
         _check_columns(columns, len(features))
         train = parts == TRAIN
         test = parts == TEST
-        classes = _count_classes(labels[train], labels[test])
+        classes = _count_classes(labels, train, test)
         if class_names is None:
             names: tuple[str, ...] = ()
         else:
             names = _class_names(class_names, classes)
         return cls(
             name=name,
-            x_train=features[train],
+            x_train=_chosen_features(features, train),
             y_train=labels[train],
-            x_test=features[test],
+            x_test=_chosen_features(features, test),
             y_test=labels[test],
             classes=classes,
             columns={key: np.asarray(values)[train] for key, values in columns.items()},
@@ -339,8 +394,11 @@ def untested(data: Embeddings, site: str | None = None) -> str | None:
     )
 
 
-def _features(x: NDArray[Any]) -> NDArray[np.float32]:
-    """Return features as float32 ``[n, d]``; refuse other shapes and values that are not finite."""
+def _checked_features(x: NDArray[Any]) -> NDArray[Any]:
+    """Return features ``[n, d]``; refuse other shapes and values that are not finite float32.
+
+    They are read in blocks, so that a file that is mapped into memory is not copied.
+    """
     x = np.asarray(x)
     if x.ndim != 2 or 0 in x.shape:
         raise UserError(
@@ -354,15 +412,35 @@ def _features(x: NDArray[Any]) -> NDArray[np.float32]:
             f"x has dtype {x.dtype}",
             "give real numbers, e.g. float32 or float16",
         )
-    with np.errstate(over="ignore"):  # a float64 too large for float32 is reported below
-        features = x.astype(np.float32, copy=False)
-    bad = ~np.isfinite(features)
-    if bad.any():
+    count = 0
+    first = None
+    for block in row_blocks(x):
+        with np.errstate(over="ignore"):  # a float64 too large for float32 is reported below
+            bad = ~np.isfinite(x[block].astype(np.float32, copy=False))
+        if bad.any():
+            count += int(bad.sum())
+            if first is None:
+                first = block.start + int(bad.any(axis=1).argmax())
+    if count:
         problem = (
-            f"x has {int(bad.sum())} NaN or infinite values, or beyond float32, the first in row "
-            f"{int(bad.any(axis=1).argmax())}"
+            f"x has {count} NaN or infinite values, or beyond float32, the first in row {first}"
         )
         raise UserError("", problem, "repair or drop them")
+    return x
+
+
+def _chosen_features(x: NDArray[Any], chosen: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return rows of ``x`` as float32: a view if they are consecutive float32 rows, else a copy."""
+    if not x.flags.c_contiguous:
+        return x.astype(np.float32, copy=False)[chosen]
+    rows = np.flatnonzero(chosen)
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return x[rows[0] : rows[-1] + 1].astype(np.float32, copy=False)
+    if x.dtype == np.float32:
+        return x[chosen]
+    features = np.empty((len(rows), x.shape[1]), np.float32)
+    for block in row_blocks(features):
+        features[block] = x[rows[block]]
     return features
 
 
@@ -402,11 +480,12 @@ def not_whole_numbers(values: NDArray[Any], name: str) -> str:
 
 def _check_split(split: NDArray[np.int64]) -> None:
     """Refuse a split ``[n]`` with an unknown value, or without training rows or test rows."""
-    unknown = sorted(set(np.unique(split).tolist()) - {TRAIN, VALIDATION, TEST})
-    if unknown:
+    unknown = np.setdiff1d(split, [TRAIN, VALIDATION, TEST])
+    if len(unknown):
+        row = int(np.argmax(split == unknown[0]))
         raise UserError(
             "",
-            f"split has the value {unknown[0]}",
+            f"split has the value {unknown[0]} in row {row}",
             "give 0 = train, 1 = validation (ignored), 2 = test",
         )
     for name, value in (("training", TRAIN), ("test", TEST)):
@@ -444,22 +523,39 @@ def _class_names(
     return tuple(map(str, names))
 
 
-def _count_classes(y_train: NDArray[np.int64], y_test: NDArray[np.int64]) -> int:
-    """Return C, the number of classes; refuse labels that are not ``0 .. C-1`` in training."""
-    present = np.unique(y_train)
+def _count_classes(
+    labels: NDArray[np.int64],
+    train: NDArray[np.bool_],
+    test: NDArray[np.bool_],
+) -> int:
+    """Return C, the number of classes; refuse labels that are not ``0 .. C-1`` in training.
+
+    Args:
+        labels: the labels of all rows ``[n]``.
+        train: which of them are training rows.
+        test: which of them are test rows.
+    """
+    present = np.unique(labels[train])
     classes = len(present)
-    untrained = np.setdiff1d(y_test, present)
+    untrained = np.setdiff1d(labels[test], present)
     if len(untrained):
+        row = int(np.argmax(test & (labels == untrained[0])))
         raise UserError(
             "",
-            f"no training row has label {untrained[0]}, test rows have",
+            f"no training row has label {untrained[0]}, test rows have, the first is row {row}",
             "drop these test rows, or train on some",
         )
-    if present[0] != 0 or present[-1] != classes - 1:
+    misplaced = np.flatnonzero(present != np.arange(classes))
+    if len(misplaced):
+        label = present[misplaced[0]]
+        row = int(np.argmax(train & (labels == label)))
         listed = ", ".join(map(str, present[:12].tolist()))
+        if classes > 12:
+            listed += ", ..."
         raise UserError(
             "",
-            f"the labels of the training rows are {listed}",
+            f"row {row} has label {label} and no training row has label {misplaced[0]}: the labels "
+            f"of the training rows are {listed}",
             f"number the classes 0 .. {classes - 1}, or let remap: true do it",
         )
     if classes < 2:

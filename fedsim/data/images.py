@@ -265,10 +265,24 @@ def overlapping(
     """
     tested = {digests[row] for row in np.flatnonzero(split == TEST).tolist()}
     both = [row for row in np.flatnonzero(split == TRAIN).tolist() if digests[row] in tested]
-    if both and not drop:
+    if not drop:
+        refuse_overlap(both, name)
+    return both
+
+
+def refuse_overlap(both: Sequence[int], name: Callable[[int], str]) -> None:
+    """Refuse training rows that are equal to a test row.
+
+    Args:
+        both: these rows.
+        name: gives the name of a row for the message.
+
+    Raises:
+        UserError: there are any.
+    """
+    if both:
         raise UserError(
             "",
             f"{len(both)} training rows are test rows too, the first is {name(both[0])}",
             "give overlap: drop to leave them out of training, or overlap: keep",
         )
-    return both

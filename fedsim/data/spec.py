@@ -170,6 +170,8 @@ class DatasetSpec(BaseModel):
             is the path's stem.
         npz: A file with arrays ``x`` [n, d], ``y`` [n] and ``split`` [n] (0 = train, 2 = test).
             Further arrays [n] are columns.
+        npy: A folder with the same arrays, one per file: ``x.npy``, ``y.npy``, ``split.npy``. It
+            is for data that hardly fit into memory.
         imagefolder: A folder of images: ``<class>/*``, or ``train/<class>/*`` and
             ``test/<class>/*``.
         csv: A table of images with the columns ``path`` and ``label``, and optionally ``split`` and
@@ -177,7 +179,7 @@ class DatasetSpec(BaseModel):
         root: The folder that holds the files of a known data set. The default is the set's own
             folder.
         size: The width and height of MedMNIST's images in pixels.
-        remap: Whether the labels of an ``npz`` file are numbered 0 .. C-1 in sorted order.
+        remap: Whether the labels of an ``npz`` or ``npy`` are numbered 0 .. C-1 in sorted order.
         domains: Whether the top folders of an ``imagefolder`` are domains (sites, scanners,
             styles), each with the folders of the classes inside. They become the column
             ``domain``. By default they are not; if several top folders hold the same folders, give
@@ -197,6 +199,7 @@ class DatasetSpec(BaseModel):
 
     name: str | None = Field(default=None, min_length=1)
     npz: Path | None = None
+    npy: Path | None = None
     imagefolder: Path | None = None
     csv: Path | None = None
     root: Path | None = None
@@ -263,7 +266,7 @@ class DatasetSpec(BaseModel):
         if self.name.endswith(".npy"):
             raise ValueError(
                 f"unknown data set '{self.name}': an .npy file holds one array; give "
-                "{npz: FILE} with an .npz file of x, y and split"
+                "{npz: FILE} with an .npz file of x, y and split, or {npy: FOLDER}"
             )
         if self.name.endswith(".npz"):
             hint = f"write {{npz: {self.name}}}"

@@ -74,6 +74,20 @@ class Pooled(NamedTuple):
         return [chosen + start for chosen, start in zip(rows, self.starts, strict=True)]
 
 
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return tensors one after another; without a copy if they are so in memory already."""
+    first = parts[0]
+    memory = first.untyped_storage().data_ptr()
+    end = first.storage_offset()
+    for part in parts:
+        is_next = part.untyped_storage().data_ptr() == memory and part.storage_offset() == end
+        if not (is_next and part.is_contiguous()):
+            return torch.cat(list(parts))
+        end += part.numel()
+    rows = sum(len(part) for part in parts)
+    return first.as_strided((rows, *first.shape[1:]), first.stride())
+
+
 @dataclass
 class Clients:
     """The clients of one cohort: their data and their private state.
@@ -130,7 +144,7 @@ class Clients:
     def pooled(self) -> Pooled:
         """The examples of all members, joined once."""
         starts = tuple(accumulate((len(x) for x in self.x[:-1]), initial=0))
-        return Pooled(torch.cat(self.x), torch.cat(self.y), starts)
+        return Pooled(joined(self.x), joined(self.y), starts)
 
     def only(self, positions: Sequence[int]) -> Clients:
         """Return the members at ``positions``, with copies of their state."""

@@ -26,6 +26,7 @@ from fedsim.runs.engine import ClusterLost, Engine, InProcess
 from fedsim.runs.job_list import claim_audits, entries_of, missing_jobs
 from fedsim.runs.jobs import CellJob, Job, RunContext
 from fedsim.runs.manifest import earlier_entries, write_manifest
+from fedsim.runs.memory import check_memory
 from fedsim.runs.missing import ended_cells, is_trained, missing_audits
 from fedsim.runs.plan_view import show_time_left, show_warnings
 from fedsim.runs.prepare import Prepared, label_matrices
@@ -53,11 +54,17 @@ def engine_for(
         address: the address of a running cluster, which is used if given.
         in_process: whether to run the grid in this process. Short grids run here anyway, and so
             do classes of a notebook, which no other process can import.
+
+    Raises:
+        UserError: the grid needs more memory than this machine has.
     """
     from_notebook = any(trial.cell.algorithm.startswith(NOTEBOOK) for trial in prepared.trials)
     if address is None and (in_process or from_notebook or prepared.short):
+        check_memory(prepared, in_process=True)
         here = InProcess(prepared.nodes[0], capture=not in_process)
         return replace(prepared, parallel=1), nullcontext(here)
+    if address is None:
+        check_memory(prepared, in_process=False)
     if address is None and "ray" not in sys.modules:
         _protect_new_cluster()
     from fedsim.runs.ray import RayEngine, local_cluster

@@ -20,6 +20,7 @@ from fedsim.report.terminal import frame_table
 from fedsim.results.columns import UNVERIFIED
 from fedsim.results.join import RunResults, read_results
 from fedsim.runs.display import duration
+from fedsim.runs.memory import memory_of_grid
 from fedsim.runs.missing import Missing, is_trained, state_of
 from fedsim.runs.noise_view import Parts, parts_of, signals
 from fedsim.runs.prepare import Prepared, label_matrices
@@ -133,6 +134,7 @@ class Plan(Printed):
         for data in prepared.data.values():
             size = f"{data.x_train.nbytes / 2**20:.1f} MiB once a machine"
             print_line(console, f"data: {data.name}, {len(data.y_train)} × {data.dim}, {size}")
+        memory_of_grid(prepared, in_process=prepared.short).show(console)
         parallel = counted(prepared.parallel, "cell")
         print_line(console, f"{parallel} at a time, actors with {prepared.need} each")
         if prepared.repeated:

@@ -86,6 +86,12 @@ SOURCES = {
         by_path=True,
         keys=("remap",),
     ),
+    "npy": Source(
+        reader="npz.read_npy",
+        images=False,
+        by_path=True,
+        keys=("remap",),
+    ),
     "imagefolder": Source(
         reader="folder.read_image_folder",
         by_path=True,

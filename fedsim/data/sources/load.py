@@ -10,13 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.arrays import UNIT_NORM, read_manifest
-from fedsim.data.embeddings import Embeddings, PublicRows, row_digests, unit_norm
-from fedsim.data.images import ImageSet, content_hash, overlapping
+from fedsim.data.embeddings import (
+    Embeddings,
+    PublicRows,
+    row_blocks,
+    row_keys,
+    shared_rows,
+    unit_norm,
+)
+from fedsim.data.images import ImageSet, content_hash, overlapping, refuse_overlap
 from fedsim.data.spec import DatasetSpec
 from fedsim.data.split import (
     NO_LABELS,
-    TEST,
-    TRAIN,
     quarter_of_groups,
     stratified_rows,
 )
@@ -79,8 +84,11 @@ def _is_scaled(spec: DatasetSpec, data: Embeddings) -> bool:
 
 def _has_unit_norm(x: NDArray[np.float32]) -> bool:
     """Return whether every nonzero row of ``[n, d]`` has norm 1, up to :data:`ROUNDING`."""
-    norms = np.sqrt(np.square(x, dtype=np.float64).sum(axis=1))
-    return bool((np.abs(norms - 1) <= ROUNDING)[norms > 0].all())
+    for block in row_blocks(x):
+        norms = np.sqrt(np.square(x[block], dtype=np.float64).sum(axis=1))
+        if not (np.abs(norms - 1) <= ROUNDING)[norms > 0].all():
+            return False
+    return True
 
 
 def load_public(spec: DatasetSpec) -> PublicRows:
@@ -164,8 +172,10 @@ def _read_embeddings(spec: DatasetSpec, public: bool) -> Embeddings:
 
 def _without_overlapping_rows(data: Embeddings, *, drop: bool) -> Embeddings:
     """Return the data set without training rows that are test rows; or refuse these."""
-    split = np.repeat([TRAIN, TEST], [len(data.y_train), len(data.y_test)])
-    digests = row_digests(data.x_train) + row_digests(data.x_test)
-    both = overlapping(digests, split, "training row {}".format, drop=drop)
+    both = shared_rows(data.x_train, data.x_test, row_keys(data.x_test))
+    if not drop:
+        refuse_overlap(both, "training row {}".format)
+    if not both:
+        return data
     rows = np.setdiff1d(np.arange(len(data.y_train)), both)
     return data.trained_on(rows, "without rows that are test rows too")

@@ -1,4 +1,4 @@
-"""Reads data sets of embeddings from ``.npz`` files."""
+"""Reads data sets of embeddings from ``.npz`` files, and from folders of ``.npy`` files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.arrays import BadArrays, read_arrays
+from fedsim.data.arrays import Arrays, BadArrays, read_arrays, read_folder
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.spec import DatasetSpec
 from fedsim.data.split import NO_LABELS, TEST, TRAIN, made_up_labels
@@ -30,15 +30,42 @@ def read_npz(spec: DatasetSpec, public: bool = False) -> Embeddings:
         UserError: the file cannot be read, or an array is missing or wrong.
     """
     path = spec.path or Path()
-    where = str(path)
     try:
         arrays = read_arrays(path)
     except BadArrays as error:
         raise UserError(
-            where,
+            str(path),
             f"cannot be read ({error})",
             "give an .npz file of plain arrays x, y and split, as numpy.savez writes it",
         ) from error
+    return _embeddings_of(arrays, spec, public)
+
+
+def read_npy(spec: DatasetSpec, public: bool = False) -> Embeddings:
+    """Read and check a folder of ``.npy`` files, one per array, without scaling the embeddings.
+
+    The files are ``x.npy``, ``y.npy`` and the others that :func:`read_npz` reads as arrays of these
+    names. ``x.npy`` is mapped into memory and read in blocks. The arguments are those of
+    :func:`read_npz`.
+
+    Raises:
+        UserError: a file cannot be read, or an array is missing or wrong.
+    """
+    path = spec.path or Path()
+    try:
+        arrays = read_folder(path)
+    except BadArrays as error:
+        raise UserError(
+            str(path),
+            f"cannot be read ({error})",
+            "give a folder with x.npy, y.npy and split.npy, as numpy.save writes them",
+        ) from error
+    return _embeddings_of(arrays, spec, public)
+
+
+def _embeddings_of(arrays: Arrays, spec: DatasetSpec, public: bool) -> Embeddings:
+    """Check the arrays of a data set by name; see :func:`read_npz`."""
+    where = str(spec.path)
     if public and "x" in arrays and "y" not in arrays:
         y, split = made_up_labels(len(arrays["x"]))
         arrays = {"x": arrays["x"], "y": y, "split": split, "class_names": np.array(NO_LABELS)}

@@ -1,0 +1,235 @@
+"""Forecasts the memory that a grid needs, and refuses a grid that needs more than there is."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from fedsim.data.embeddings import Embeddings
+from fedsim.errors import UserError
+from fedsim.methods.one_shot import OneShot
+from fedsim.methods.parameters import local_names
+from fedsim.models.layers import initial_model
+from fedsim.plugins.code_hash import is_shipped
+from fedsim.plugins.registry import lookup
+from fedsim.runs.prepare import Prepared
+from fedsim.seeds import Seeds
+from fedsim.training.cohort import ALIGNMENT, build_algorithm
+from fedsim.training.trial import Trial
+from fedsim.words import counted, print_line
+
+LIBRARIES = 170 * 2**20
+"""The bytes of Python's and torch's code, which all processes of a machine share."""
+PROCESS = 400 * 2**20
+"""The bytes that a process takes for itself before it has data, evaluation included."""
+STATISTIC_COPIES = 3
+"""How many copies of its examples a method makes while it computes a statistic of them."""
+CONVERTED_COPIES = 2
+"""How many copies of their examples clients make to train in released coordinates."""
+MODEL_COPIES = 6
+"""How many times the parameters are there: with gradients, sums, noise and Adam's moments."""
+MATRICES = 8
+"""How many matrices of a statistic's size, in double precision, the server computes with."""
+_LIMITS = (
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
+"""The files in which Linux says how much memory a container may use."""
+
+
+@dataclass(frozen=True)
+class CellMemory:
+    """The bytes that one cell needs besides the data set.
+
+    Attributes:
+        processes: what its processes take before they have data.
+        examples: the clients' copy of their examples, and copies that a method makes of them.
+        model: the models, with their gradients and noise.
+        statistics: the released sums, and the matrices that the server makes of them.
+    """
+
+    processes: int
+    examples: int
+    model: int
+    statistics: int
+
+    @property
+    def total(self) -> int:
+        """The sum of all parts."""
+        return self.processes + self.examples + self.model + self.statistics
+
+
+def memory_of_cell(trial: Trial, processes: int = 1) -> CellMemory:
+    """Return the memory that a cell needs, estimated from its numbers of examples and parameters.
+
+    The model of a plug-in is not counted, because its code may do anything.
+
+    Args:
+        trial: the cell.
+        processes: the number of processes that compute it.
+    """
+    task = trial.task
+    cls = lookup(trial.cell.algorithm)
+    copies = 1
+    if task.dim * 4 % ALIGNMENT:
+        copies = 2
+    statistics = 0
+    if issubclass(cls, OneShot):
+        copies += STATISTIC_COPIES
+        statistics = MATRICES * 8 * (task.dim + task.classes) * task.dim
+    else:
+        copies += CONVERTED_COPIES
+    model = 0
+    if is_shipped(cls):
+        model = MODEL_COPIES * _parameter_bytes(trial)
+    return CellMemory(
+        processes=processes * PROCESS,
+        examples=copies * trial.train_rows * task.dim * 4,
+        model=model,
+        statistics=statistics,
+    )
+
+
+def _parameter_bytes(trial: Trial) -> int:
+    """Return the bytes of the parameters that all clients of a cell share, and of their own."""
+    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    model = initial_model(algorithm.build, Seeds(0), (0,))
+    parameters = dict(model.named_parameters())
+    own = sum(parameters[name].nbytes for name in local_names(model))
+    shared = sum(value.nbytes for value in parameters.values()) - own
+    return shared + trial.cell.clients * own
+
+
+def memory_of_data(data: Embeddings) -> int:
+    """Return the bytes of a data set."""
+    columns = (*data.columns.values(), *data.test_columns.values())
+    arrays = (data.x_train, data.y_train, data.x_test, data.y_test, *columns)
+    return sum(values.nbytes for values in arrays)
+
+
+@dataclass(frozen=True)
+class GridMemory:
+    """The bytes that a grid needs on one machine.
+
+    Attributes:
+        data: the data sets. They are in this process; under Ray they are also in the object store,
+            which all workers read without a copy of their own.
+        other: what else does not depend on the number of cells: code, and under Ray this process.
+        largest: the cell that needs most.
+        cell: what that cell needs.
+        parallel: how many cells run at a time.
+    """
+
+    data: int
+    other: int
+    largest: Trial
+    cell: CellMemory
+    parallel: int
+
+    @property
+    def total(self) -> int:
+        """All that the grid needs at a time."""
+        return self.data + self.other + self.parallel * self.cell.total
+
+    def show(self, console: Console) -> None:
+        """Print the memory of the grid and its parts."""
+        cells = counted(self.parallel, "cell")
+        print_line(
+            console,
+            f"memory: about {in_words(self.total)} on one machine: data {in_words(self.data)}, "
+            f"code and main process {in_words(self.other)}, {cells} at a time with up to "
+            f"{in_words(self.cell.total)} each",
+        )
+        print_line(
+            console,
+            f"memory of a cell of {self.largest.cell.label}: processes "
+            f"{in_words(self.cell.processes)}, examples {in_words(self.cell.examples)}, models and "
+            f"noise {in_words(self.cell.model)}, statistics {in_words(self.cell.statistics)}",
+        )
+
+
+def memory_of_grid(prepared: Prepared, *, in_process: bool) -> GridMemory:
+    """Return the memory that a grid needs on one machine.
+
+    Args:
+        prepared: the grid.
+        in_process: whether it runs in this process, and not on workers.
+    """
+    cells: dict[tuple[object, ...], tuple[CellMemory, Trial]] = {}
+    for trial in prepared.trials:
+        cell = trial.cell
+        # Budget, seed and partition hardly change what a cell needs.
+        key = (cell.algorithm, str(cell.params), trial.data_key, trial.sizes)
+        if key not in cells:
+            processes = 1 if in_process else len(trial.sizes)
+            cells[key] = (memory_of_cell(trial, processes), trial)
+    cell_memory, largest = max(cells.values(), key=lambda pair: pair[0].total)
+    data = sum(map(memory_of_data, prepared.data.values()))
+    if in_process:
+        return GridMemory(data, LIBRARIES, largest, cell_memory, 1)
+    parallel = min(prepared.parallel, len(prepared.trials))
+    return GridMemory(2 * data, LIBRARIES + PROCESS, largest, cell_memory, parallel)
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory of this machine, or of the container that this process is in."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in _LIMITS:
+        with suppress(OSError, ValueError):  # the text "max" stands for no limit
+            memory = min(memory, int(Path(path).read_text()))
+    return memory
+
+
+def check_memory(prepared: Prepared, *, in_process: bool) -> None:
+    """Refuse a grid that needs more memory than this machine has.
+
+    Args:
+        prepared: the grid.
+        in_process: whether it runs in this process, and not on workers.
+
+    Raises:
+        UserError: it does; the error says what would fit.
+    """
+    need = memory_of_grid(prepared, in_process=in_process)
+    available = machine_memory()
+    if need.total <= available:
+        return
+    cell = need.largest.cell
+    cells = "a cell"
+    if need.parallel > 1:
+        cells = f"{need.parallel} cells at a time"
+    problem = (
+        f"{cells} of {cell.label} on {cell.dataset.display} need {in_words(need.total)} of "
+        f"memory, and this machine has {in_words(available)}"
+    )
+    raise UserError(prepared.grid.location(), problem, _what_fits(need, available))
+
+
+def _what_fits(need: GridMemory, available: int) -> str:
+    """Return a hint with the number of cells at a time, of clients or of examples that fits."""
+    room = available - need.data - need.other
+    fitting = room // need.cell.total
+    if fitting >= 1:
+        return f"give `max_parallel={fitting}`"
+    trial = need.largest
+    in_one_process = need.cell.total - need.cell.processes + PROCESS
+    if len(trial.sizes) > 1 and in_one_process <= room:
+        return f"give resources: {{clients_per_actor: {trial.cell.clients}}}"
+    # Data and examples grow with the number of training rows; the rest does not.
+    growing = need.data + need.cell.examples
+    fixed = need.other + need.cell.total - need.cell.examples
+    rows = int(trial.train_rows * (available - fixed) / growing)
+    if rows < trial.task.classes:
+        return "use a machine with more memory"
+    return f"give the data set `limit: {rows}`, or use a machine with more memory"
+
+
+def in_words(size: int) -> str:
+    """Return a number of bytes in words."""
+    if size < 2**30:
+        return f"{size / 2**20:.0f} MiB"
+    return f"{size / 2**30:.1f} GiB"
