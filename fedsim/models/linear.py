@@ -53,10 +53,13 @@ class LinearClassifier:
         self.weight = weight.detach()
         self.bias = bias.detach()
 
+    def logits(self, x: Tensor) -> Tensor:
+        """Returns the logits of the classes ``[n, C]`` of embeddings ``[n, d]``."""
+        return x @ self.weight.T + self.bias
+
     def probabilities(self, x: Tensor) -> Tensor:
         """Returns class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
-        logits = x @ self.weight.T + self.bias
-        return torch.softmax(logits, -1)
+        return torch.softmax(self.logits(x), -1)
 
 
 class Interpolated:
