@@ -216,7 +216,7 @@ def score_classifier(
     device: torch.device = CPU,
     shares: NDArray[np.float64] | None = None,
 ) -> Scores:
-    """Return the scores of a classifier on test rows.
+    """Return accuracy and balanced accuracy of a classifier on test rows.
 
     Args:
         classifier: the classifier.
@@ -226,7 +226,11 @@ def score_classifier(
         shares: the label frequencies of plain accuracy, see :func:`at_shares`.
     """
     x = to_device(torch.from_numpy(x_test), device)
-    return scores_with(predictions_of(classifier.probabilities(x), y_test), shares)
+    predictions = predictions_of(classifier.probabilities(x), y_test)
+    return Scores(
+        accuracy=accuracy(at_shares(predictions, shares)),
+        balanced_accuracy=balanced_accuracy(predictions),
+    )
 
 
 @dataclass(frozen=True)

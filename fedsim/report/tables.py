@@ -29,6 +29,7 @@ from rich.text import Text
 
 from fedsim.errors import UserError, check_choice, nearest
 from fedsim.evaluation.measures import MEASURES
+from fedsim.evaluation.subset import MOST_TRAIN_ROWS
 from fedsim.grid.models import Evaluation
 from fedsim.privacy.plan import THEOREMS
 from fedsim.report.terminal import fitting_columns, frame_table
@@ -750,6 +751,12 @@ def _notes(settings: SeedGroups, means: pd.DataFrame, measure: str) -> Iterator[
         yield (
             f"scores are from {code_states} revisions of the evaluation code: run the same bench "
             "again to evaluate saved generators anew"
+        )
+    is_reduced = settings.averaged["reference_rows"] < settings.averaged["train_rows"]
+    if "local-only" in dict(MEASURES[measure].references) and is_reduced.any():
+        yield (
+            f"ceiling and local-only are computed on a fixed choice of about {MOST_TRAIN_ROWS:,} "
+            "training rows, with classes as equally frequent as possible"
         )
     if MEASURES[measure].best is not None:
         yield (

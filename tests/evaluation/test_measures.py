@@ -44,8 +44,8 @@ def test_a_measure_is_in_the_results_and_on_the_page(
     row = joined(
         trial,
         *ran(cells, trial),
-        Ceiling(0.9, 0.9),
-        LocalOnly(0.5, ()),
+        Ceiling(0.9, 0.9, 100, 1.0),
+        LocalOnly(0.5, (), 100, 1.0),
     )
     add_rows(tmp_path, row)
     page = write_report(tmp_path).page.read_text(encoding="utf-8")

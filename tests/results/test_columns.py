@@ -336,18 +336,20 @@ def test_reference_columns_are_empty_without_their_lines(tmp_path: Path) -> None
     store.append(
         "references",
         [
-            reference_line("ceiling", Ceiling(0.9, 0.95)),
-            reference_line("another ceiling", Ceiling(0.1, 0.1)),
+            reference_line("ceiling", Ceiling(0.9, 0.95, 100, 1.0)),
+            reference_line("another ceiling", Ceiling(0.1, 0.1, 100, 1.0)),
         ],
     )
     store.append(
-        "references", [reference_line("local-only", LocalOnly(0.4, (0.5, None, 0.3, 0.4)))]
+        "references",
+        [reference_line("local-only", LocalOnly(0.4, (0.5, None, 0.3, 0.4), 100, 1.0))],
     )
     (after,) = read_results(tmp_path).rows
     found = {name for name in COLUMNS if before.values[name] != after.values[name]}
     assert found == {
         "ceiling_balanced_accuracy",
         "ceiling_accuracy",
+        "reference_rows",
         "local_only_balanced_accuracy",
         "share_of_ceiling",
     }
