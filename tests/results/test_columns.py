@@ -96,6 +96,7 @@ CONTRACT = [
     "recall_per_class",
     "ceiling_balanced_accuracy",
     "ceiling_accuracy",
+    "reference_rows",
     "local_only_balanced_accuracy",
     "chance",
     "uplink_bytes",
