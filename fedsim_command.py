@@ -15,13 +15,10 @@ def main() -> None:
 
     If the other simulator called ``fedsim`` is installed, say so in one line; the exit code is 2.
     """
-    if at := _other():
+    if other := _other():
         hint = "python -m pip uninstall -y fedsim fedsim-generative, then install this one again"
-        print(
-            f"fedsim: {at}: is another simulator, whose files hide or replace those of "
-            f"fedsim-generative; {hint}",
-            file=sys.stderr,
-        )
+        message = f"{other} is another simulator, which hides or replaces fedsim-generative; {hint}"
+        print(f"fedsim: {message}", file=sys.stderr)
         sys.exit(2)
     from fedsim.cli import main as command
 
@@ -34,11 +31,9 @@ def _other() -> str | None:
     This distribution was called so before version 0.2, and does not count.
     """
     try:
-        held = distribution("fedsim")
+        installed = distribution("fedsim")
     except PackageNotFoundError:
         return None
-    return (
-        None
-        if held.entry_points.select(group="fedsim.algorithms")
-        else f"fedsim {held.version} in {held.locate_file('')}"
-    )
+    if installed.entry_points.select(group="fedsim.algorithms"):
+        return None
+    return f"fedsim {installed.version} in {installed.locate_file('')}"

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from fedsim.device import normal
 from fedsim.methods.one_shot import places
-from fedsim.models.layers import one_hot
 from fedsim.privacy.statistics.moments import Products, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import (
@@ -159,11 +158,9 @@ def class_products(
     classes: int,
 ) -> Products:
     """Returns sums ``[C, k]`` and second moments ``[C k, k]`` of every class's residuals."""
-    onehot = one_hot(y, classes)
-    by_class = (onehot.unsqueeze(2) * u.unsqueeze(1)).flatten(1)  # [N, C k]
     return {
-        "class_sums": OuterProduct(onehot, u),
-        "class_second": OuterProduct(by_class, u),
+        "class_sums": OuterProduct.sums(u, y, classes),
+        "class_second": OuterProduct(u, u, y, classes),
     }
 
 
@@ -188,15 +185,14 @@ def site_products(
         ``[K, k (k + 1) / 2]``, as :func:`upper_triangles` arranges them; for every class of every
         site sums ``[K C, k]`` and counts ``[K C, 1]``.
     """
-    of_site = one_hot(site, sites)
-    of_class = one_hot(site * classes + y, sites * classes)
+    class_of_site = site * classes + y
     ones = u.new_ones(len(u), 1)
     return {
-        "site_sums": OuterProduct(of_site, u),
-        "site_counts": OuterProduct(of_site, ones),
-        "site_second": OuterProduct(of_site, upper_triangles(u)),
-        "site_class_sums": OuterProduct(of_class, u),
-        "site_class_counts": OuterProduct(of_class, ones),
+        "site_sums": OuterProduct.sums(u, site, sites),
+        "site_counts": OuterProduct.sums(ones, site, sites),
+        "site_second": OuterProduct.sums(upper_triangles(u), site, sites),
+        "site_class_sums": OuterProduct.sums(u, class_of_site, sites * classes),
+        "site_class_counts": OuterProduct.sums(ones, class_of_site, sites * classes),
     }
 
 
@@ -320,10 +316,10 @@ class BlockGenerator:
         in_block = w @ directions
         in_means = in_block @ self.onto
         mirrored = in_means + sign * (in_block - in_means)
-        drawn = torch.zeros_like(in_block)
-        for label, root in enumerate(self.roots):
-            of_label = (labels == label).float()[:, None]
-            drawn = drawn + of_label * (mirrored @ root)
+        drawn = torch.empty_like(in_block)
+        for label in torch.unique(labels).tolist():
+            of_label = (labels == label).nonzero()[:, 0]
+            drawn[of_label] = mirrored[of_label] @ self.roots[label]
         drawn = self.means[labels] + drawn
         outside = sign * (w - in_block @ directions.T)
         w = outside + drawn @ self.outward.T

@@ -9,7 +9,7 @@ is best spent on what they need.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -31,7 +31,7 @@ from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
 from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import moments, shrinkage
-from fedsim.privacy.statistics.outer_products import OuterProduct, unit_weights
+from fedsim.privacy.statistics.outer_products import unit_weights
 from fedsim.privacy.statistics.spectral import descending
 
 SHARES = {
@@ -303,7 +303,7 @@ class FedHypeVAEWarm(OneShot):
         products = moments.moment_products(r, rows.y, self.task.classes)
         emphasis = dict(zip(MOMENT_WEIGHTS, broadcast["emphasis"], strict=True))
         return {
-            name: OuterProduct(emphasis[name] * product.left, product.right)
+            name: replace(product, left=emphasis[name] * product.left)
             for name, product in products.items()
         }
 

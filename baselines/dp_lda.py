@@ -20,6 +20,8 @@ from fedsim.methods import Classifier, LinearClassifier, Server, register, spect
 
 LEAST_CLASS_VARIANCE = 0.05
 """The smallest variance of a class in the block, in units of what classes share."""
+MOST_DEVIATIONS = 2**26
+"""How many deviations of rows from class means are in memory at a time."""
 
 
 class DPLDAParams(FedHypeVAEWarmParams):
@@ -55,7 +57,7 @@ class DPLDA(FedHypeVAEWarm):
         if self.params.head == "ridge":
             return self._ridge(t["prior_means"], covariances.mean(0), basis, t["mean"])
         if self.params.head == "lda":
-            covariances = covariances.mean(0).expand_as(covariances)
+            covariances = covariances.mean(0, keepdim=True)
         elif self.params.head == "naive-bayes":
             covariances = torch.diag_embed(covariances.diagonal(dim1=1, dim2=2))
         return Discriminant(t["prior_means"], covariances, basis, t["mean"])
@@ -94,7 +96,7 @@ class Discriminant:
 
     Args:
         means: m_c ``[C, k]``.
-        covariances: S_c ``[C, k, k]``.
+        covariances: S_c ``[C, k, k]``, or one that all classes share, ``[1, k, k]``.
         basis: ``[d, k]``.
         centre: ``[d]``.
     """
@@ -118,6 +120,11 @@ class Discriminant:
     def probabilities(self, x: Tensor) -> Tensor:
         """Returns class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
         u = (x - self.centre) @ self.basis
+        rows = max(1, MOST_DEVIATIONS // self.means.numel())
+        return torch.cat([self._probabilities(some_rows) for some_rows in torch.split(u, rows)])
+
+    def _probabilities(self, u: Tensor) -> Tensor:
+        """Returns class probabilities ``[n, C]`` of rows in the block, ``[n, k]``."""
         deviations = u[:, None] - self.means  # [n, C, k]
         whitened = torch.einsum("nck,ckl->ncl", deviations, self.roots)
         squared_distance = whitened.square().sum(2)

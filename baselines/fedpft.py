@@ -34,7 +34,6 @@ from fedsim.methods import (
     clipped_statistics,
     moments,
     normal,
-    one_hot,
     register,
     rounded,
     to_device,
@@ -208,11 +207,11 @@ class DPFedPFT(ClientMixtures):
         classes = self.task.classes
         r = moments.in_unit_ball(clients.pooled.x)
         class_of_client = clients.layout.client * classes + clients.pooled.y
-        onehot = one_hot(class_of_client, count * classes)
+        cells = count * classes
         products = {
-            "sums": OuterProduct(onehot, r),
-            "counts": OuterProduct(onehot, torch.ones_like(r[:, :1])),
-            "squares": OuterProduct(onehot, r * r),
+            "sums": OuterProduct.sums(r, class_of_client, cells),
+            "counts": OuterProduct.sums(torch.ones_like(r[:, :1]), class_of_client, cells),
+            "squares": OuterProduct.sums(r * r, class_of_client, cells),
         }
         norms = Norms(1.0, weights=unit_weights(CLIENT_CLASS_WEIGHTS))
         sums, unit_norms = clipped_statistics(products, norms, clients.all_groups)

@@ -41,7 +41,6 @@ from fedsim.methods import (
     coordinate_statistics,
     exact_products,
     normal,
-    one_hot,
     receive_spread,
     register,
     stretched,
@@ -184,7 +183,7 @@ class PrivateEvolution(OneShot):
             count = -(-min(self.params.votes, total) * len(distinct) // total)
             nearest = cosines.argsort(dim=1, descending=True, stable=True)[:, :count]
             votes[of_class[:, None], distinct[nearest]] = count**-0.5
-        return {"votes": OuterProduct(one_hot(rows.y, self.task.classes), votes)}
+        return {"votes": OuterProduct.sums(votes, rows.y, self.task.classes)}
 
     def receive_votes(
         self,

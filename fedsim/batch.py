@@ -51,9 +51,8 @@ class Layout:
 
     @cached_property
     def _counts(self) -> Tensor:
-        return torch.bincount(
-            self.positions - self.span.start, minlength=self.span.stop - self.span.start
-        )
+        size = self.span.stop - self.span.start
+        return torch.bincount(self.positions - self.span.start, minlength=size)
 
     @cached_property
     def width(self) -> int:
@@ -64,8 +63,8 @@ class Layout:
 
     @cached_property
     def _slots(self) -> Tensor:
-        # a client's rows are consecutive: row n moves up by the empty slots of the clients before
-        # its own
+        # A client's rows are consecutive. Row n moves up by the empty slots of all clients before
+        # its own.
         empty = self.width - self._counts
         moved = torch.repeat_interleave(torch.cumsum(empty, 0) - empty, self._counts)
         return to_device(moved + torch.arange(len(self.client)), self.client.device)
@@ -75,14 +74,39 @@ class Layout:
         size = self.span.stop - self.span.start
         if size == 1:
             return rows.unsqueeze(0)
-        padded = rows.new_zeros(size * self.width, *rows.shape[1:]).index_copy_(
-            0, self._slots, rows
-        )
+        empty = rows.new_zeros(size * self.width, *rows.shape[1:])
+        padded = empty.index_copy_(0, self._slots, rows)
         return padded.view(size, self.width, *rows.shape[1:])
 
     def flatten(self, padded: Tensor) -> Tensor:
         """Return padded rows as ``[N, ...]``; the inverse of :meth:`pad`."""
         return padded.flatten(0, 1).index_select(0, self._slots)
+
+    def blocks(self, rows: int) -> Iterator[tuple[slice, Layout]]:
+        """Yield consecutive parts of the rows, each with its layout; a client stays in one part.
+
+        The layouts together have all clients, also those without a row.
+
+        Args:
+            rows: the size of a part; the last one, and one with a large client, may have more.
+        """
+        positions = self.positions
+        count = len(positions)
+        start = 0
+        first = 0
+        while True:
+            end = min(start + rows, count)
+            last = self.clients
+            if end < count:
+                end = int(torch.searchsorted(positions, positions[end - 1], right=True))
+            if end < count:
+                last = int(positions[end])
+            known = positions[start:end] - first
+            yield slice(start, end), Layout.on(self.client.device, known, last - first)
+            if end == count:
+                return
+            start = end
+            first = last
 
 
 @dataclass(frozen=True)
@@ -125,9 +149,12 @@ class Batch:
         ends = torch.arange(size, len(self) + size, size).clamp_max(len(self))
         if self.groups is not None:
             positions = self.groups.positions
-            ends = torch.unique_consecutive(
-                torch.searchsorted(positions, positions[ends - 1], right=True)
+            ends_of_groups = torch.searchsorted(
+                positions,
+                positions[ends - 1],
+                right=True,
             )
+            ends = torch.unique_consecutive(ends_of_groups)
         start = 0
         for end in ends.tolist():
             yield self.take(slice(start, end))
@@ -140,17 +167,14 @@ class Batch:
     def take(self, rows: Tensor | slice) -> Batch:
         """Return the batch of some rows: a slice, a bool mask or row numbers."""
         draws = {name: values[rows] for name, values in self.draws.items()}
+        known = None
         if isinstance(rows, slice):
             known = self.layout.positions[rows]
-        else:
-            known = None
         layout = replace(self.layout, client=self.layout.client[rows], known=known)
-        if self.groups is None:
-            groups = None
-        else:
-            groups = consecutive(
-                self.groups.positions[rows.cpu() if isinstance(rows, Tensor) else rows], self.x
-            )
+        groups = None
+        if self.groups is not None:
+            chosen = rows.cpu() if isinstance(rows, Tensor) else rows
+            groups = consecutive(self.groups.positions[chosen], self.x)
         return Batch(self.x[rows], self.y[rows], draws, layout, groups)
 
 
@@ -161,5 +185,5 @@ def consecutive(groups: Tensor, like: Tensor) -> Layout:
         groups: the group of every row, ``[N]`` on the CPU; the rows of a group follow each other.
         like: a tensor on the wanted device.
     """
-    numbers = torch.unique_consecutive(groups, return_inverse=True)[1]
-    return Layout.on(like.device, numbers, int(numbers[-1]) + 1 if len(numbers) else 0)
+    values, numbers = torch.unique_consecutive(groups, return_inverse=True)
+    return Layout.on(like.device, numbers, len(values))

@@ -14,6 +14,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from cyclopts import (
+    CoercionError,
     CycloptsError,
     MissingArgumentError,
     UnknownCommandError,
@@ -29,16 +30,16 @@ from fedsim.words import Printed, plain_console, print_line, wide_console
 NAMES = {"params": "--param", "with_": "--with"}
 """The options whose names are not those of their parameters."""
 TABLE_WIDTH = 100
-"""Columns that output has at least if it does not fit itself to the terminal."""
+"""The least width of output that does not adapt to the terminal, in characters."""
 TRUTH_VALUES = ("true", "false", "yes", "no", "on", "off")
-"""Values that some users write behind an option that takes none."""
+"""Values that some users write after an option that takes none."""
 
 
 def main() -> None:
     """Run the command line of this process, and exit."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            # a character that the encoding lacks, such as ε, becomes a question mark
+            # A character that the encoding lacks, such as ε, becomes a question mark.
             stream.reconfigure(errors="replace")
     try:
         with interrupts():
@@ -66,7 +67,7 @@ def run(arguments: list[str]) -> int:
     except UserError as error:
         raise _in_option_names(error, command) from error
     except KeyboardInterrupt as interruption:
-        if not interruption.args:  # an interruption with words was reported where it was caught
+        if not interruption.args:  # Whoever raised one with arguments has printed a message.
             print_line(plain_console(), "interrupted")
         return INTERRUPTED
     return _print(result)
@@ -77,10 +78,10 @@ def _version() -> str:
     from fedsim import __version__
     from fedsim.runs.manifest import revision
 
-    at = revision()
-    if at:
-        return f"fedsim {__version__}, revision {at}"
-    return f"fedsim {__version__}"
+    version = f"fedsim {__version__}"
+    if commit := revision():
+        version += f", revision {commit}"
+    return version
 
 
 def _parsed(arguments: list[str]) -> tuple[Callable[..., Any], inspect.BoundArguments, Any]:
@@ -90,9 +91,9 @@ def _parsed(arguments: list[str]) -> tuple[Callable[..., Any], inspect.BoundArgu
             arguments, print_error=False, exit_on_error=False, help_on_error=False
         )
     except CycloptsError as error:
-        chain = error.command_chain or ()
-        hint = " ".join(["see fedsim", *chain, "--help"])
-        raise UserError(" ".join(chain), _mistake(error), hint) from error
+        command = " ".join(error.command_chain or ())
+        hint = f"see fedsim {command} --help".replace("  ", " ")
+        raise UserError(command, _mistake(error), hint) from error
 
 
 def _mistake(error: CycloptsError) -> str:
@@ -107,6 +108,8 @@ def _mistake(error: CycloptsError) -> str:
         if argument.lower() in TRUTH_VALUES:
             words += "; an option such as --yes takes no value"
         return words
+    if isinstance(error, CoercionError) and error.token and error.target_type in (int, float):
+        return f"{error.token.keyword}: '{error.token.value}' is not a number"
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         return f"a value is missing for {' or '.join(error.argument.names)}"
     return " ".join(str(error).split()).rstrip(".")
@@ -139,14 +142,17 @@ def _in_option_names(error: UserError, command: Callable[..., Any]) -> UserError
     }
 
     def named(text: str) -> str:
-        return re.sub(r"`(\w+)(?:=True)?`", lambda match: options.get(match[1], match[0]), text)
+        return re.sub(
+            r"`(\w+)(?:=True)?`",
+            lambda match: options.get(match[1], match[0]),
+            text,
+        )
 
-    head = re.match(r"\w*", error.where)
-    if head:
-        parameter = head[0]
-    else:
-        parameter = ""
-    where = options.get(parameter, parameter) + error.where[len(parameter) :]
+    where = re.sub(
+        r"^\w+",
+        lambda match: options.get(match[0], match[0]),
+        error.where,
+    )
     return type(error)(named(where), named(error.what), named(error.hint))
 
 

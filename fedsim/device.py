@@ -7,6 +7,7 @@ the same noise on every device.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import TypeVar
@@ -60,28 +61,26 @@ def moved(tensors: Mapping[Key, Tensor], device: torch.device) -> dict[Key, Tens
     Floating-point tensors travel together as the widest of their types, which holds all their
     values; integers travel in one copy per type.
     """
-    kinds: dict[tuple[torch.device, torch.dtype | None], list[Key]] = {}
+    kinds: dict[tuple[torch.device, torch.dtype | None], list[Key]] = defaultdict(list)
     for name, value in tensors.items():
         if value.device.type != device.type:
-            kinds.setdefault(
-                (value.device, None if value.is_floating_point() else value.dtype), []
-            ).append(name)
-    there: dict[Key, Tensor] = {}
+            dtype = None if value.is_floating_point() else value.dtype
+            kinds[value.device, dtype].append(name)
+    there = dict(tensors)
     for names in kinds.values():
-        widest = reduce(torch.promote_types, (tensors[name].dtype for name in names))
-        flat = torch.cat([tensors[name].detach().reshape(-1).to(widest) for name in names])
-        parts = torch.split(to_device(flat, device), [tensors[name].numel() for name in names])
-        there |= {
-            name: part.view(tensors[name].shape).to(tensors[name].dtype)
-            for name, part in zip(names, parts, strict=True)
-        }
-    return {name: there.get(name, value) for name, value in tensors.items()}
+        values = [tensors[name] for name in names]
+        widest = reduce(torch.promote_types, [value.dtype for value in values])
+        flat = torch.cat([value.detach().reshape(-1).to(widest) for value in values])
+        parts = torch.split(to_device(flat, device), [value.numel() for value in values])
+        for name, value, part in zip(names, values, parts, strict=True):
+            there[name] = part.view(value.shape).to(value.dtype)
+    return there
 
 
 def bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
     """Return the bytes of a tensor, row by row, on the CPU."""
     whole = tensor.detach().cpu().contiguous()
-    # a single number may have any stride and still be contiguous
+    # A single number may have any stride and still be contiguous.
     return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy()
 
 
@@ -92,4 +91,11 @@ def normal(shape: Sequence[int], stream: torch.Generator, like: Tensor) -> Tenso
 
 def integers(below: int, shape: Sequence[int], stream: torch.Generator, like: Tensor) -> Tensor:
     """Return uniform int64 draws in ``0 .. below - 1``, on the device of ``like``."""
-    return to_device(torch.randint(below, tuple(shape), generator=stream), like.device)
+    return to_device(
+        torch.randint(
+            below,
+            tuple(shape),
+            generator=stream,
+        ),
+        like.device,
+    )

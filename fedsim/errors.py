@@ -29,9 +29,8 @@ class UserError(Exception):
         super().__init__(where, what, hint)
 
     def __str__(self) -> str:
-        return ": ".join(filter(None, (self.where, self.what))) + (
-            f"; {self.hint}" if self.hint else ""
-        )
+        mistake = ": ".join(filter(None, (self.where, self.what)))
+        return "; ".join(filter(None, (mistake, self.hint)))
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows instead of a traceback."""
@@ -86,10 +85,10 @@ def at(location: str | Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if isinstance(location, str):
-            where = ": ".join(filter(None, (location, error.where)))
-        else:
+        if callable(location):
             where = location(error.where)
+        else:
+            where = ": ".join(filter(None, (location, error.where)))
         raise type(error)(where, error.what, error.hint) from error
 
 

@@ -206,7 +206,13 @@ class Seeds:
         """
         import torch  # late, for a grid is read and data are partitioned without it
 
-        words = np.random.Philox(self.sequence(purpose, round_, client)).random_raw(312)
+        words = np.random.Philox(
+            self.sequence(
+                purpose,
+                round_,
+                client,
+            )
+        ).random_raw(312)
         state = _template().copy()
         state[_WORDS].view(np.uint64)[:] = words.view(np.uint32)
         generator = torch.Generator()

@@ -36,9 +36,8 @@ def at_most(bound: float | None, digits: int = 4) -> str:
 
 def counted(count: float, noun: str) -> str:
     """Return a count with its noun, which forms its plural with an s: 1 cell, 2 cells."""
-    if count == 1:
-        return f"{count:.10g} {noun}"
-    return f"{count:.10g} {noun}s"
+    plural = "" if count == 1 else "s"
+    return f"{count:.10g} {noun}{plural}"
 
 
 def json_number(value: Any) -> Any:
@@ -69,13 +68,13 @@ def setting(
     """
     parts = [name for name in names if name]
     if alpha is not None:
-        parts += [f"α = {number(alpha)}"]
+        parts.append(f"α = {number(alpha)}")
     if clients is not None:
-        parts += [counted(clients, "client")]
+        parts.append(counted(clients, "client"))
     if epsilon is not None:
-        parts += [f"ε = {number(epsilon)}"]
+        parts.append(f"ε = {number(epsilon)}")
     if seed is not None:
-        parts += [f"seed {seed}"]
+        parts.append(f"seed {seed}")
     return " · ".join(parts)
 
 
@@ -117,14 +116,17 @@ class Printed:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        plain: dict[str, Any] = {
-            "emoji": False,
-            "markup": False,
-            "color_system": None,
-            "force_terminal": False,
-            "force_jupyter": False,
-        }
-        self.show(Console(file=(text := StringIO()), width=140, **plain))
+        text = StringIO()
+        console = Console(
+            file=text,
+            width=140,
+            emoji=False,
+            markup=False,
+            color_system=None,
+            force_terminal=False,
+            force_jupyter=False,
+        )
+        self.show(console)
         return text.getvalue().rstrip()
 
 
@@ -133,11 +135,12 @@ def wide_console(console: Console, width: int = 200) -> Console:
 
     A table is then not cut to the terminal's width.
     """
-    kept: dict[str, Any] = {
-        "force_terminal": console.is_terminal,
-        "force_jupyter": console.is_jupyter,
-        "no_color": console.no_color,
-    }
     return Console(
-        file=console.file, width=max(console.width, width), **kept, emoji=False, markup=False
+        file=console.file,
+        width=max(console.width, width),
+        force_terminal=console.is_terminal,
+        force_jupyter=console.is_jupyter,
+        no_color=console.no_color,
+        emoji=False,
+        markup=False,
     )

@@ -1,4 +1,4 @@
-"""How a command ends, what a bench leaves, waiting for a condition, and plug-ins that misbehave."""
+"""Runs commands and benches, waits for conditions, and has plug-ins that misbehave."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from fedsim.results.columns import Row
 from fedsim.results.join import read_results
-from fedsim.runs.in_process import InProcess
+from fedsim.runs.engine import InProcess
 from fedsim.runs.prepare import Node
 
 PATIENCE = 600
@@ -67,7 +67,7 @@ class Optimist(WeightNoiseCVAE):
 
 
 def wait_until(holds: Callable[[], object], timeout: float = PATIENCE) -> None:
-    """Return as soon as ``holds`` does; an error after ``timeout`` seconds."""
+    """Return as soon as ``holds`` is true; fail after ``timeout`` seconds."""
     end = time.monotonic() + timeout
     while not holds():
         assert time.monotonic() < end, f"not within {timeout} s"
@@ -76,16 +76,24 @@ def wait_until(holds: Callable[[], object], timeout: float = PATIENCE) -> None:
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """The end of a command."""
 
     returncode: int
     stdout: str
     stderr: str
 
 
+def assert_refused(done: Done, words: str) -> None:
+    """Assert that a command ended by a user's mistake: with one line, which has these words."""
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
+
+
 @dataclass(frozen=True)
 class Ran:
-    """What a bench left."""
+    """The results of a bench."""
 
     code: int
     output: str
@@ -114,13 +122,13 @@ def keep_claims(patch: pytest.MonkeyPatch) -> None:
 def run_in_process(patch: pytest.MonkeyPatch, node: Node | None = None) -> None:
     """Train what a command trains in this process, in place of Ray."""
     keep_claims(patch)
-    patch.setattr("fedsim.runs.ray.local_ray", lambda asked: nullcontext(InProcess(node or asked)))
+    patch.setattr(
+        "fedsim.runs.ray.local_cluster", lambda asked: nullcontext(InProcess(node or asked))
+    )
 
 
 def slowness() -> float:
-    """How many times longer work takes on this machine now than it would by itself: others may have
-    its cores, too.
-    """
+    """Return how many times longer work takes now than on an idle machine."""
     start = time.perf_counter()
     work = time.process_time()
     while time.process_time() - work < 0.3:
@@ -129,7 +137,5 @@ def slowness() -> float:
 
 
 def interruptible() -> None:
-    """For a new process: Ctrl-C reaches it, also where the tests run in the background of a shell,
-    which has it ignored.
-    """
+    """Let Ctrl-C reach a new process, even if a shell runs the tests in the background."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

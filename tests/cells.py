@@ -39,9 +39,7 @@ SHIPPED = sorted(entry.name for entry in entry_points(group=GROUP))
 
 
 def crossed(quickly: Callable[..., bool], *axes: Iterable[Any]) -> list[Any]:
-    """All combinations of the axes, for a test's parameters; those that are not run ``quickly`` are
-    left to the slow tests.
-    """
+    """Return all combinations of the axes; those that are not ``quickly`` run are slow tests."""
     return [
         pytest.param(*values, marks=() if quickly(*values) else pytest.mark.slow)
         for values in product(*axes)
@@ -49,13 +47,13 @@ def crossed(quickly: Callable[..., bool], *axes: Iterable[Any]) -> list[Any]:
 
 
 def quick(name: str, **params: Any) -> dict[str, Any]:
-    """An entry of ``algorithms`` that trains for a moment."""
+    """Return an entry of ``algorithms`` that trains for a moment."""
     return {"name": name, "params": lookup(name).Params.brief(BRIEF, params) | params}
 
 
 @cache
 def public_digits() -> dict[str, str]:
-    """Digits with noise, which are nobody's rows, as a grid's ``public``."""
+    """Return digits with noise, which are nobody's data, as the key ``public`` of a grid."""
     from sklearn.datasets import load_digits
 
     x = load_digits().data
@@ -65,9 +63,7 @@ def public_digits() -> dict[str, str]:
 
 
 def uses_public(entry: Any) -> bool:
-    """Whether an entry of ``algorithms`` needs public rows; a class is not asked, and one with a
-    mistake needs none.
-    """
+    """Return whether an entry of ``algorithms`` needs public data; a class does not."""
     if isinstance(entry, type):
         return False
     if isinstance(entry, str):
@@ -78,41 +74,61 @@ def uses_public(entry: Any) -> bool:
         params = entry.get("params", {})
     cls = lookup(name)
     try:
-        return cls(cls.Params.model_validate(params), Task(64, 10, 4)).uses_public()
+        return cls(
+            cls.Params.model_validate(params),
+            Task(
+                64,
+                10,
+                4,
+            ),
+        ).uses_public()
     except (TypeError, ValidationError):
         return False
 
 
 def small_grid(*algorithms: str | dict[str, Any], **keys: Any) -> Grid:
-    """A grid on 200 rows of digits, 4 clients, with public rows where a method uses them."""
+    """Return a grid on 200 digits and 4 clients, with public data where a method uses them."""
     entries = [quick(entry) if isinstance(entry, str) else entry for entry in algorithms]
     base = SMALL | ({"public": public_digits()} if any(map(uses_public, entries)) else {})
     return Grid.model_validate({**base, "algorithms": entries, **keys})
 
 
 def small_cells(*algorithms: str | dict[str, Any], **keys: Any) -> Prepared:
-    """Its cells."""
+    """Return the cells of :func:`small_grid`."""
     return prepare(small_grid(*algorithms, **keys), NODES)
 
 
 def one_cell(entry: str | dict[str, Any], **keys: Any) -> tuple[Trial, Embeddings, Any]:
-    """The only cell of such a grid, ready to train: its trial, its data and its algorithm."""
+    """Return the only cell of such a grid, ready to train, with its data and its algorithm."""
     prepared = small_cells(entry, **keys)
     (trial,), (data,) = prepared.trials, prepared.data.values()
     trial = trial.given(data)
-    return trial, data, build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    return (
+        trial,
+        data,
+        build_algorithm(
+            trial.cell.algorithm,
+            trial.cell.params,
+            trial.task,
+        ),
+    )
 
 
 def score_probe(x_train: Any, y_train: Any, x_test: Any, y_test: Any, probe_c: float) -> Scores:
-    """The scores, over real test rows, of the evaluation's probe on training rows."""
+    """Return the scores of the evaluation's probe, trained and tested on these examples."""
     classes = 1 + int(max(y_train.max(), y_test.max(initial=0)))
     return scores_of(
-        probe_predictions(fit_probe(x_train, y_train, probe_c), x_test, y_test, classes)
+        probe_predictions(
+            fit_probe(x_train, y_train, probe_c),
+            x_test,
+            y_test,
+            classes,
+        )
     )
 
 
 def digits_of_sites(folder: Path) -> Path:
-    """An embedding file with a column ``site``; a third of the rows is north's, half south's."""
+    """Write a file with a column ``site``: a third of the examples is north's, half south's."""
     digits = load(DatasetSpec(name="digits", limit=300))
     x = np.concatenate([digits.x_train, digits.x_test[:150]])
     y = np.concatenate([digits.y_train, digits.y_test[:150]])
@@ -145,7 +161,7 @@ def digits_of_writers(folder: Path, **columns: Any) -> Path:
 
 
 def centred_at(mean: Tensor, scale: float = 1.0) -> Tensors:
-    """Coordinates of no direction that has a scale of its own."""
+    """Return coordinates without a direction that has a scale of its own."""
     none = mean.new_zeros(len(mean), 0)
     parts = {
         "mean": mean,

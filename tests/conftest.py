@@ -1,6 +1,4 @@
-"""Shared by all tests: one thread a process, so that parallel tests do not compete for cores;
-plug-ins; a Ray cluster, a bench on it.
-"""
+"""The fixtures of all tests: commands, plug-ins, benches and a Ray cluster."""
 
 import io
 import os
@@ -12,7 +10,8 @@ from typing import Any
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too
+# One thread per process, so that parallel tests and their processes do not compete for cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")  # a busy machine would leave the workers nothing
 
 import torch
@@ -24,16 +23,16 @@ from rich.console import Console
 from fedsim.cli import main
 from fedsim.grid.models import Grid
 from fedsim.runs.bench import run_bench
-from fedsim.runs.in_process import InProcess
+from fedsim.runs.engine import InProcess
 from fedsim.runs.prepare import Node, prepare
 
-# a busy machine may take its time, and the same code gives the same verdict again
+# A busy machine may take its time, and the same code gives the same result again.
 settings.register_profile("fedsim", deadline=None, derandomize=True)
 settings.load_profile("fedsim")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests on the shared Ray cluster are one worker's, so that there is one."""
+    """Run all tests on the shared Ray cluster in one worker, so that there is one cluster."""
     for item in items:
         if "_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
@@ -46,12 +45,19 @@ def threads() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The working folder, for plug-ins; what was imported from it is forgotten after the test."""
+    """The working folder, for plug-ins; imports from it are forgotten after the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
     for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+        if str(
+            getattr(
+                module,
+                "__file__",
+                None,
+            )
+            or ""
+        ).startswith(str(tmp_path)):
             del sys.modules[name]
 
 
@@ -59,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Done]:
-    """Runs ``fedsim`` in this process, in the working folder; for whatever starts no Ray."""
+    """Runs a ``fedsim`` command that starts no Ray, in this process and the working folder."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*arguments: str) -> Done:
@@ -82,9 +88,7 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def _cluster(plugins: Path) -> Iterator[None]:
-    """Four CPUs and two GPUs by count, started in the plug-ins' folder as ``fedsim bench`` would
-    be.
-    """
+    """A cluster with four CPUs and two counted GPUs, started in the folder of plug-ins."""
     from fedsim.runs.ray import local_cluster
 
     with pytest.MonkeyPatch.context() as patch:
@@ -96,9 +100,7 @@ def _cluster(plugins: Path) -> Iterator[None]:
 
 @pytest.fixture
 def ray_cluster(_cluster: None) -> Iterator[None]:
-    """The session's cluster; what a test reserved on it and left, as an interrupted bench does, is
-    free again for the next.
-    """
+    """The session's cluster; resources that a test has left reserved are freed after it."""
     yield
     from ray import (
         PlacementGroupID,
@@ -131,10 +133,7 @@ def bench(
 
 @pytest.fixture
 def ray_bench(ray_cluster: None, tmp_path: Path) -> Callable[..., Ran]:
-    """Runs a grid on the shared cluster, in the folder ``name``: one cell after another, since
-    every further slot imports torch anew.
-    """
-
+    """Runs a grid on the shared cluster, in the folder ``name``, one cell after another."""
     from fedsim.runs.ray import RayEngine
 
     def run(grid: Grid, name: str = "run", **how: Any) -> Ran:
@@ -155,5 +154,15 @@ def ran(
 ) -> Ran:
     console = Console(file=io.StringIO(), width=200)
     prepared = prepare(grid, nodes, parallel, keep_going=keep_going)
-    code = run_bench(prepared, folder, console, nullcontext(engine), retry_failed=retry_failed)
-    return Ran(code, console.file.getvalue(), folder)  # type: ignore[attr-defined]
+    code = run_bench(
+        prepared,
+        folder,
+        console,
+        nullcontext(engine),
+        retry_failed=retry_failed,
+    )
+    return Ran(
+        code,
+        console.file.getvalue(),
+        folder,
+    )  # type: ignore[attr-defined]

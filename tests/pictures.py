@@ -17,7 +17,7 @@ SITES = ("head_neck_face", "trunk", None)
 
 
 def picture(seed: int, size: int = 20) -> Image.Image:
-    """A smooth colour picture of its own for every seed."""
+    """Return a smooth colour picture, another one for every seed."""
     rng = np.random.default_rng(seed)
     corners = rng.integers(0, 256, (2, 2, 3)).astype(np.uint8)
     return Image.fromarray(corners).resize((size, size + 4), Image.Resampling.BILINEAR)
@@ -26,7 +26,7 @@ def picture(seed: int, size: int = 20) -> Image.Image:
 def save_folder(
     root: Path, classes: tuple[str, ...] = ("cat", "dog", "eel"), each: int = 8, start: int = 0
 ) -> Path:
-    """``root/<class>/<n>.png``, ``each`` pictures a class."""
+    """Save ``root/<class>/<n>.png``, ``each`` pictures per class."""
     for c, name in enumerate(classes):
         (root / name).mkdir(parents=True)
         for n in range(each):
@@ -35,7 +35,7 @@ def save_folder(
 
 
 def save_encoder(folder: Path, seed: int = 0, size: int = 28) -> EncoderSpec:
-    """A DINOv2 of two narrow layers with random weights, saved as ``save_pretrained`` does."""
+    """Save a DINOv2 of two narrow layers with random weights."""
     import torch
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
@@ -59,11 +59,16 @@ def save_encoder(folder: Path, seed: int = 0, size: int = 28) -> EncoderSpec:
 def save_medmnist(
     path: Path, classes: int = 11, train: int = 60, test: int = 30, size: int = 28
 ) -> Path:
-    """A file as MedMNIST's, with fewer images."""
+    """Save a file in MedMNIST's format, with fewer images."""
     rng = np.random.default_rng(0)
     arrays = {}
     for part, count in (("train", train), ("val", 12), ("test", test)):
-        arrays[f"{part}_images"] = rng.integers(0, 256, (count, size, size), dtype=np.uint8)
+        arrays[f"{part}_images"] = rng.integers(
+            0,
+            256,
+            (count, size, size),
+            dtype=np.uint8,
+        )
         arrays[f"{part}_labels"] = (np.arange(count) % classes).astype(np.uint8)[:, None]
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays)
@@ -71,7 +76,7 @@ def save_medmnist(
 
 
 def save_milk10k(root: Path) -> Path:
-    """48 lesions in MILK10k's format, two images each, of 9 of the 11 diagnoses."""
+    """Save 48 lesions in MILK10k's format, two images each, of 9 of the 11 diagnoses."""
     metadata = []
     truth = []
     for lesion in range(48):
@@ -103,7 +108,7 @@ def save_milk10k(root: Path) -> Path:
 
 
 def save_ham10000(root: Path, lacks: tuple[str, ...] = ()) -> Path:
-    """60 images of 30 lesions in two parts, with the metadata as Dataverse has it."""
+    """Save 60 images of 30 lesions in two parts, with the metadata as Dataverse has it."""
     lines = []
     for part in IMAGE_FOLDERS:
         (root / part).mkdir(parents=True)
@@ -156,7 +161,7 @@ pneumonia.
 
 
 def save_chest_xray(root: Path) -> Path:
-    """Small X-rays by these names, in the folders as they are distributed."""
+    """Save small X-rays by these names, in the folders as they are distributed."""
     for folder, names in CHEST_XRAYS.items():
         (root / "chest_xray" / folder).mkdir(parents=True)
         for seed, name in enumerate(names):

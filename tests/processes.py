@@ -1,4 +1,4 @@
-"""Benches as processes of their own, their Ray processes, and what is left of them."""
+"""Starts benches as processes, and finds their Ray processes and their results."""
 
 import os
 import subprocess
@@ -33,12 +33,16 @@ resources: {clients_per_actor: all}
 def bench(
     folder: Path, *options: str, preexec: Callable[[], None] = interruptible, **how: Any
 ) -> Iterator[subprocess.Popen[str]]:
-    """A bench of ``g.yaml``, in a process group of its own; it is killed at the end of the
-    block.
-    """
+    """Run a bench of ``g.yaml`` in its own process group until the end of the block."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "process_group": 0} | how
     command = [FEDSIM, "bench", "--grid", "g.yaml", *options]
-    process = subprocess.Popen(command, cwd=folder, text=True, preexec_fn=preexec, **pipes)
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        text=True,
+        preexec_fn=preexec,
+        **pipes,
+    )
     try:
         yield process
     finally:
@@ -47,7 +51,7 @@ def bench(
 
 
 def when(holds: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120.0) -> Any:
-    """What ``holds`` returns once that is true of a process that runs."""
+    """Return what ``holds`` returns once that is true, while a process runs."""
     end = time.monotonic() + seconds
     while not (found := holds()):
         assert process.poll() is None, process.communicate()
@@ -57,9 +61,7 @@ def when(holds: Callable[[], Any], process: subprocess.Popen[str], seconds: floa
 
 
 def offspring(pid: int, *names: str) -> list[psutil.Process]:
-    """The processes that one started, and those that these started; only those whose command line
-    holds one of ``names``.
-    """
+    """Return all descendants of a process, or those with one of ``names`` in their command."""
     found = []
     for each in psutil.Process(pid).children(recursive=True):
         try:
@@ -72,7 +74,7 @@ def offspring(pid: int, *names: str) -> list[psutil.Process]:
 
 
 def wait_for_the_end_of(processes: list[psutil.Process], seconds: float = 10.0) -> None:
-    """Return when all have ended; an error after so many seconds."""
+    """Return when all processes have ended; fail after some seconds."""
     end = time.monotonic() + seconds
     while left := [
         each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
@@ -82,12 +84,12 @@ def wait_for_the_end_of(processes: list[psutil.Process], seconds: float = 10.0) 
 
 
 def rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """Rows by cell, without their wall time; of a bench under way those that are finished."""
+    """Return the finished results by cell, without their wall time."""
     return {row.cell_id: values_of(row, *TIMES) for row in read_results(folder / "runs" / "g").rows}
 
 
 def rounds(folder: Path) -> list[dict[str, Any]]:
-    """Round records by cell and round."""
+    """Return the round records, ordered by cell and round."""
     return sorted(
         read_results(folder / "runs" / "g").rounds(),
         key=lambda record: (record["cell_id"], record["round"]),
@@ -95,9 +97,7 @@ def rounds(folder: Path) -> list[dict[str, Any]]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment, without what Ray left in it and the machine's token, with more in
-    it.
-    """
+    """Return this process's environment without variables of Ray, with some variables added."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return (
         own | ({} if "RAY_AUTH_TOKEN" in variables else {"RAY_AUTH_MODE": "disabled"}) | variables

@@ -1,8 +1,9 @@
-"""Made-up rows of a grid, as a real bench would write them; and the row of a cell that ran here."""
+"""Makes up results as a bench would write them, and joins those of cells that ran here."""
 
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +24,8 @@ from fedsim.runs.prepare import Prepared
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Outcome, Trial, run_trial
 
-AUDIT = ("epsilon_lower", "pairs", "canary_ratio", "params")
-CELL = (
-    *(
-        "source",
-        "algorithm",
-        "label",
-        "params",
-        "dataset_hash",
-        "public",
-        "public_hash",
-        "public_licence",
-        "clients",
-        "seed",
-        "noise",
-    ),
-    *("delta", "unit", "trust"),
-)
-PLAN = ("epsilon_target", "delta", "trust", "scope", "claim", "selection")
-LINE = (
-    *(
-        "dataset",
-        "alpha",
-        "yields",
-        "train_rows",
-        "train_groups",
-        "parameters",
-        "uplink_bytes",
-        "downlink_bytes",
-    ),
-    *("versions",),
-)
-"""The columns that an audit, a cell, a plan and the line of a training hold by the same names."""
 NOISE = {"sigma": 4.2, "clip": 1.0, "sensitivity": 1.0}
-"""What the plan of a made-up row says beside them."""
+"""The noise in the plan of a made-up result."""
 ERROR = {
     "type": "ValueError",
     "message": "rows hold NaN",
@@ -65,11 +34,9 @@ ERROR = {
 
 
 def make_row(*, plan: Mapping[str, Any] = NOISE, **values: Any) -> Row:
-    """One row; everything has a default."""
+    """Return a result; everything has a default."""
     epsilon = values.get("epsilon_target", 1.0)
-    private = epsilon is not None
-    noisy = private and math.isfinite(epsilon)
-    base = {
+    columns = dict.fromkeys(COLUMNS) | {
         "cell_id": "a",
         "status": "ok",
         "algorithm": values.get("label", "fedhypevae"),
@@ -83,27 +50,7 @@ def make_row(*, plan: Mapping[str, Any] = NOISE, **values: Any) -> Row:
         "clients": 10,
         "partition_hash": "ef01",
         "seed": 0,
-        "epsilon_target": epsilon,
-        "epsilon_spent": epsilon * 0.995 if private else None,
-        "delta": 1e-4 if private else None,
-        "unit": "example" if private else None,
-        "relation": "add-or-remove-one" if private else None,
-        "trust": "aggregate" if private else None,
-        "scope": "joint" if private else None,
-        "claim": "proved" if noisy else "none",
-        "accountant": "prv" if private else None,
-        "noise": "seeded" if private else None,
-        "mechanisms": [
-            {
-                "noise_multiplier": 4.2 / epsilon,
-                "sample_rate": 0.08,
-                "count": 400,
-                "release": "dp-sgd",
-            }
-        ]
-        if noisy
-        else None,
-        "noise_at": "sum" if private else None,
+        "claim": "none",
         "evaluation": {},
         "accuracy": 0.5,
         "balanced_accuracy": 0.5,
@@ -118,35 +65,54 @@ def make_row(*, plan: Mapping[str, Any] = NOISE, **values: Any) -> Row:
         "train_seconds": 4.2,
         "versions": {"fedsim": "0.1.0"},
     }
-    made = dict.fromkeys(COLUMNS) | base | values
-    assert set(made) == set(COLUMNS)
-    if made["balanced_accuracy"] is not None and made["ceiling_balanced_accuracy"]:
-        made["share_of_ceiling"] = made["balanced_accuracy"] / made["ceiling_balanced_accuracy"]
-    return Row(
-        made, {**{name: made[name] for name in PLAN}, **plan, "releases": []} if private else {}
-    )
+    if epsilon is not None:
+        columns |= {
+            "epsilon_target": epsilon,
+            "epsilon_spent": epsilon * 0.995,
+            "delta": 1e-4,
+            "unit": "example",
+            "relation": "add-or-remove-one",
+            "trust": "aggregate",
+            "scope": "joint",
+            "accountant": "prv",
+            "noise": "seeded",
+            "noise_at": "sum",
+        }
+        if math.isfinite(epsilon):
+            mechanism = {"sample_rate": 0.08, "count": 400, "release": "dp-sgd"}
+            columns["mechanisms"] = [{"noise_multiplier": 4.2 / epsilon, **mechanism}]
+            columns["claim"] = "proved"
+    columns |= values
+    assert set(columns) == set(COLUMNS)
+    if columns["balanced_accuracy"] is not None and columns["ceiling_balanced_accuracy"]:
+        share = columns["balanced_accuracy"] / columns["ceiling_balanced_accuracy"]
+        columns["share_of_ceiling"] = share
+    if epsilon is None:
+        return Row(columns)
+    names = ("epsilon_target", "delta", "trust", "scope", "claim", "selection")
+    return Row(columns, {**{name: columns[name] for name in names}, **plan, "releases": []})
 
 
-def make_failed(**fields: Any) -> Row:
-    """One failed row."""
-    none = dict.fromkeys(
-        [
-            "accuracy",
-            "balanced_accuracy",
-            "macro_f1",
-            "epsilon_spent",
-            "accountant",
-            "uplink_bytes",
-            "train_seconds",
-        ]
+def make_failed(**values: Any) -> Row:
+    """Return a failed result."""
+    missing = (
+        "accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+        "epsilon_spent",
+        "accountant",
+        "uplink_bytes",
+        "seconds",
+        "train_seconds",
     )
-    return make_row(**none | {"status": "failed", "error": ERROR, "seconds": None} | fields)
+    failure = {"status": "failed", "error": ERROR}
+    return make_row(**{**dict.fromkeys(missing), **failure, **values})
 
 
 def make_rounds(
     cell_id: str, rounds: int = 8, start: int = 0, **values: Any
 ) -> list[dict[str, Any]]:
-    """The round records of a sound training; a value may be a list, one element a round."""
+    """Return the records of a sound training; a list has one value per round."""
     sound = {
         "signal_norm": 100.0,
         "noise_norm": 200.0,
@@ -161,116 +127,115 @@ def make_rounds(
         "generated_prior_norm": 1.0,
         "parameter_norm": 7.7,
     } | values
-    given = [
-        {name: value[t] if isinstance(value, list) else value for name, value in sound.items()}
-        for t in range(rounds)
-    ]
-    return [
-        {"cell_id": cell_id, "round": start + t, "release": "dp-sgd", **each}
-        for t, each in enumerate(given)
-    ]
+    records = []
+    for t in range(rounds):
+        record = {"cell_id": cell_id, "round": start + t, "release": "dp-sgd"}
+        for name, value in sound.items():
+            record[name] = value[t] if isinstance(value, list) else value
+        records.append(record)
+    return records
 
 
 def changed(row: Row, **values: Any) -> Row:
-    """A row with other values."""
+    """Return a result with other values."""
     return Row({**row.values, **values}, row.plan)
 
 
 def values_of(row: Row, *without: str) -> dict[str, Any]:
-    """The columns of a row, but for some."""
+    """Return the columns of a result, without some."""
     return {name: value for name, value in row.values.items() if name not in without}
 
 
+def parts_of(row: Row) -> dict[str, dict[str, Any]]:
+    """Return the values of a result's columns as the lines have them; see ``Column.path``."""
+    parts: dict[str, dict[str, Any]] = {}
+    for name, column in COLUMNS.items():
+        *groups, key = column.path.split(".")
+        part: dict[str, Any] = parts
+        for group in groups:
+            part = part.setdefault(group, {})
+        part[key] = row.values[name]
+    return parts
+
+
 def add_rows(folder: Path, *rows: Row) -> None:
-    """Write the result lines that give these rows, and the cells of a manifest."""
+    """Write the result lines that give these results, and the cells of a manifest."""
     path = folder / "manifest.json"
-    if path.exists():
-        manifest = json.loads(path.read_text())
-    else:
-        manifest = {}
+    manifest = json.loads(path.read_text()) if path.exists() else {}
     cells = {cell["cell_id"]: cell for cell in manifest.get("cells", [])}
     for row in rows:
         key = f"t-{row.cell_id}"
-        references = {
-            f"ceiling-{key}": row.ceiling_balanced_accuracy,
-            f"local-only-{key}": row.local_only_balanced_accuracy,
-        }
-        cells[row.cell_id] = {"cell_id": row.cell_id, "label": row.label, "training_id": key}
-        cells[row.cell_id] |= dict(zip(("ceiling", "local_only"), references, strict=True))
+        ceiling = f"ceiling-{key}"
+        local_only = f"local-only-{key}"
+        entry = Entry(row.cell_id, key, row.label, ceiling, local_only)
+        cells[row.cell_id] = asdict(entry)
+        parts = parts_of(row)
         training = training_of(row, key)
         add_lines(folder / "trainings.jsonl", [training])
-        if row.status == "failed":
-            evaluated = []
-        else:
-            evaluated = [evaluation_of_row(row, key)]
-        add_lines(folder / "evaluations.jsonl", evaluated)
-        for name, score in references.items():
-            scores = {
-                "balanced_accuracy": score,
-                "accuracy": row.ceiling_accuracy,
-                "mean": score,
-                "clients": [],
+        if row.status != "failed":
+            add_lines(folder / "evaluations.jsonl", [evaluation_of_row(row, key)])
+        references = []
+        if row.ceiling_balanced_accuracy:
+            references.append({"reference": ceiling, **parts["ceiling"]})
+        if row.local_only_balanced_accuracy:
+            references.append({"reference": local_only, **parts["local_only"], "clients": []})
+        add_lines(folder / "references.jsonl", references)
+        refuted = row.status == "refuted"
+        if row.audit_pairs or refuted:
+            claim = claim_of(training["cell"])
+            audit = {
+                "audit": key,
+                "claim": claim,
+                "refuted": refuted,
+                **parts["audit"],
             }
-            add_lines(folder / "references.jsonl", [{"reference": name, **scores}] if score else [])
-        audit = {name: getattr(row, f"audit_{name}") for name in AUDIT} | {
-            "refuted": row.status == "refuted"
-        }
-        audit |= {"audit": key, "claim": claim_of(training["cell"])}
-        add_lines(folder / "audits.jsonl", [audit] if audit["pairs"] or audit["refuted"] else [])
+            add_lines(folder / "audits.jsonl", [audit])
     path.write_text(json.dumps(manifest | {"cells": list(cells.values())}))
 
 
 def training_of(row: Row, key: str) -> dict[str, Any]:
-    """The line of a row's training."""
-    cell = {name: getattr(row, name) for name in CELL} | {
-        "cell_id": row.cell_id,
-        "epsilon": row.epsilon_target,
-        "unit_column": row.unit,
-    }
-    cell |= {
-        "partition": {"scheme": row.scheme},
-        "evaluation": (row.evaluation or {}) | {"unseen": row.unseen},
-    }
-    cell["tuning"] = row.tuning and {
-        name: value for name, value in row.tuning.items() if name not in ("chosen", "trained")
-    }
-    ledger = {
-        name: getattr(row, name)
-        for name in ("epsilon_spent", "accountant", "mechanisms", "noise_at", "counted_by")
-    }
+    """Return the line of a result's training."""
+    parts = parts_of(row)
+    cell = parts["cell"]
+    cell["evaluation"] |= row.evaluation or {}
+    for name in ("cell_id", "label", "delta", "unit", "trust", "noise"):
+        cell[name] = row.values[name]
+    cell |= {"epsilon": row.epsilon_target, "unit_column": row.unit, "tuning": None}
+    trials = None
+    if row.tuning:
+        cell["tuning"] = {key: row.tuning[key] for key in row.tuning if key != "chosen"}
+        trials = cell["tuning"].pop("trained")
+    ledger = None
+    if row.plan:
+        ledger = parts["ledger"] | {"unaccounted": ""}
+    error = None
+    if row.status == "failed":
+        error = row.error
     if row.status == "unaccounted":
-        ledger["unaccounted"] = row.error["message"]
-    else:
-        ledger["unaccounted"] = ""
-    return {
+        ledger = parts["ledger"] | {"unaccounted": row.error["message"]}
+    return parts["training"] | {
         "training_id": key,
-        "error": row.error if row.status == "failed" else None,
+        "error": error,
         "cell": cell,
         "plan": row.plan or None,
-        "ledger": ledger if row.plan else None,
-        "task": {"classes": round(1 / row.chance) if row.chance else 10},
-        "partition": row.partition_hash,
-        "state": row.generator,
-        "trials": row.tuning and row.tuning["trained"],
-        "seconds": row.train_seconds,
-        **{name: getattr(row, name) for name in LINE},
+        "ledger": ledger,
+        "task": {"classes": round(1 / (row.chance or 0.1))},
+        "train_groups": row.train_groups,
+        "trials": trials,
     }
 
 
 def evaluation_of_row(row: Row, key: str) -> dict[str, Any]:
-    """The line of a row's evaluation."""
-    same = {
-        name: getattr(row, name)
-        for name in ("cell_id", "evaluation_source", "tested", "label_shares")
-    }
-    scores = {name: score for name, score in row.scores.items() if name != "share_of_ceiling"}
-    shown = {
+    """Return the line of a result's evaluation."""
+    return parts_of(row)["evaluation"] | {
+        "cell_id": row.cell_id,
         "training_id": key,
         "error": None,
         "seconds": row.evaluation_seconds or 0.0,
-        "recalls": row.recall_per_class,
+        "scores": {name: row.scores[name] for name in row.scores if name != "share_of_ceiling"},
+        "evaluation": row.evaluation or {},
+        "clients": [],
     }
-    return same | shown | {"scores": scores, "evaluation": row.evaluation or {}, "clients": []}
 
 
 def add_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -284,25 +249,22 @@ def add_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
             file.writelines(texts)
 
 
-def joined(
-    trial: Trial,
-    training: Outcome | RowError,
-    evaluation: EvaluationResult | RowError | None = None,
-    ceiling: Ceiling | None = None,
-    local_only: LocalOnly | None = None,
-) -> Row:
-    """The row that the lines of a cell give."""
-    row = lines_of(trial, training, evaluation, ceiling, local_only).row(
-        entry_of(trial), evaluated=evaluation is not None
-    )
+def joined(trial: Trial, *ended: Any) -> Row:
+    """Return the result of a cell, from what its lines are made of; see :func:`lines_of`."""
+    row = lines_of(trial, *ended).row(entry_of(trial), evaluated=len(ended) > 1)
     assert row is not None
     return row
 
 
 def entry_of(trial: Trial) -> Entry:
-    """A cell by the keys of its lines."""
+    """Return a cell with the keys of its lines."""
+    cell = trial.cell
     return Entry(
-        trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only"
+        cell.cell_id,
+        cell.training_id,
+        cell.label,
+        "ceiling",
+        "local-only",
     )
 
 
@@ -313,44 +275,71 @@ def lines_of(
     ceiling: Ceiling | None = None,
     local_only: LocalOnly | None = None,
 ) -> RunResults:
-    """The lines of a cell."""
-    references = {
-        kind: reference_line(kind, value)
-        for kind, value in (("ceiling", ceiling), ("local-only", local_only))
-        if value
-    }
+    """Return the lines of a cell."""
+    evaluations = {}
+    if evaluation is not None:
+        evaluations[trial.cell.cell_id] = evaluation_line(
+            trial,
+            evaluation,
+            1.0,
+        )
+    references = {}
+    if ceiling is not None:
+        references["ceiling"] = reference_line("ceiling", ceiling)
+    if local_only is not None:
+        references["local-only"] = reference_line("local-only", local_only)
     return RunResults(
         RunFolder(Path()),
-        {trial.cell.training_id: training_line(trial, training, {"fedsim": "0"})},
-        {} if evaluation is None else {trial.cell.cell_id: evaluation_line(trial, evaluation, 1.0)},
+        {
+            trial.cell.training_id: training_line(
+                trial,
+                training,
+                {"fedsim": "0"},
+            )
+        },
+        evaluations,
         references,
     )
 
 
 def ran(prepared: Prepared, trial: Trial) -> tuple[Outcome, EvaluationResult]:
-    """A cell, trained and evaluated in this process."""
+    """Train and evaluate a cell in this process."""
     data = prepared.data[trial.data_key]
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     return outcome, evaluate_cell(trial, outcome.state, data)
 
 
-def as_planned(trial: Trial) -> Outcome:
-    """The outcome of a training that did just what was planned, without its tensors."""
+def as_planned(trial: Trial, **changes: Any) -> Outcome:
+    """Return the outcome of a training that did what was planned, without its tensors."""
     plan = trial.plan
     assert plan is not None
-    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
-    if algorithm.noise_at_clients():
-        noise_at = "clients"
-    else:
-        noise_at = "sum"
+    algorithm = build_algorithm(
+        trial.cell.algorithm,
+        trial.cell.params,
+        trial.task,
+    )
     spent = (plan.epsilon_reached, plan.accountant, plan.mechanisms)
-    return Outcome(*spent, noise_at, "", 0, 0, 0, 1.0, {})
+    outcome = Outcome(*spent, "sum", "", 0, 0, 0, 1.0, {})
+    if algorithm.noise_at_clients():
+        outcome = replace(outcome, noise_at="clients")
+    return replace(outcome, **changes)
 
 
 def kept(folder: Path, trial: Trial, outcome: Outcome, class_names: Sequence[str] = ()) -> None:
-    """Write what a training left, its tensors and its line, as a bench would."""
+    """Write the tensors and the line of a training, as a bench does."""
     store = ResultStore(folder)
     training = trial.cell.training_id
     state = keep_state(store.folder.state(training), outcome.state)
-    store.append("trainings", [training_line(trial, outcome, {"fedsim": "0"}, class_names, state)])
+    store.append(
+        "trainings",
+        [
+            training_line(
+                trial,
+                outcome,
+                {"fedsim": "0"},
+                class_names,
+                state,
+            )
+        ],
+    )

@@ -1,15 +1,13 @@
-"""What the pages say is so: commands run, grids are read, methods learn, names and links lead
-somewhere.
-"""
+"""The pages are true: commands run, grids are valid, methods learn, names and links exist."""
 
 import json
-import math
 import re
 import runpy
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -34,11 +32,7 @@ RunPage = Callable[[str], dict[str, str]]
 
 
 def commands(page: Path) -> list[str]:
-    return [
-        line.strip()
-        for line in page.read_text().splitlines()
-        if re.match(r" {4,}(fedsim|python) ", line)
-    ]
+    return re.findall(r"^ {4,}((?:fedsim|python) .*)$", page.read_text(), re.M)
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -49,9 +43,7 @@ def blocks(page: Path, language: str) -> list[str]:
 def run_page(
     folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> RunPage:
-    """Runs a page's commands where its grids and what it calls runs are, those on a cluster left
-    out; what each printed.
-    """
+    """Runs the commands of a page, but not those on a cluster, and returns what each printed."""
     run_in_process(monkeypatch)
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
 
@@ -89,12 +81,9 @@ COMMANDS = [
 def test_every_command_of_the_pages_exists_with_its_options(line: str) -> None:
     _, name, *arguments = shlex.split(line.rstrip("\\"), comments=True)
     parameters = app[name].assemble_argument_collection()
-    options = {option for parameter in parameters for option in parameter.names} | {"--help"}
-    assert [
-        each
-        for each in arguments
-        if each.startswith("--") and each.partition("=")[0] not in options
-    ] == []
+    known = {option for parameter in parameters for option in parameter.names} | {"--help"}
+    used = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+    assert used <= known
 
 
 def test_every_grid_of_the_pages_is_valid(tmp_path: Path) -> None:
@@ -102,40 +91,32 @@ def test_every_grid_of_the_pages_is_valid(tmp_path: Path) -> None:
     assert len(grids) >= 7
     for text in grids:
         grid = yaml.safe_load(text)
-        grid["algorithms"] = [
-            entry for entry in grid["algorithms"] if entry != "my_file.py:MyMethod"
-        ]
-        (tmp_path / "g.yaml").write_text(yaml.safe_dump(grid))
+        entries = [entry for entry in grid["algorithms"] if entry != "my_file.py:MyMethod"]
+        (tmp_path / "g.yaml").write_text(yaml.safe_dump({**grid, "algorithms": entries}))
         assert load_grid(tmp_path / "g.yaml").algorithms
 
 
-def test_every_algorithm_and_file_that_the_pages_name_exists() -> None:
-    said = {
-        word
-        for page in PAGES
-        if page.name != "CHANGELOG.md"
-        for word in re.findall(r"`([^`\n]+)`", page.read_text())
-    }
-    assert [
-        word
-        for word in said
-        if re.fullmatch(r"(dp|fedavg|fedhypevae)-[a-z-]+", word) and word not in SHIPPED
-    ] == []
-    paths = [
-        word
-        for word in said
-        if re.fullmatch(r"[\w.]+/[\w./]+\.(py|yaml|sh|md|cfg)", word) and "to/" not in word
-    ]
+def named(pattern: str) -> set[str]:
+    """Return the texts in backquotes of all pages that match a pattern."""
+    pages = [page.read_text() for page in PAGES if page.name != "CHANGELOG.md"]
+    texts = re.findall(r"`([^`\n]+)`", "\n".join(pages))
+    return {text for text in texts if re.fullmatch(pattern, text)}
+
+
+def test_every_algorithm_that_the_pages_name_exists() -> None:
+    assert named(r"(dp|fedavg|fedhypevae)-[a-z-]+") <= {*SHIPPED}
+
+
+def test_every_file_that_the_pages_name_exists() -> None:
+    paths = named(r"[\w.]+/[\w./]+\.(py|yaml|sh|md|cfg)")
     assert len(paths) > 10
-    assert [
-        path
-        for path in paths
-        if not any((place / path).exists() for place in (ROOT, ROOT / "fedsim"))
-    ] == []
+    for path in paths:
+        exists = (ROOT / path).exists() or (ROOT / "fedsim" / path).exists()
+        assert exists or "to/" in path, path
 
 
-def test_the_commands_of_the_privacy_page(run_page: RunPage) -> None:
-    said = "\n".join(run_page("privacy").values())
+def test_commands_of_the_privacy_page(run_page: RunPage) -> None:
+    printed = "\n".join(run_page("privacy").values())
     for words in (
         "at δ = 1e-5",
         "not refuted",
@@ -144,80 +125,79 @@ def test_the_commands_of_the_privacy_page(run_page: RunPage) -> None:
         "not covered",
         "its noisy steps spend 4.23",
     ):
-        assert words in said
+        assert words in printed
     rows = read_results("runs/equal").rows
     assert len({row.partition_hash for row in rows}) == 4
-    assert len({(row.generator, row.balanced_accuracy) for row in rows}) == 1
+    assert len({row.generator for row in rows}) == 1
+    assert len({row.balanced_accuracy for row in rows}) == 1
 
 
 @pytest.mark.parametrize("page", ["grid", pytest.param("machines", marks=pytest.mark.slow)])
-def test_the_commands_of_further_pages(page: str, run_page: RunPage) -> None:
-    for line, said in run_page(page).items():
-        assert (
-            "noise in units of the signal" if "--dry-run" in line else "results proved"
-        ) in said, line
+def test_commands_of_further_pages(page: str, run_page: RunPage) -> None:
+    for line, printed in run_page(page).items():
+        words = "noise in units of the signal" if "--dry-run" in line else "results proved"
+        assert words in printed, line
 
 
-def test_the_commands_of_the_page_on_citing(run_page: RunPage) -> None:
+def test_commands_of_the_page_on_citing(run_page: RunPage) -> None:
     statement, verdict = run_page("cite").values()
     for line in ("claim: proved", "relation: add-or-remove-one", "budget: ε = 1.999 (target 2)"):
         assert f"  {line}" in statement
     assert "proved: each plan" in verdict
 
 
-def test_the_commands_of_the_page_on_results(
+def test_commands_of_the_page_on_results(
     run_page: RunPage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fedsim.bench(
-        TWO_SEEDS | {"algorithms": ["dp-linear"], "scan": {"rounds": [1, 2]}}, out="runs/scan"
-    )
+    grid = TWO_SEEDS | {"algorithms": ["dp-linear"], "scan": {"rounds": [1, 2]}}
+    fedsim.bench(grid, out=Path("runs/scan"))
     run_page("results")
     assert len(list(Path().glob("*.pdf"))) == 2
-    monkeypatch.setitem(sys.modules, "mlflow", tracker := MagicMock())
+    tracker = MagicMock()
+    monkeypatch.setitem(sys.modules, "mlflow", tracker)
     (recipe,) = blocks(DOCS / "results.md", "python")
     exec(recipe, {})
     assert tracker.log_metric.call_count == 4
 
 
-def test_the_public_page_from_first_to_last(folder: Path, run_page: RunPage) -> None:
+def test_commands_of_the_public_page(folder: Path, run_page: RunPage) -> None:
     write, method = blocks(DOCS / "public.md", "python")
     exec(write, {})
-    second = [*run_page("public").values()][1]
-    assert "†: uses public data: noisy digits" in second
-    half = {
-        row.label: row.balanced_accuracy
-        for row in read_results("runs/public").rows
-        if row.epsilon_target == 0.5
-    }
-    assert half["dp-gaussian in a public subspace"] > half["dp-gaussian"] + 0.05  # type: ignore[operator]
+    _, table, *_ = run_page("public").values()
+    assert "†: uses public data: noisy digits" in table
+    rows = [row for row in read_results("runs/public").rows if row.epsilon_target == 0.5]
+    scores = {row.label: row.balanced_accuracy for row in rows}
+    assert scores["dp-gaussian in a public subspace"] > scores["dp-gaussian"] + 0.05
     (folder / "mine.py").write_text(method)
     assert runpy.run_path(str(folder / "mine.py"))["Mine"].uses_public(None)
 
 
-def test_a_release_from_first_to_last(run_page: RunPage) -> None:
+def test_commands_of_the_page_on_releases(run_page: RunPage) -> None:
     run_page("release")
     assert json.loads(Path("synth.json").read_text())["release"] == "under its epsilon"
 
 
-def test_a_search_from_first_to_last(run_page: RunPage) -> None:
+def test_commands_of_the_page_on_tuning(run_page: RunPage) -> None:
     run_page("tuning")
     default, tuned, free = read_results("runs/search").rows
-    assert (default.tuning, tuned.claim, free.claim) == (None, "proved", "heuristic")
+    assert default.tuning is None
+    assert tuned.claim == "proved"
+    assert free.claim == "heuristic"
     assert "dp-linear tuned (free, on test rows)" in Path("board.md").read_text()
 
 
 def save_methods(folder: Path) -> None:
-    """The method of the algorithms page as a file with the name that the page gives it."""
-    (text,) = blocks(ALGORITHMS, "python")
-    (folder / "noisy_means.py").write_text(text)
+    """Write the method of the algorithms page to the file that the page names."""
+    (method,) = blocks(ALGORITHMS, "python")
+    (folder / "noisy_means.py").write_text(method)
 
 
-def test_the_method_of_the_algorithms_page_learns(folder: Path) -> None:
+def test_method_of_the_algorithms_page_learns(folder: Path) -> None:
     save_methods(folder)
     (line,) = (line for line in commands(ALGORITHMS) if "noisy_means" in line)
     exec(shlex.split(line)[2])
     (row,) = read_results("runs/noisy_means").rows
-    assert (row.balanced_accuracy or math.nan) > 0.8
+    assert row.balanced_accuracy > 0.8
 
 
 def test_every_block_of_the_page_on_python_runs_as_a_cell(
@@ -227,16 +207,15 @@ def test_every_block_of_the_page_on_python_runs_as_a_cell(
     book = Notebook(monkeypatch)
     for code in blocks(DOCS / "python.md", "python"):
         book.cell(code)
-    assert sorted(book.names["means"].index) == [
-        (label, epsilon) for label in ("dp-gaussian", "dp-linear", "mine") for epsilon in (1.0, 8.0)
-    ]
+    settings = product(["dp-gaussian", "dp-linear", "mine"], [1.0, 8.0])
+    assert sorted(book.names["means"].index) == list(settings)
     assert book.names["losses"].iloc[-1] < book.names["losses"].iloc[0]
     assert book.names["figure"].axes[0].get_title() == "my title"
     assert "\\toprule" in book.names["text"]
 
 
 def text_of(page: Path) -> str:
-    """A page in Markdown without its code; of a notebook its cells in Markdown."""
+    """Return a page without its code; for a notebook, its cells in Markdown."""
     if page.suffix == ".md":
         return re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
     cells = json.loads(page.read_text())["cells"]
@@ -258,19 +237,14 @@ def test_every_link_of_the_pages_leads_somewhere() -> None:
         *DOCS.glob("reference/*.md"),
         *(ROOT / "benchmarks").rglob("*.md"),
     ]
-    links = [
-        (page, *link)
-        for page in pages
-        for link in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text_of(page))
-    ]
+    links = 0
+    for page in pages:
+        for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text_of(page)):
+            links += 1
+            target = page.parent / path if path else page
+            link = f"{page.name}: {path}#{anchor}"
+            assert target.exists(), link
+            # Generated pages have their headings on the site alone, whose build checks them.
+            if anchor and target.parent.name != "reference":
+                assert anchor in anchors(target), link
     assert links
-    for page, path, anchor in links:
-        if path:
-            target = page.parent / path
-        else:
-            target = page
-        assert target.exists(), f"{page.name}: {path}"
-        # what is generated has its headings on the site alone, whose build looks for them
-        assert not anchor or target.parent.name == "reference" or anchor in anchors(target), (
-            f"{page.name}: {path}#{anchor}"
-        )

@@ -5,20 +5,20 @@ import pytest
 from fedsim.errors import PluginError, UserError, at, nearest
 
 
-def test_a_place_goes_before_the_error_s_own_from_the_outside_in() -> None:
+def test_outer_location_goes_before_the_inner_one() -> None:
     with pytest.raises(UserError) as caught, at("g.yaml:3: dataset[0]"), at("scans.csv"):
         raise UserError("", "has no rows", "give one row an image")
-    assert (
-        str(caught.value) == "g.yaml:3: dataset[0]: scans.csv: has no rows; give one row an image"
-    )
-    assert caught.value.where == "g.yaml:3: dataset[0]: scans.csv"
+    location = "g.yaml:3: dataset[0]: scans.csv"
+    assert caught.value.where == location
+    assert str(caught.value) == f"{location}: has no rows; give one row an image"
 
 
-def test_an_error_keeps_its_kind_and_survives_a_pipe() -> None:
+def test_error_keeps_its_kind_and_can_be_pickled() -> None:
     with pytest.raises(PluginError) as caught, at("algorithms[0]"):
         raise PluginError("mine.py:3", "lacks loss", "define it")
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 (made one line above)
-    assert (type(again), str(again)) == (PluginError, str(caught.value))
+    assert type(again) is PluginError
+    assert str(again) == str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,6 @@ def test_an_error_keeps_its_kind_and_survives_a_pipe() -> None:
         ("SITE", "Site"),
     ],
 )
-def test_the_nearest_name_is_found_in_any_case(given: str, meant: str) -> None:
+def test_nearest_name_is_found_in_any_case(given: str, meant: str) -> None:
     names = ["fedavg-cvae", "fedhypevae", "dp-gaussian", "Site"]
     assert nearest(given, names).startswith(f"did you mean '{meant}'? (known: ")

@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from benches import PATIENCE, Done
+from benches import PATIENCE, Done, assert_refused
 
 import fedsim_command
 
@@ -11,7 +11,7 @@ ROOT = Path(fedsim_command.__file__).parent
 
 
 def command_beside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Done:
-    """``fedsim --version`` as a process that finds what is in ``folder`` before all else."""
+    """Run ``fedsim --version`` in a process that imports from ``folder`` first."""
     monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
     script = (
         "import sys; sys.argv = ['fedsim', '--version']; from fedsim_command import main; main()"
@@ -33,13 +33,16 @@ def install(folder: Path, version: str, entry_points: str) -> None:
     (info / "entry_points.txt").write_text(entry_points)
 
 
-def test_another_package_of_the_name_is_one_line_though_it_hides_this_one(
+def test_another_package_of_this_name_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(tmp_path, "0.9.0", "[console_scripts]\nfedsim-cli = fedsim_cli.fedsim_cli:cli\n")
+    install(
+        tmp_path,
+        "0.9.0",
+        "[console_scripts]\nfedsim-cli = fedsim_cli.fedsim_cli:cli\n",
+    )
     (tmp_path / "fedsim").mkdir()
     (tmp_path / "fedsim" / "__init__.py").write_text("from . import datasets\n")
     done = command_beside(tmp_path, monkeypatch)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith(f"fedsim: fedsim 0.9.0 in {tmp_path}: is another simulator")
+    assert_refused(done, f"fedsim: fedsim 0.9.0 in {tmp_path} is another simulator")
     assert "python -m pip uninstall -y fedsim fedsim-generative" in done.stderr

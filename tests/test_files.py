@@ -5,7 +5,7 @@ import pytest
 from fedsim.files import discard, replaced
 
 
-def test_the_file_is_there_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
+def test_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.txt"
     with replaced(path) as part:
         part.write_text("half")
@@ -21,7 +21,7 @@ def write_half(path: Path) -> None:
         path.parent.write_text("a folder is no file")
 
 
-def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_failed_block_leaves_the_old_file_alone(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
     with pytest.raises(IsADirectoryError):
@@ -30,7 +30,7 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_process_left_goes_with_the_file(tmp_path: Path) -> None:
+def test_discard_removes_what_a_killed_process_left(tmp_path: Path) -> None:
     path = tmp_path / "cell.safetensors"
     other = tmp_path / "cell2.safetensors"
     for file in (path, tmp_path / ".cell.safetensors.123.part", other):

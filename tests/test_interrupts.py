@@ -1,4 +1,4 @@
-"""An interruption ends a command in any case."""
+"""A signal ends a command in any case."""
 
 import signal
 import subprocess
@@ -24,7 +24,7 @@ with interrupts():
 
 
 @pytest.mark.parametrize("stuck", [False, True])
-def test_sigterm_and_a_second_signal_end_a_command_in_order_and_soon(stuck: bool) -> None:
+def test_signals_end_a_command_soon(stuck: bool) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", STUCK.format(stuck=stuck)], stdout=subprocess.PIPE, text=True
     ) as process:

@@ -23,7 +23,7 @@ FILES = ("trainings.jsonl", "rounds.jsonl", "evaluations.jsonl")
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.sampled_from(FILES))
-def test_a_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, name: str) -> None:
+def test_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, name: str) -> None:
     lines = {
         "trainings.jsonl": b'{"training_id": "a", "cell": {"label": "a"}, "error": null}',
         "rounds.jsonl": b'{"training_id": "a", "round": 0, "loss": "nan", "norms": [0.5, "inf"]}',
@@ -31,7 +31,13 @@ def test_a_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, 
         b'"message": "no"}}',
     }
     content = bytearray((lines[name] + b"\n") * 2)
-    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=6)):
+    for place in data.draw(
+        st.lists(
+            st.integers(0, len(content) - 1),
+            min_size=1,
+            max_size=6,
+        )
+    ):
         content[place] = data.draw(
             st.one_of(st.integers(0, 255), st.sampled_from(list(b'[]{},:"0-eE.')))
         )

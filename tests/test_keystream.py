@@ -12,7 +12,7 @@ def stream() -> Keystream:
     return Keystream(KEY, COUNTER)
 
 
-def test_it_is_the_standards_counter_mode() -> None:
+def test_keystream_is_the_standards_counter_mode() -> None:
     """NIST SP 800-38A, F.5.5: the test vector's output blocks, which its plaintext is added to."""
     blocks = [
         "0bdf7df1591716335e9a8b15c860c502",
@@ -24,9 +24,15 @@ def test_it_is_the_standards_counter_mode() -> None:
 
 
 @pytest.mark.parametrize(
-    "parts", [(0, 1, 0), (3, 5, 1), (len(ZEROS) // 4, 1), (len(ZEROS) // 4 + 3, len(ZEROS))]
+    "parts",
+    [
+        (0, 1, 0),
+        (3, 5, 1),
+        (len(ZEROS) // 4, 1),
+        (len(ZEROS) // 4 + 3, len(ZEROS)),
+    ],
 )
-def test_it_goes_on_where_it_was(parts: tuple[int, ...]) -> None:
+def test_keystream_continues_where_it_stopped(parts: tuple[int, ...]) -> None:
     one = stream()
     two = stream()
     assert np.array_equal(

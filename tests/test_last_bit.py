@@ -59,7 +59,16 @@ class LastBitPool(LocalPool):
     def moved(self, value: torch.Tensor) -> torch.Tensor:
         up = torch.rand(value.shape, generator=self.stream) < 0.5
         return torch.where(
-            value == 0, value, torch.nextafter(value, torch.where(up, torch.inf, -torch.inf))
+            value == 0,
+            value,
+            torch.nextafter(
+                value,
+                torch.where(
+                    up,
+                    torch.inf,
+                    -torch.inf,
+                ),
+            ),
         )
 
 

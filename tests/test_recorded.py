@@ -1,5 +1,4 @@
-"""24 small cells, recorded: their rows, the fingerprints of their noise and of their synthetic rows
-stay what they are.
+"""24 small cells give the results, the noise and the synthetic examples that were recorded.
 
 ``python tests/test_recorded.py`` records them anew; the commit that does so says which numbers
 moved, and why.
@@ -9,12 +8,15 @@ import hashlib
 import json
 import os
 import platform
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from cells import public_digits
 
 import fedsim
 
@@ -37,7 +39,12 @@ GRIDS: dict[str, dict[str, Any]] = {
             "dp-gaussian",
             "dp-gmm",
             {"name": "dp-linear", "params": SHORT},
-            {"name": "dp-linear", "label": "tuned", "params": SHORT, "tune": {"clip": [0.5, 1.0]}},
+            {
+                "name": "dp-linear",
+                "label": "tuned",
+                "params": SHORT,
+                "tune": {"clip": [0.5, 1.0]},
+            },
         ],
         "tune": {"trials": 2},
     },
@@ -79,59 +86,51 @@ MOVES = {
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:
-    """Rows, and what fingerprints them, of all cells, trained and evaluated in this process."""
-    from sklearn.datasets import load_digits
-
-    x = load_digits().data
-    np.savez(
-        folder / "public.npz",
-        x=(x + np.random.default_rng(0).standard_normal(x.shape)).astype(np.float32),
-    )
-    rows = []
+    """Train and evaluate all cells in this process, and return their results."""
+    results = []
     for name, keys in GRIDS.items():
+        grid = {**SMALL, **keys, "name": "recorded"}
         if name == "public":
-            public = {"public": {"npz": str(folder / "public.npz"), "name": "noisy digits"}}
-        else:
-            public = {}
-        run = fedsim.bench(
-            {**SMALL, **public, **keys, "name": "recorded"}, out=folder / name, in_process=True
-        )
-        for row in map(json.loads, (folder / name / "results.jsonl").read_text().splitlines()):
+            grid["public"] = public_digits()
+        run = fedsim.bench(grid, out=folder / name, in_process=True)
+        assert isinstance(run, fedsim.Run)
+        for line in (run.folder / "results.jsonl").read_text().splitlines():
+            result = json.loads(line)
+            cell_id = result["cell_id"]
+            noise = []
             if "noise" in run.rounds:
-                noise = run.rounds.query("cell_id == @row['cell_id']")["noise"].tolist()
-            else:
-                noise = []
-            rows.append(
-                {
-                    "grid": name,
-                    **row,
-                    "noise": fingerprint(noise),
-                    "synthetic": synthetic(run, row["cell_id"]),
-                }
-            )
-    return [{key: value for key, value in row.items() if key not in MOVES} for row in rows]
+                noise = run.rounds.query("cell_id == @cell_id")["noise"].tolist()
+            result |= {
+                "grid": name,
+                "noise": fingerprint(noise),
+                "synthetic": synthetic(run, cell_id),
+            }
+            results.append({key: result[key] for key in result if key not in MOVES})
+    return results
 
 
 def synthetic(run: "fedsim.Run", cell_id: str) -> list[float] | None:
-    """Some numbers of the synthetic rows of a cell; None for a classifier."""
+    """Return some numbers of the synthetic examples of a cell; None for a classifier."""
     try:
         x = np.asarray(run.generator(cell_id).sample([0, 1, 2], seed=0), dtype=np.float64)
     except fedsim.UserError:
         return None
-    return [float(x.sum()), float(np.abs(x).sum()), float(x[0, 0]), float(x[-1, -1])]
+    return [
+        float(x.sum()),
+        float(np.abs(x).sum()),
+        float(x[0, 0]),
+        float(x[-1, -1]),
+    ]
 
 
 def fingerprint(values: list[Any]) -> str:
-    """Of whole numbers, the same on every processor."""
-    return hashlib.sha256(
-        json.dumps([int(value) for value in values if value == value]).encode()
-    ).hexdigest()[:16]
+    """Return a hash of whole numbers, which is the same on every processor."""
+    text = json.dumps([int(value) for value in values if value == value])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def elsewhere(head: dict[str, Any]) -> bool:
-    """Whether floating-point numbers may differ in their last bits: another processor, torch or
-    number of threads rounds in another way.
-    """
+    """Return whether another processor, torch or number of threads may round differently."""
     return (
         bool(head["machine"] != machine())
         or "MKL_ENABLE_INSTRUCTIONS" in os.environ
@@ -140,29 +139,21 @@ def elsewhere(head: dict[str, Any]) -> bool:
 
 
 def close(new: Any, old: Any) -> bool:
-    """Whether numbers, one by one in lists and mappings, are nearly those that were recorded."""
-    if isinstance(old, dict | list) and isinstance(new, type(old)) and len(new) == len(old):
-        if isinstance(old, dict):
-            keys = old
-        else:
-            keys = range(len(old))
-        return all(close(new[key], old[key]) for key in keys)
-    return new == old or (isinstance(old, float) and new == pytest.approx(old, rel=1e-3, abs=1e-3))
+    """Return whether all numbers in lists and mappings are nearly those that were recorded."""
+    if isinstance(old, dict):
+        return new.keys() == old.keys() and all(close(new[key], old[key]) for key in old)
+    if isinstance(old, list):
+        return len(new) == len(old) and all(map(close, new, old))
+    if isinstance(old, float):
+        return bool(new == pytest.approx(old, rel=1e-3, abs=1e-3))
+    return bool(new == old)
 
 
 def machine() -> list[str]:
-    import torch
-
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        "",
-    )
+    """Return the processor and the versions on which the last bits of results depend."""
+    cpu = re.search(r"model name\s*: *(.*\S)", Path("/proc/cpuinfo").read_text())
     return [
-        cpu,
+        cpu[1] if cpu else "",
         torch.backends.cpu.get_cpu_capability(),
         torch.__version__,
         platform.python_version(),
@@ -177,15 +168,13 @@ def now(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def test_recorded_cells_give_the_rows_that_they_gave(now: list[dict[str, Any]]) -> None:
     head, *recorded = map(json.loads, RECORDED.read_text().splitlines())
-    assert [(row["grid"], row["label"], row["epsilon_target"]) for row in now] == [
-        (row["grid"], row["label"], row["epsilon_target"]) for row in recorded
-    ]
     for new, old in zip(json.loads(json.dumps(now)), recorded, strict=True):
         assert set(old) == set(new)
         for column in old:
-            assert new[column] == old[column] or (
-                elsewhere(head) and close(new[column], old[column])
-            ), (old["label"], column)
+            is_same = new[column] == old[column]
+            if elsewhere(head):
+                is_same = close(new[column], old[column])
+            assert is_same, (old["grid"], old["label"], column)
 
 
 if __name__ == "__main__":

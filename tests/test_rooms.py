@@ -72,8 +72,9 @@ def arrows() -> set[Arrow]:
 
 
 def on_circles(edges: Iterable[Arrow]) -> set[str]:
-    """What is on a circle or between two: what is left when nodes without an arrow in or out have
-    been taken away, again and again.
+    """Return the nodes on a circle or between two circles.
+
+    Nodes without an arrow in or out are removed again and again, and the others are left.
     """
     left = {(source, target) for source, target in edges if source != target}
     while True:
@@ -92,12 +93,12 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     assert on_circles(arrows()) == set()
 
 
-def test_every_file_stands_in_a_room_with_a_floor() -> None:
+def test_every_file_is_in_a_room_with_a_floor() -> None:
     named = [name for floor in ROOMS for name in floor]
     assert sorted(named) == sorted({room(module) for module in modules() if module != FACE})
 
 
-def test_the_page_draws_every_room_on_its_floor() -> None:
+def test_architecture_page_draws_every_room() -> None:
     page = (ROOT.parent / "docs" / "architecture.md").read_text()
     floors: list[tuple[str, ...]] = []
     for number, name in re.findall(r"^([ \d]{2})  (\w+) +\S", page, re.M):
@@ -108,13 +109,13 @@ def test_the_page_draws_every_room_on_its_floor() -> None:
     assert tuple(floors) == ROOMS
 
 
-def test_no_file_imports_a_floor_above_its_own_or_another_room_on_it() -> None:
+def test_files_import_only_their_room_and_lower_floors() -> None:
     floor = {name: height for height, names in enumerate(reversed(ROOMS)) for name in names}
     up = {(a, b) for a, b in arrows() if room(a) != room(b) and floor[room(a)] <= floor[room(b)]}
     assert up == set()
 
 
-def test_ray_is_known_to_one_room_alone() -> None:
+def test_only_one_room_imports_ray() -> None:
     known = {
         room(source)
         for source, path in modules().items()
@@ -124,7 +125,7 @@ def test_ray_is_known_to_one_room_alone() -> None:
     assert known == {"runs"}
 
 
-def test_the_rooms_that_compute_numbers_import_nothing_that_moves_or_writes_them() -> None:
+def test_rooms_that_compute_import_no_run_or_report() -> None:
     pure = {"training", "evaluation", "methods", "models", "partition", "privacy"}
     below = pure | {
         "grid",
@@ -140,7 +141,7 @@ def test_the_rooms_that_compute_numbers_import_nothing_that_moves_or_writes_them
     assert {room(target) for source, target in arrows() if room(source) in pure} <= below
 
 
-def test_only_the_starter_uses_the_author_names_and_baselines_use_only_them() -> None:
+def test_baselines_use_only_the_names_for_authors() -> None:
     ours = [*ROOT.rglob("*.py"), *(ROOT.parent / "algorithms").rglob("*.py")]
     assert {path.name for path in ours for module, _ in imported(path) if module == AUTHORS} == {
         "starter.py"

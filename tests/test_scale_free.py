@@ -1,6 +1,4 @@
-"""No method loses where rows are nearer, steeper, heavier-tailed, turned or of more dimensions than
-those that it does well on.
-"""
+"""No method loses much on examples that are nearer, steeper or of more dimensions."""
 
 import math
 import runpy
@@ -20,17 +18,28 @@ FALLS_SHORT = {
     ("dp-prototypes", "stretched"): 0.03,
     ("dp-prototypes", "384 dimensions"): 0.045,
 }
-"""What methods lose on twins on which they lose more than they may."""
+"""The losses of methods on twins on which they lose more than they may."""
 
 
 def losses(methods: list[str], seeds: int, *twins: str) -> dict[tuple[str, str], float]:
-    records = SUITE["measured"](*SUITE["digits"](), methods, [8.0], seeds, twins)
+    records = SUITE["measured"](
+        *SUITE["digits"](),
+        methods,
+        [8.0],
+        seeds,
+        twins,
+    )
     assert all(math.isfinite(record["share"]) and record["share"] > 0.5 for record in records)
     return {(record["method"], record["twin"]): record["loss"] for record in records}
 
 
 def test_methods_lose_little_on_close_rows_or_steep_spectra() -> None:
-    for loss in losses(["fedhypevae-warm", "dp-least-squares"], 2, "near", "stretched").values():
+    for loss in losses(
+        ["fedhypevae-warm", "dp-least-squares"],
+        2,
+        "near",
+        "stretched",
+    ).values():
         assert loss <= SUITE["LOSS"]
 
 

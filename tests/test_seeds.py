@@ -1,6 +1,3 @@
-from collections.abc import Callable
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +7,11 @@ from hypothesis import strategies as st
 from fedsim.seeds import SECRET, SERVER, Purpose, Seeds
 
 public = st.sampled_from([purpose for purpose in Purpose if purpose not in SECRET])
-streams = st.tuples(public, st.integers(0, 2**32 - 1), st.integers(SERVER, 10_000))
+streams = st.tuples(
+    public,
+    st.integers(0, 2**32 - 1),
+    st.integers(SERVER, 10_000),
+)
 secret_streams = st.tuples(
     st.sampled_from(sorted(SECRET)), st.integers(0, 2**40 - 1), st.integers(SERVER, 2**32 - 2)
 )
@@ -26,16 +27,14 @@ def test_streams_of_different_names_differ(
     one = Seeds(root)
     two = Seeds(other)
     assert np.array_equal(one.numpy(*first).random(4), two.numpy(*second).random(4)) == same
-    drawn = (
-        torch.randn(4, generator=one.torch(*first)),
-        torch.randn(4, generator=two.torch(*second)),
-    )
-    assert torch.equal(*drawn) == same
+    drawn = torch.randn(4, generator=one.torch(*first))
+    drawn_by_other = torch.randn(4, generator=two.torch(*second))
+    assert torch.equal(drawn, drawn_by_other) == same
 
 
 @settings(max_examples=50)
 @given(roots, roots, secret_streams, secret_streams)
-def test_secret_streams_are_functions_of_their_names_and_differ_where_those_do(
+def test_secret_streams_of_different_names_differ(
     root: int, other: int, first: tuple[Purpose, int, int], second: tuple[Purpose, int, int]
 ) -> None:
     same = (root, first) == (other, second)
@@ -45,76 +44,66 @@ def test_secret_streams_are_functions_of_their_names_and_differ_where_those_do(
     assert np.array_equal(one, Seeds(root).keystream(*first).words(4))
 
 
-def test_secret_root_alone_decides_noise_samples_and_row_draws() -> None:
-    open_ = Seeds(0)
-    one = Seeds(0, secret=1)
-    two = Seeds(5, secret=1)
-    for purpose in Purpose:
-        secret = purpose in (
-            Purpose.NOISE,
-            Purpose.SAMPLING,
-            Purpose.LATENT,
-            Purpose.LOCAL,
-            Purpose.HELD_OUT,
-            Purpose.SELECTION,
-        )
-        first, second, third = (
-            (
-                tree.keystream(purpose, 2, 3).uniform(1)
-                if secret
-                else tree.numpy(purpose, 2, 3).random(1)
-            )
-            for tree in (open_, one, two)
-        )
-        assert (first != second) == secret
-        assert (second == third) == secret
+def test_noise_samples_and_draws_for_rows_are_secret() -> None:
+    assert {purpose.name for purpose in SECRET} == {
+        "NOISE",
+        "SAMPLING",
+        "LATENT",
+        "LOCAL",
+        "HELD_OUT",
+        "SELECTION",
+    }
 
 
-@pytest.mark.parametrize("purpose", Purpose)
-def test_what_is_secret_comes_from_the_cipher_and_nothing_else_does(purpose: Purpose) -> None:
-    doors: list[Callable[[Purpose], object]] = [Seeds(0).numpy, Seeds(0).torch, Seeds(0).keystream]
-    if purpose in SECRET:
-        closed = doors[:2]
-    else:
-        closed = doors[2:]
-    for door in doors:
-        with (
-            pytest.raises(ValueError, match=f"the stream {purpose.name} is")
-            if door in closed
-            else nullcontext()
-        ):
-            door(purpose)
+@pytest.mark.parametrize("purpose", sorted(SECRET))
+def test_secret_root_alone_decides_secret_streams(purpose: Purpose) -> None:
+    seeds = (Seeds(0), Seeds(0, secret=1), Seeds(5, secret=1))
+    without, first, second = (tree.keystream(purpose, 2, 3).uniform(1) for tree in seeds)
+    assert without != first
+    assert first == second
+    for public in (Seeds(0).numpy, Seeds(0).torch):
+        with pytest.raises(ValueError, match=f"the stream {purpose.name} is secret"):
+            public(purpose)
 
 
-def test_a_secret_root_is_not_printed() -> None:
+@pytest.mark.parametrize("purpose", sorted({*Purpose} - SECRET))
+def test_public_root_alone_decides_public_streams(purpose: Purpose) -> None:
+    seeds = (Seeds(0), Seeds(0, secret=1), Seeds(5, secret=1))
+    without, first, second = (tree.numpy(purpose, 2, 3).random(1) for tree in seeds)
+    assert without == first
+    assert first != second
+    with pytest.raises(ValueError, match=f"the stream {purpose.name} is public"):
+        Seeds(0).keystream(purpose)
+
+
+def test_secret_root_is_not_printed() -> None:
     assert "1234567" not in repr(Seeds(0, secret=1234567))
 
 
-def test_golden_draws() -> None:
-    assert Seeds(0).numpy(Purpose.META, 3, 2).integers(2**32) == 554267919
-    assert Seeds(0).keystream(Purpose.NOISE, 3, 2).words(2).tolist() == [1901789736, 1039423227]
-    assert (
-        torch.randint(2**31, (1,), generator=Seeds(0).torch(Purpose.META, 3, 2)).item()
-        == 1697379311
-    )
+def test_draws_are_those_that_were_recorded() -> None:
+    seeds = Seeds(0)
+    assert seeds.numpy(Purpose.META, 3, 2).integers(2**32) == 554267919
+    noise = seeds.keystream(Purpose.NOISE, 3, 2).words(2)
+    assert noise.tolist() == [1901789736, 1039423227]
+    drawn = torch.randint(2**31, (1,), generator=seeds.torch(Purpose.META, 3, 2))
+    assert drawn.item() == 1697379311
 
 
-def test_a_server_draws_what_it_needs_and_nothing_that_could_take_noise_off() -> None:
-    seeds = Seeds(3, secret=5)
-    assert seeds.public.numpy(Purpose.META).random() == Seeds(3).public.numpy(Purpose.META).random()
-    assert seeds.public.secret is None
-    for purpose in SECRET:
-        with pytest.raises(
-            ValueError,
-            match=f"the stream {purpose.name} is drawn at the clients and by the harness",
-        ):
-            seeds.public.keystream(purpose)
+def test_server_draws_public_streams_of_its_own() -> None:
+    server = Seeds(3, secret=5).public
+    assert server.secret is None
+    assert server.numpy(Purpose.META).random() == Seeds(3).public.numpy(Purpose.META).random()
 
 
-def test_the_root_that_a_server_has_does_not_draw_the_clients_noise_again() -> None:
-    for root in (0, 3, 2**63 - 1):
-        noise, again = (
-            seeds.keystream(Purpose.NOISE).words(4).tolist()
-            for seeds in (Seeds(root), Seeds(Seeds(root).public.root))
-        )
-        assert noise != again
+@pytest.mark.parametrize("purpose", sorted(SECRET))
+def test_server_cannot_draw_secret_streams(purpose: Purpose) -> None:
+    message = f"the stream {purpose.name} is drawn at the clients and by the harness"
+    with pytest.raises(ValueError, match=message):
+        Seeds(3, secret=5).public.keystream(purpose)
+
+
+@pytest.mark.parametrize("root", [0, 3, 2**63 - 1])
+def test_root_of_a_server_does_not_draw_the_noise(root: int) -> None:
+    noise = Seeds(root).keystream(Purpose.NOISE).words(4)
+    again = Seeds(Seeds(root).public.root).keystream(Purpose.NOISE).words(4)
+    assert noise.tolist() != again.tolist()

@@ -10,7 +10,7 @@ from test_docs import ROOT
 TUTORIAL = ROOT / "docs" / "tutorial.ipynb"
 
 
-def test_the_reference_is_what_the_code_says() -> None:
+def test_reference_pages_are_what_the_code_says() -> None:
     """Else: ``python docs/hooks/reference.py``."""
     # in a process of its own, in which no test has registered a method
     code = (
@@ -27,13 +27,22 @@ def test_the_reference_is_what_the_code_says() -> None:
     assert run.stdout.split() == []
 
 
-def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    """As strictly as .ci/run builds it: a warning is an error."""
+def test_site_is_built_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    # A warning is an error, as in .ci/run.
     pytest.importorskip(
         "mkdocs", reason="mkdocs, which builds the site, is not installed (extra docs)"
     )
     subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)],
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "-q",
+            "-d",
+            str(tmp_path),
+        ],
         cwd=ROOT,
         check=True,
     )
@@ -47,7 +56,7 @@ def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path: Path) -> N
         ] == [], page
 
 
-def test_the_tutorial_is_stored_as_it_ran() -> None:
+def test_tutorial_is_stored_as_it_ran() -> None:
     cells = [
         cell for cell in json.loads(TUTORIAL.read_text())["cells"] if cell["cell_type"] == "code"
     ]

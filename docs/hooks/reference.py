@@ -108,7 +108,9 @@ def grid_keys() -> Iterator[str]:
 
 def commands() -> Iterator[str]:
     """Yield every command with its arguments and options, as cyclopts documents them."""
-    yield app.generate_docs(heading_level=1).partition("\n")[2]
+    text = app.generate_docs(heading_level=1).partition("\n")[2]
+    # Where a command has a usage line of its own, cyclopts writes its name twice.
+    yield re.sub(r"^fedsim (\w+) \1 ", r"fedsim \1 ", text, flags=re.MULTILINE)
 
 
 def methods() -> Iterator[str]:

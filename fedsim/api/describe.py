@@ -33,8 +33,11 @@ No claim depends on them.
 """
 KINDS = ("generators", "classifiers", "not private", "for reproduction")
 """The groups of the list."""
-NOTES = """for reproduction: at chance in our tables, as is fedhypevae with form: paper
-e, g, c: examples, groups, clients as units; fedsim algorithms NAME: all of one"""
+NOTES = """\
+"for reproduction": methods that do not beat chance in our tables; nor does
+fedhypevae with form: paper.
+e, g, c: the privacy unit is one example, one group or one client.
+To describe one method: fedsim algorithms NAME"""
 _BOUNDS = {
     "gt": ">",
     "ge": ">=",
@@ -97,24 +100,27 @@ class Description(Printed):
             f"yields: a {self.yields}",
             f"class: {self.place}",
         ]
-        lines += [f"{claim}: {', '.join(units)}" for claim, units in self.support.items()]
+        for claim, units in self.support.items():
+            lines.append(f"{claim}: {', '.join(units)}")
         lines += ["", self.text, "", "parameters:"]
         for entry in self.parameters:
-            value = ", ".join(filter(None, (f"{entry.type} = {entry.default}", entry.constraint)))
+            value = f"{entry.type} = {entry.default}"
+            if entry.constraint:
+                value += f", {entry.constraint}"
             lines.append(f"  {entry.name}: {value}: {entry.meaning}")
-        for line in lines:
-            print_line(console, line)
+        print_line(console, "\n".join(lines))
 
     @property
     def line(self) -> str:
         """The name, the summary, and the claims with the initials of their units, in 80 columns."""
-        words = re.sub(
-            r"^[\w .,-]*: ", "", self.text.partition("\n\n")[0].partition(". ")[0].partition(";")[0]
-        ).rstrip(".")
-        claims = ", ".join(
-            f"{claim} {''.join(unit[0] for unit in units)}" for claim, units in self.support.items()
-        )
-        return f"  {self.name:21} {shorten(words, 45, placeholder=' …'):45} {claims}".rstrip()
+        first_sentence = re.split(r"\n\n|\. |;", self.text, maxsplit=1)[0]
+        summary = re.sub(r"^[\w .,-]*: ", "", first_sentence).rstrip(".")
+        claims = []
+        for claim, units in self.support.items():
+            initials = "".join(unit[0] for unit in units)
+            claims.append(f"{claim} {initials}")
+        words = shorten(summary, 45, placeholder=" …")
+        return f"  {self.name:21} {words:45} {', '.join(claims)}".rstrip()
 
 
 def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
@@ -131,28 +137,27 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
     if isinstance(name, type):
         name = name_of(name)
     cls = lookup(name, where)
-    if cls.generates():
-        yields = "generator"
-    else:
-        yields = "classifier"
+    yields = "generator" if cls.generates() else "classifier"
+    group = f"{yields}s"
+    if not cls.private:
+        group = "not private"
+    if vars(cls).get("for_reproduction"):
+        group = "for reproduction"
     module = inspect.getmodule(cls)
-    texts = [inspect.cleandoc(cls.__doc__ or "")]
-    # a module of one method says what that is, one of several what they share
-    classes = (
-        each
-        for each in getattr(module, "__dict__", {}).values()
-        if isinstance(each, type) and each.__module__ == cls.__module__
-    )
-    texts.insert(sum("name" in vars(each) for each in classes) > 1, inspect.getdoc(module) or "")
+    texts = [inspect.getdoc(module) or "", inspect.cleandoc(cls.__doc__ or "")]
+    methods = [
+        member
+        for member in getattr(module, "__dict__", {}).values()
+        if getattr(member, "__module__", "") == cls.__module__ and "name" in vars(member)
+    ]
+    if len(methods) > 1:
+        # The text of a module with several methods says what they share, so it comes second.
+        texts.reverse()
     return Description(
         name=name,
         source=cls.source,
         text="\n\n".join(plain(text) for text in texts if text),
-        group="for reproduction"
-        if vars(cls).get("for_reproduction")
-        else f"{yields}s"
-        if cls.private
-        else "not private",
+        group=group,
         yields=yields,
         place=f"{line_of(cls)} ({cls.__module__}:{cls.__qualname__})",
         support=_support(cls, where),
@@ -163,34 +168,30 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
 def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
     """Return the units for every claim that the algorithm makes with its default parameters."""
     support: dict[str, list[str]] = {}
-    settings: list[tuple[Unit, Trust]] = list(product(get_args(Unit), get_args(Trust)))
-    for unit, trust in settings:
+    public = PublicRows.made_up(*CLAIM_SHAPE[:2])
+    for unit, trust in product(get_args(Unit), get_args(Trust)):
         try:
-            algorithm = cls(
-                cls.Params(),
-                Task(*CLAIM_SHAPE, unit, trust, public=PublicRows.made_up(*CLAIM_SHAPE[:2])),
-            )
+            task = Task(*CLAIM_SHAPE, unit, trust, public=public)
+            algorithm = cls(cls.Params(), task)
             solved_plan(algorithm, math.inf if cls.private else None, delta=1e-4)
-            if cls.private:
-                units = support.setdefault(allowed(algorithm.claim(), algorithm), [])
-            else:
-                units = [unit]
+            if not cls.private:
+                continue
+            claim: str = allowed(algorithm.claim(), algorithm)
         except PluginError:
             raise
-        except UserError:
+        except UserError:  # The algorithm does not support this unit and trust.
             continue
         except ValidationError:
-            units = support.setdefault("depends on parameters that have no default", [])
-        except Exception as error:  # a plug-in may raise anything
+            claim = "depends on parameters that have no default"
+        except Exception as error:  # A plug-in may raise anything.
             raise PluginError(
                 where,
                 f"{blamed(error, cls)}: {said(error)}",
                 f"expected {cls.__name__} to state its releases",
             ) from error
-        if unit in units:
-            units += []
-        else:
-            units += [unit]
+        units = support.setdefault(claim, [])
+        if unit not in units:
+            units.append(unit)
     return support
 
 
@@ -202,21 +203,28 @@ def parameters_of(params: type[BaseModel]) -> Iterator[Parameter]:
     meanings: dict[str, str] = {}
     for cls in reversed(params.__mro__):
         section = (inspect.cleandoc(cls.__doc__ or "") + "\n").partition("Attributes:\n")[2]
-        for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n     +.*)*)", section, re.M):
+        for names, text in re.findall(
+            r"^    (\w[\w, ]*): (.*(?:\n     +.*)*)",
+            section,
+            re.M,
+        ):
             meanings |= dict.fromkeys(names.split(", "), plain(" ".join(text.split())))
     for name, info in params.model_fields.items():
-        if info.is_required():
-            default = "required"
-        else:
+        default = "required"
+        if not info.is_required():
             default = spelled(info.get_default(call_default_factory=True))
-        bounds = [
-            f"{sign} {getattr(bound, key)}"
-            for bound in info.metadata
-            for key, sign in _BOUNDS.items()
-            if hasattr(bound, key)
-        ]
+        bounds = []
+        for bound in info.metadata:
+            for key, sign in _BOUNDS.items():
+                if hasattr(bound, key):
+                    bounds.append(f"{sign} {getattr(bound, key)}")
+        meaning = meanings.get(name, "")
         yield Parameter(
-            name, _type(info.annotation), default, ", ".join(bounds), meanings.get(name, "")
+            name,
+            _type(info.annotation),
+            default,
+            ", ".join(bounds),
+            meaning,
         )
 
 
@@ -248,8 +256,8 @@ class Catalogue(Printed):
                 lines[described.group].append(described.line)
             except UserError as error:
                 lines.setdefault("refused", []).append(f"  {name}: {error}")
-        for text in (
-            *(text for kind, members in lines.items() if members for text in (kind, *members, "")),
-            *NOTES.splitlines(),
-        ):
-            print_line(console, text, "bold" if text in lines else None)
+        for group, members in lines.items():
+            if members:
+                print_line(console, group, "bold")
+                print_line(console, "\n".join([*members, ""]))
+        print_line(console, NOTES)

@@ -16,7 +16,6 @@ from fedsim.api.run import Found, Run
 from fedsim.errors import UserError, at
 from fedsim.interrupts import INTERRUPTED, kept_handlers
 from fedsim.plugins.registry import (
-    NOTEBOOK,
     check_importable,
     find_in_working_folder,
     known,
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedsim.api.describe import Catalogue, Description
+    from fedsim.evidence.audit.audit import AuditRun
     from fedsim.results.store import ResultStore
     from fedsim.runs.plan_view import Plan
 
@@ -53,11 +53,11 @@ def bench(
     max_parallel: int | None = None,
     yes: bool = False,
 ) -> Run | Plan:
-    """Run a grid and draw its privacy-utility curves.
+    """Run all experiments of a grid and draw privacy-utility curves.
 
-    Every algorithm runs on every partition, budget and seed. It may be interrupted at any time:
-    called again, it runs what the folder lacks, including the cells that a larger grid adds and
-    those whose code has changed.
+    Every combination of method, partition, budget and seed is one experiment, called a cell. You
+    can interrupt a bench at any time. The same call then runs what is missing: unfinished cells,
+    cells that a larger grid adds, and cells whose code has changed.
 
     Args:
         grid: the path of a grid file (YAML), or a mapping with the same keys, whose paths are
@@ -86,7 +86,7 @@ def bench(
     """
     if in_process and address is not None:
         raise UserError(
-            "in_process", "runs nothing on a cluster", "leave out `address` or `in_process`"
+            "in_process", "a cluster needs several processes", "leave out `address` or `in_process`"
         )
     from fedsim.grid.models import MANY_CELLS
     from fedsim.grid.read import load_grid
@@ -95,15 +95,16 @@ def bench(
     find_in_working_folder()
     checked = load_grid(grid, set, algorithms)
     if checked.most_cells > MANY_CELLS and not yes:
-        hint = f"give `yes=True` to run more than {MANY_CELLS:,}, or fewer values"
-        raise UserError(checked.location(), f"stands for up to {checked.most_cells:,} cells", hint)
-    for name in (entry.name for entry in checked.algorithms if entry.name.startswith(NOTEBOOK)):
-        if address is not None or checked.check or checked.audit:
-            check_importable(name, "a cluster, checks and audits need others")
-    if out is None:
-        folder = Path("runs") / checked.name
-    else:
-        folder = Path(out)
+        hint = f"give fewer values, or `yes=True` to run more than {MANY_CELLS:,}"
+        raise UserError(
+            checked.location(),
+            f"has up to {checked.most_cells:,} cells",
+            hint,
+        )
+    if address is not None or checked.check or checked.audit:
+        for entry in checked.algorithms:
+            check_importable(entry.name, "a cluster, checks and audits need other processes")
+    folder = Path(out or Path("runs") / checked.name)
     store = ResultStore(folder)
     store.folder.check_no_file()
     if not dry_run:  # before anything that takes time
@@ -115,29 +116,31 @@ def bench(
 
     with kept_handlers(), ExitStack() as stack:
         nodes = [this_machine()]
-        with plain_console(stderr=True).status(
-            f"preparing up to {counted(checked.most_cells, 'cell')}"
-        ):
+        message = f"preparing up to {counted(checked.most_cells, 'cell')}"
+        with plain_console(stderr=True).status(message):
             if address is not None:
                 from fedsim.runs.ray import joined_cluster
 
-                files = {
-                    file
-                    for variant in resolve(checked, keep_going=keep_going).variants
-                    for file in own_files(variant.cls)
-                }
+                variants = resolve(checked, keep_going=keep_going).variants
+                files = {file for variant in variants for file in own_files(variant.cls)}
                 nodes = stack.enter_context(joined_cluster(address, files))
             prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going)
         if dry_run:
+            from fedsim.runs.job_list import claim_audits
             from fedsim.runs.plan_view import Plan
-            from fedsim.runs.side_jobs import claim_audits
 
             return Plan(prepared, folder, claim_audits(prepared))
-        # a cluster starts only when there is something to run on it
+        # A cluster starts only if there is something to run on it.
         prepared, engine = engine_for(prepared, address, in_process=in_process)
-        code = run_bench(prepared, folder, plain_console(), engine, retry_failed=retry_failed)
+        code = run_bench(
+            prepared,
+            folder,
+            plain_console(),
+            engine,
+            retry_failed=retry_failed,
+        )
     if code == INTERRUPTED:
-        raise KeyboardInterrupt("what is finished is kept; the same call continues")
+        raise KeyboardInterrupt("finished results are kept; the same call continues")
     return Run(folder, True, code)
 
 
@@ -170,10 +173,11 @@ def check(
     verbose: bool = False,
     run: Iterable[Run | Path | str] | Run | Path | str = (),
 ) -> Found:
-    """Look for faults that would void an algorithm's proof of privacy.
+    """Search an algorithm for mistakes that break its privacy proof.
 
-    The faults concern per-example loss, sensitivity, noise, budget and seeds. The algorithm trains
-    for few rounds and steps on examples of digits with 4 to 12 clients; this takes some minutes.
+    They are mistakes in per-example loss, sensitivity, noise, budget and seeds. The algorithm is
+    trained for a few rounds and steps on images of digits with 4 to 12 clients. This takes some
+    minutes.
 
     Args:
         algorithm: its name as a grid gives it, my_file.py:MyMethod, pkg.module:Class, or a class.
@@ -197,24 +201,23 @@ def check(
     from fedsim.evidence.check.check import check_algorithm, check_lines, findings_table, in_a_line
     from fedsim.results.store import ResultStore
 
-    if isinstance(run, Run | Path | str):
-        runs = [run]
-    else:
-        runs = list(run)
+    runs = [run] if isinstance(run, Run | Path | str) else run
     stores = [ResultStore(one.folder if isinstance(one, Run) else one) for one in runs]
     for store in stores:
         store.folder.check()
-    name = _named(algorithm)
+    name = _importable_name(algorithm)
     texts = _texts(params)
     with own_errors(name), _silence():
         in_a_grid = parameters(name, texts)
         findings = tuple(check_algorithm(name, texts, unit, trust, quick=quick))
     passed = all(finding.passed is not False for finding in findings)
-    table = () if passed and not verbose else (findings_table(findings, verbose=verbose),)
+    parts: list[Any] = [in_a_line(name, findings)]
+    if verbose or not passed:
+        parts.append(findings_table(findings, verbose=verbose))
     lines = check_lines(name, in_a_grid, texts, findings, quick=quick)
-    return Found(
-        passed, (in_a_line(name, findings), *table, *(_noted(store, lines) for store in stores))
-    )
+    for store in stores:
+        parts.append(_note_check(store, lines))
+    return Found(passed, tuple(parts))
 
 
 @contextmanager
@@ -224,8 +227,8 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def _noted(store: ResultStore, lines: list[dict[str, Any]]) -> str:
-    """Write the lines of a check into a run folder.
+def _note_check(store: ResultStore, lines: list[dict[str, Any]]) -> str:
+    """Write the lines of a check into a run folder, and return their effect in words.
 
     Returns:
         How many of the folder's results with the checked code passed, failed, or are unchecked.
@@ -236,12 +239,13 @@ def _noted(store: ResultStore, lines: list[dict[str, Any]]) -> str:
         store.append("checks", lines)
     results = read_results(store.folder.path)
     results.write()
-    rows = [row for row in results.rows if lines and row.source == lines[0]["source"]]
-    ends = ", ".join(
-        f"{count} {check}"
-        for check, count in Counter(row.check or "unchecked" for row in rows).items()
+    ends = Counter(
+        row.check or "unchecked"
+        for row in results.rows
+        if lines and row.source == lines[0]["source"]
     )
-    return f"{store.folder.path}: rows of this code: {ends or 'none'}"
+    words = ", ".join(f"{count} {end}" for end, count in ends.items())
+    return f"{store.folder.path}: results with this code: {words or 'none'}"
 
 
 def audit(
@@ -258,11 +262,11 @@ def audit(
 ) -> Found:
     """Compute a lower bound of ε for an algorithm, or attack the generators of a run.
 
-    For an algorithm, trainings run with and without a unit, and an adversary guesses from every
-    noisy output whether the unit was there. A bound above the claim refutes the claim; a bound
+    An algorithm is trained in pairs, with and without one unit, and an adversary guesses from every
+    noisy output whether the unit was there. A bound above the claim refutes the claim. A bound
     below it proves nothing. An interrupted audit continues where it stopped, and more pairs add to
-    those that ran. For a run folder, membership inference attacks the synthetic embeddings of its
-    generators, which gives no bound of ε.
+    those that ran. The generators of a run folder are attacked by membership inference from their
+    synthetic embeddings, which gives no bound of ε.
 
     Args:
         algorithm: a name as a grid gives it, my_file.py:MyMethod, pkg.module:Class, a class, or a
@@ -271,7 +275,8 @@ def audit(
         delta: the δ that is claimed.
         unit: the unit that the claim protects.
         trust: what the adversary sees: the sum over clients (aggregate), or every message (silo).
-        params: the parameters of the algorithm. Others are short: six rounds of a small network.
+        params: parameters of the algorithm. Other parameters are small: six rounds of a small
+            network.
         pairs: the number of pairs of trainings.
         out: the folder of the results.
         trust_plugin: for a run folder, also run the code of plug-ins that it names.
@@ -282,83 +287,85 @@ def audit(
     Raises:
         UserError: a value is out of its range, or another fedsim runs in the folder.
     """
-    from rich.progress import Progress
-
+    options = locals()
     from fedsim.evidence.audit.audit import AuditRun
     from fedsim.evidence.audit.white_box import brief, parameters, setting_of
     from fedsim.results.store import ResultStore
 
     if not isinstance(algorithm, type) and Path(algorithm).is_dir():
-        from fedsim.evidence.audit.membership import attack_run
-        from fedsim.results.store import RunFolder
-        from fedsim.runs.manifest import prepared_again
-
-        _check_no_options_of_a_claim(
-            algorithm,
-            {
-                "epsilon": epsilon,
-                "delta": delta,
-                "unit": unit,
-                "trust": trust,
-                "params": tuple(params),
-                "pairs": pairs,
-                "out": Path(out),
-            },
-        )
-        prepared = prepared_again(
-            run_folder := RunFolder(Path(algorithm)), trust_plugin=trust_plugin
-        )
-        return Found(True, tuple(attack_run(run_folder, prepared.trials, prepared.data)))
+        _check_no_options_of_a_claim(algorithm, options)
+        return _attack_generators(Path(algorithm), trust_plugin)
     if not isinstance(algorithm, type) and "/" in algorithm and ":" not in algorithm:
         raise UserError(
             algorithm,
             "there is no such run folder",
             "give one, an algorithm's name, or my_file.py:MyMethod",
         )
-    name = _named(algorithm)
+    name = _importable_name(algorithm)
     texts = _texts(params)
-    store = ResultStore(out)
     with kept_handlers(), own_errors(name):
         values = parameters(name, texts)
-        short = brief(name, {text.partition("=")[0].strip() for text in texts})
-        run = AuditRun(setting_of(name, {**values, **short}, unit, trust, epsilon, delta), pairs)
-        with (
-            store.lock(),
-            Progress(console=wide_console(plain_console(), 100), transient=True) as progress,
-            _silence(),
-        ):
-            lines = store.audit_pairs(run.key)
-            task = progress.add_task("pairs of trainings", total=pairs, completed=len(lines))
-            for line in run.missing(lines):
-                store.append("pairs", [{"audit": run.key, **line}])
-                lines.append(line)
-                progress.update(task, completed=len(lines))
-    found = run.outcome(lines)
-    return Found(not found.refuted, (f"{name}, {unit}, {trust}: {found.words()}",))
+        values |= brief(name, {text.partition("=")[0].strip() for text in texts})
+        run = AuditRun(setting_of(name, values, unit, trust, epsilon, delta), pairs)
+        lines = _run_pairs(run, ResultStore(out))
+    outcome = run.outcome(lines)
+    return Found(not outcome.refuted, (f"{name}, {unit}, {trust}: {outcome.words()}",))
+
+
+def _run_pairs(run: AuditRun, store: ResultStore) -> list[dict[str, Any]]:
+    """Run the pairs of trainings that an audit still needs, and return the lines of all pairs."""
+    from rich.progress import Progress
+
+    with (
+        store.lock(),
+        Progress(console=wide_console(plain_console(), 100), transient=True) as progress,
+        _silence(),
+    ):
+        lines = store.audit_pairs(run.key)
+        task = progress.add_task(
+            "pairs of trainings",
+            total=run.count,
+            completed=len(lines),
+        )
+        for line in run.missing(lines):
+            store.append("pairs", [{"audit": run.key, **line}])
+            lines.append(line)
+            progress.update(task, completed=len(lines))
+    return lines
+
+
+def _attack_generators(folder: Path, trust_plugin: bool) -> Found:
+    """Attack the generators of a run folder by membership inference."""
+    from fedsim.evidence.audit.membership import attack_run
+    from fedsim.results.store import RunFolder
+    from fedsim.runs.manifest import prepared_again
+
+    run_folder = RunFolder(folder)
+    prepared = prepared_again(run_folder, trust_plugin=trust_plugin)
+    attacks = attack_run(run_folder, prepared.trials, prepared.data)
+    return Found(True, tuple(attacks))
 
 
 def _check_no_options_of_a_claim(folder: str, options: Mapping[str, Any]) -> None:
     """Refuse options of :func:`audit` that change nothing for a run folder."""
-    parameters = inspect.signature(audit).parameters
-    changed = [name for name, value in options.items() if value != parameters[name].default]
+    changed = [
+        f"`{name}`"
+        for name, parameter in inspect.signature(audit).parameters.items()
+        if name not in ("algorithm", "trust_plugin") and options[name] != parameter.default
+    ]
     if changed:
-        taken = " and no ".join(f"`{name}`" for name in changed)
         raise UserError(
             folder,
-            f"is a run folder, whose audit takes no {taken}",
-            f"leave {'it' if len(changed) == 1 else 'them'} out: the cells say all that is "
-            "attacked",
+            f"is a run folder, whose audit takes no {' and no '.join(changed)}",
+            "leave that out: the cells of the run say what is attacked",
         )
 
 
-def _named(algorithm: str | type) -> str:
+def _importable_name(algorithm: str | type) -> str:
     """Return the name of an algorithm that other processes can import."""
     find_in_working_folder()
-    if isinstance(algorithm, type):
-        name = name_of(algorithm)
-    else:
-        name = algorithm
-    check_importable(name, "checks and audits run in fresh ones")
+    name = name_of(algorithm) if isinstance(algorithm, type) else algorithm
+    check_importable(name, "checks and audits run in new processes")
     return name
 
 
@@ -391,16 +398,11 @@ class Account(Printed):
 
     def show(self, console: Console) -> None:
         """Print the noise and the ε at every δ."""
-        if self.sample_rate == 1:
-            sampled = "on all units"
-        else:
+        sampled = "on all units"
+        if self.sample_rate != 1:
             sampled = f"on Poisson samples of rate {self.sample_rate:g}"
-        rounds = counted(self.rounds, "round")
-        print_line(
-            console,
-            f"σ = {self.sigma:.6g}, {rounds} {sampled}: ε = {self.epsilon:.4f} at δ = "
-            f"{self.delta:g}",
-        )
+        noise = f"σ = {self.sigma:.6g}, {counted(self.rounds, 'round')} {sampled}"
+        print_line(console, f"{noise}:")
         for delta, epsilon in self.epsilons.items():
             print_line(console, f"  ε = {epsilon:.4f} at δ = {number(delta)}")
 
@@ -413,10 +415,10 @@ def account(
     rounds: int = 1,
     sample_rate: float = 1.0,
 ) -> Account:
-    """Return the noise for a budget, or the budget for a noise.
+    """Return the noise that a privacy budget needs, or the privacy budget of a noise.
 
-    It is for the Gaussian mechanism on Poisson samples of the units, as in DP-SGD, and needs no
-    data.
+    The noise is that of the Gaussian mechanism on Poisson samples of the units, as in DP-SGD. No
+    data is needed.
 
     Args:
         epsilon: the budget, for which the noise is computed as for a grid; or give sigma.
@@ -434,13 +436,14 @@ def account(
     from fedsim.privacy.plan import Release, calibrate
 
     if (epsilon is None) == (sigma is None):
-        raise UserError("epsilon", "one of `epsilon` and `sigma` is needed, and not both")
-    for name, value, most in (
-        ("epsilon", epsilon, 1e6),
-        ("sigma", sigma, 1e6),
-        ("rounds", rounds, 1e9),
-        ("sample_rate", sample_rate, 1.0),
-    ):
+        raise UserError("epsilon", "give either `epsilon` or `sigma`")
+    largest = {
+        "epsilon": (epsilon, 1e6),
+        "sigma": (sigma, 1e6),
+        "rounds": (rounds, 1e9),
+        "sample_rate": (sample_rate, 1.0),
+    }
+    for name, (value, most) in largest.items():
         if value is not None and not 0 < value <= most:
             raise UserError(name, f"must be above 0 and at most {most:g}, got {value:g}")
     if not 0 < delta < 1:
@@ -460,7 +463,7 @@ def account(
         sigma = plan.sigma
     assert sigma is not None
     ran = [Mechanism(sigma, sample_rate, rounds)]
-    epsilons = {each: accountant.epsilon(ran, each)[0] for each in (*DELTAS, delta)}
+    epsilons = {each: accountant.epsilon(ran, each)[0] for each in (delta, *DELTAS)}
     return Account(sigma, epsilons[delta], delta, rounds, sample_rate, epsilons)
 
 
@@ -475,8 +478,8 @@ def embed(
 ) -> str:
     """Turn images into embeddings and write them to a file that grids read.
 
-    Every embedding is scaled to L2 norm 1, as a grid does, so that a classifier of synthetic
-    embeddings may predict it. An interrupted call continues where it stopped.
+    Every embedding is scaled to L2 norm 1, as in a grid, so that you can compare it with synthetic
+    embeddings. An interrupted call continues where it stopped.
 
     Args:
         dataset: the data set as in a grid: ``medmnist:organsmnist``, ``imagefolder:PATH``,
@@ -513,25 +516,24 @@ def embed(
             "needs a data set, an encoder and a file",
             "such as imagefolder:PATH efficientnet-lite0 mine.npz",
         )
-    check_target(out := Path(out))
+    out = Path(out)
+    check_target(out)
     if batch < 1:
         raise UserError("batch", f"must be at least 1, got {batch}")
     spec = parse_option(DatasetSpec, "dataset", dataset).within(Path.cwd())
     asked = parse_option(EncoderSpec, "encoder", encoder)
     with at("dataset"):
         images = image_set(spec)
-    files = locate(asked)
+    job = EmbedJob(images, locate(asked), batch)
     with kept_handlers():
-        made = embedded(
-            EmbedJob(images, files, batch), plain_console(), skip_bad=skip_bad or spec.skip_bad
+        embeddings = embedded(
+            job,
+            plain_console(),
+            skip_bad=skip_bad or spec.skip_bad,
         )
-        made.save(out)
-    rows, dim = made.x.shape
-    if made.manifest["skipped"]:
-        skipped = f", {len(made.manifest['skipped'])} bad images left out"
-    else:
-        skipped = ""
-    return (
-        f"{out}: {rows} embeddings of {dim} dimensions{skipped}; {UNIT_NORM}; "
-        f"manifest: {out.with_suffix('.json')}"
-    )
+        embeddings.save(out)
+    count, dim = embeddings.x.shape
+    words = f"{out}: {count} embeddings of {dim} dimensions"
+    if skipped := embeddings.manifest["skipped"]:
+        words += f", {counted(len(skipped), 'unreadable image')} left out"
+    return f"{words}; {UNIT_NORM}; manifest: {out.with_suffix('.json')}"

@@ -12,17 +12,18 @@ from fedsim.errors import UserError
 from fedsim.plugins.registry import known
 
 STARTER = Path(__file__).with_name("starter.py")
-TEST_TEXT = '''"""What {name} must keep: the checks of `fedsim check --quick`."""
+TEST_TEXT = '''"""Runs the checks of `fedsim check --quick` on {name}."""
 
 from fedsim.evidence.check.check import check_algorithm
 
 
-def test_it_keeps_what_every_method_must_keep() -> None:
+def test_no_check_finds_a_mistake() -> None:
     findings = check_algorithm("{stem}:{cls}", quick=True)
     failed = [finding for finding in findings if finding.passed is False]
     assert failed == []
 '''
-GRID_TEXT = """# {name} beside what it has to beat; under a minute: fedsim bench {stem}.yaml
+GRID_TEXT = """# Compares {name} with two other methods, in less than a minute:
+#     fedsim bench {stem}.yaml
 dataset: digits
 algorithms:
   - {{name: "{stem}.py:{cls}", label: "{name}"}}
@@ -53,39 +54,32 @@ def new(name: str, *, out: Path = Path()) -> str:
     """
     stem = name.replace("-", "_")
     cls = "".join(part[:1].upper() + part[1:] for part in stem.split("_"))
-    paths = [out / file for file in (f"{stem}.py", f"test_{stem}.py", f"{stem}.yaml")]
-    source = (
-        STARTER.read_text("utf-8")
-        .replace("MyMethodParams", f"{cls}Params")
-        .replace('@register("my-method")', f'@register("{name}")')
-    )
+    source = STARTER.read_text("utf-8").replace('@register("my-method")', f'@register("{name}")')
+    names = {"name": name, "stem": stem, "cls": cls}
+    texts = {
+        out / f"{stem}.py": source.replace("MyMethod", cls),
+        out / f"test_{stem}.py": TEST_TEXT.format(**names),
+        out / f"{stem}.yaml": GRID_TEXT.format(**names),
+    }
     if not re.fullmatch(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*", name):
         raise UserError(
             "name",
             f"'{name}' is not valid",
-            "give small letters, digits and dashes, as in my-method",
+            "use small letters, digits and dashes, as in my-method",
         )
-    if taken := next((path for path in paths if os.path.lexists(path)), None):
-        raise UserError(
-            "name", f"{taken} is there already", "give another name, or another folder with `out`"
-        )
-    if (
-        name in known()
-        or stem in sys.modules
-        or importlib.util.find_spec(stem)
-        or re.search(rf"\b{cls}\b", source.replace("MyMethod", ""))
-    ):
+    for path in texts:
+        if os.path.lexists(path):
+            raise UserError(
+                "name", f"{path} exists already", "give another name, or another folder with `out`"
+            )
+    is_module = stem in sys.modules or importlib.util.find_spec(stem)
+    if name in known() or is_module or re.search(rf"\b{cls}\b", source.replace("MyMethod", "")):
         raise UserError(
             "name",
-            f"there is an algorithm, a module or a class of the name '{name}' already",
+            f"an algorithm, a module or a class has the name '{name}' already",
             "give another name",
         )
-    names = {"name": name, "stem": stem, "cls": cls}
     out.mkdir(parents=True, exist_ok=True)
-    for path, text in zip(
-        paths,
-        (source.replace("MyMethod", cls), TEST_TEXT.format(**names), GRID_TEXT.format(**names)),
-        strict=True,
-    ):
+    for path, text in texts.items():
         path.write_text(text, "utf-8")
-    return "\n".join(map(str, paths))
+    return "\n".join(map(str, texts))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from fedsim.errors import UserError, check_choice, nearest
+from fedsim.errors import UserError, check_choice
 from fedsim.interrupts import kept_handlers
 from fedsim.results.store import RunFolder
 from fedsim.words import Printed, plain_console, print_line, wide_console
@@ -22,15 +22,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedsim.report.board import Board
-    from fedsim.report.tables import Table
+    from fedsim.report.table import Table, TableFormat
     from fedsim.results.columns import Row
     from fedsim.results.generators import SavedGenerator
     from fedsim.results.join import RunResults
-    from fedsim.results.stats import SeedGroups
+    from fedsim.results.stats import SeedGroups, Spread
 
 Order = Literal["given", "best", "name"]
-Spread = Literal["ci95", "sd", "range"]
-TableFormat = Literal["md", "latex", "html", "csv"]
 TableName = Literal["results", "differences", "private", "sites"]
 
 
@@ -50,9 +48,7 @@ class Found(Printed):
     @property
     def code(self) -> int:
         """The exit code of a command: 0 if it passed, else 1."""
-        if self.passed:
-            return 0
-        return 1
+        return int(not self.passed)
 
     def show(self, console: Console) -> None:
         """Print all parts."""
@@ -145,7 +141,7 @@ class Run(Printed):
         if drawn is None:
             raise UserError(
                 "measure",
-                f"no row that is ok has a {measure}",
+                f"no finished cell has the score {measure}",
                 "look at status and scores in results.jsonl",
             )
         return drawn
@@ -288,7 +284,7 @@ class Run(Printed):
             "spread": spread,
         }
         if figure is not None:
-            from fedsim.report.figures import inches, save_pdf
+            from fedsim.report.panels import inches, save_pdf
 
             if Path(figure).suffix != ".pdf":
                 raise UserError(
@@ -324,7 +320,12 @@ class Run(Printed):
         """
         from fedsim.results.generators import load_generator
 
-        return load_generator(self.folder, cell, synthesis, trust_plugin=self.trust_plugin)
+        return load_generator(
+            self.folder,
+            cell,
+            synthesis,
+            trust_plugin=self.trust_plugin,
+        )
 
     def synth(
         self,
@@ -375,16 +376,12 @@ class Run(Printed):
         if facts.held_back:
             words += f"; not for release: {facts.held_back}"
         count = facts.task.classes * per_class
-        lines = [
-            f"{out}: {count} synthetic embeddings of {facts.task.dim} dimensions; {words}",
-            *(f"warning: {text}" for text in large_deltas([facts.row], published=True)),
-            f"scale: {SCALE}",
-        ]
+        lines = [f"{out}: {count} synthetic embeddings of {facts.task.dim} dimensions; {words}"]
+        for text in large_deltas([facts.row], published=True):
+            lines.append(f"warning: {text}")
+        lines.append(f"scale: {SCALE}")
         if not generator.vouched:
-            lines.append(
-                "no results of a run are here to vouch for it: all this is by the package's "
-                "own word"
-            )
+            lines.append("unverified: the package states these facts, and its run is not here")
         return "\n".join(lines)
 
     def release(self, out: Path, *, cell: str | None = None) -> str:
@@ -407,11 +404,12 @@ class Run(Printed):
         from fedsim.evidence.prove import proofs_of
         from fedsim.results.generators import SCALE, TO_LEAVE, held_back
 
-        rows = [row for row in self._results.every_row() if row.yields == "generator"]
+        results = self._results
+        rows = [row for row in results.every_row() if row.yields == "generator"]
         reasons = Counter(held_back(row, row.noise) for row in rows)
-        if rows and not reasons[""]:
+        if rows and "" not in reasons:
             listed = ", ".join(
-                f"{reason} ({count} of {len(rows)})" for reason, count in reasons.items() if reason
+                f"{reason} ({count} of {len(rows)})" for reason, count in reasons.items()
             )
             raise UserError(
                 str(self.folder),
@@ -419,9 +417,8 @@ class Run(Printed):
                 TO_LEAVE,
             )
         generator = self.generator(cell)
-        facts = generator.facts
-        row = facts.row
-        (proof,) = proofs_of([row], self._results, trust_plugin=self.trust_plugin)
+        row = generator.facts.row
+        (proof,) = proofs_of([row], results, trust_plugin=self.trust_plugin)
         if proof.verdict != "proved":
             raise UserError(
                 f"{self.folder}, cell {row.cell_id}",
@@ -429,11 +426,8 @@ class Run(Printed):
                 "run the cell again in a new folder",
             )
         path = generator.release(Path(out))
-        assert facts.plan is not None
-        return (
-            f"{path}: {facts.cell.label}, ε = {facts.plan.epsilon_target:g} at δ = "
-            f"{facts.plan.delta:g}, claim {facts.plan.claim}\nscale of its rows: {SCALE}"
-        )
+        budget = f"ε = {row.epsilon_target:g} at δ = {row.delta:g}, claim {row.plan['claim']}"
+        return f"{path}: {row.label}, {budget}\nscale of its synthetic embeddings: {SCALE}"
 
     def statement(self, *, cell: str | None = None) -> str:
         """Return the privacy of each method in words.
@@ -451,18 +445,18 @@ class Run(Printed):
         from fedsim.report.statement import statements
 
         results = self._results
-        rows = results.rows
         ids = None
         if cell is not None:
-            ids = [row.cell_id for row in rows if row.cell_id.startswith(cell)]
+            ids = [row.cell_id for row in results.rows if row.cell_id.startswith(cell)]
             if len(ids) != 1:
                 raise UserError(
                     f"cell {cell}",
-                    f"{len(ids) or 'no'} cells of {self.folder} have such an id",
-                    "give one of results.jsonl",
+                    f"{len(ids) or 'no'} cells of {self.folder} have an id that begins so",
+                    "give an id of results.jsonl",
                 )
-        proofs = proofs_of(rows, results, trust_plugin=self.trust_plugin)
-        return "\n\n".join("\n".join(text.lines) for text in statements(rows, proofs, ids))
+        proofs = proofs_of(results.rows, results, trust_plugin=self.trust_plugin)
+        texts = statements(results.rows, proofs, ids)
+        return "\n\n".join("\n".join(text.lines) for text in texts)
 
     def verify(self, *, rerun: int = 0, with_: Path | None = None) -> Found:
         """Recompute every ε and every plan of a run with a second, independent accountant.
@@ -485,7 +479,11 @@ class Run(Printed):
         if with_ is not None:
             compared = compare_folders(self.folder, Path(with_))
             return Found(compared.equal, (compared,))
-        every_proof = proofs_of(results.every_row(), results, trust_plugin=self.trust_plugin)
+        every_proof = proofs_of(
+            results.every_row(),
+            results,
+            trust_plugin=self.trust_plugin,
+        )
         proofs = Proofs(self.folder.resolve().name, tuple(every_proof))
         equal = True
         if rerun:
@@ -512,7 +510,8 @@ class Run(Printed):
     def show(self, console: Console) -> None:
         """Print the tables of results that a bench ends with."""
         from fedsim.report.report import terminal_tables
-        from fedsim.report.tables import show_briefly, site_table
+        from fedsim.report.table import show_briefly
+        from fedsim.report.tables import site_table
         from fedsim.results.stats import SeedGroups
 
         settings = SeedGroups.of(self._results.rows)
@@ -539,8 +538,8 @@ def _table_of_sites(settings: SeedGroups, folders: Sequence[Path | str], digits:
     if table is None:
         raise UserError(
             "table",
-            "there is nothing to show: no scores by site",
-            "give evaluation: {per_client: true}",
+            "no result has scores by site",
+            "run the grid with evaluation: {per_client: true}",
         )
     return table
 
@@ -557,10 +556,8 @@ def _table_of_differences(
     from fedsim.results.stats import price_of_privacy, same_budget
 
     if pair:
-        labels = list(settings.facts["label"].unique())
         for label in pair:
-            if label not in labels:
-                raise UserError("pair", f"there is no method '{label}'", nearest(label, labels))
+            check_choice("pair", label, settings.facts["label"].unique())
         compared = chosen_pair(*pair)
     elif table == "private":
         compared = price_of_privacy
@@ -571,7 +568,7 @@ def _table_of_differences(
         raise UserError(
             "table",
             f"two seeds of {measure} are needed to compare methods",
-            "give seeds: 0-4, and look at status",
+            "run more seeds, such as seeds: 0-4, or look at the status of the results",
         )
     return differences
 
@@ -588,32 +585,21 @@ def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Row]
             average have different evaluations or data.
     """
     from fedsim.results.columns import frame_of
-    from fedsim.results.join import read_results
+    from fedsim.results.stats import PLACE
 
     rows: dict[str, Row] = {}
     first_of_setting: dict[tuple[object, ...], tuple[Path | str, Row]] = {}
     for folder in folders:
-        RunFolder(Path(folder)).check()
-        for row in read_results(folder).rows:
+        for row in Run(Path(folder))._results.rows:
             rows.setdefault(row.cell_id, row)
-            setting = (
-                row.dataset,
-                row.scheme,
-                row.alpha,
-                row.clients,
-                row.label,
-                row.epsilon_target,
-            )
+            setting = tuple(row.values[name] for name in (*PLACE, "label", "epsilon_target"))
             other_folder, other = first_of_setting.setdefault(setting, (folder, row))
             for name in ("evaluation", "dataset_hash"):
-                if getattr(other, name) != getattr(row, name):
-                    what = (
-                        f"'{row.label}' on {row.dataset} differs in {name} from that of "
-                        f"{other_folder}, so one mean would mix them"
-                    )
+                if other.values[name] != row.values[name]:
                     raise UserError(
                         str(folder),
-                        what,
+                        f"'{row.label}' on {row.dataset} differs in {name} from that of "
+                        f"{other_folder}, so one mean would mix them",
                         "show the two runs one by one, or evaluate both alike and give data sets "
                         "names",
                     )
@@ -625,7 +611,7 @@ def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Row]
         raise UserError(
             "where",
             f"'{where}' is not a query ({error})",
-            "such as: label != 'dp-gmm' and epsilon_target < 8",
+            "give one such as: label != 'dp-gmm' and epsilon_target < 8",
         ) from error
     return [row for cell_id, row in rows.items() if cell_id in chosen]
 
@@ -653,24 +639,23 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
     from fedsim.report.board import EXACT, Board
     from fedsim.results.join import read_results
 
-    format_: Any = out and Path(out).suffix[1:]
-    if out is not None and format_ not in ("md", "html", "csv"):
+    if out is not None and Path(out).suffix not in (".md", ".html", ".csv"):
         raise UserError(
             f"out {out}",
-            "does not say the format",
+            "the ending of the file does not say its format",
             "give a file that ends in .md, .html or .csv",
         )
     trained = {}
     for run in runs:
         trained.update(read_results(run).trained)
-    table = Board.of(
-        [prove(row, trained[row.cell_id], trust_plugin=trust_plugin) for row in pooled(runs)]
-    )
+    proofs = [prove(row, trained[row.cell_id], trust_plugin=trust_plugin) for row in pooled(runs)]
+    board = Board.of(proofs)
     if out is not None:
+        format_: Any = Path(out).suffix[1:]
         with replaced(Path(out)) as unfinished:
-            unfinished.write_text(table.table.text(format_) + "\n", encoding="utf-8")
+            unfinished.write_text(board.table.text(format_) + "\n", encoding="utf-8")
         print_line(plain_console(), f"board: {out}; {EXACT}")
-    return table
+    return board
 
 
 def load(folder: Path | str, *, trust_plugin: bool = False) -> Run:

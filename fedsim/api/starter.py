@@ -48,19 +48,18 @@ class MyMethodParams(DPSGDParams):
 class MyMethod(DPSGD):
     """One encoder and one decoder for all clients, trained on every example's negative ELBO."""
 
-    # What rows and `fedsim algorithms` cite. The claim is `stated`; the column `check` says how
-    # `fedsim check --run` ended. The base class
-    # clips, noises and counts, and that the loss is per example is your word; `noised: shared` is
-    # `heuristic`.
+    # Results and `fedsim algorithms` cite this source. The base class clips gradients, adds noise
+    # and counts ε. You state that the loss is per example, so the claim is `stated`; with the
+    # parameter `noised: shared` it is `heuristic`. `fedsim check --run FOLDER` notes in the column
+    # `check` whether it found a mistake.
     source = "Kingma and Welling 2014, arXiv 1312.6114; Sohn et al. 2015"
     Params = MyMethodParams
 
-    # The model may contain Linear, the layers of fedsim.models.layers, and any function of one row.
-    # It may not
-    # contain BatchNorm (it mixes rows), Dropout (it draws random numbers of its own) or anything
-    # that remembers rows. ClientLinear and
-    # ClientCode have a weight set or a code for each of `clients`; the rest is shared. Initial
-    # weights are set afterwards, from the seed.
+    # The model may contain Linear, the layers of fedsim.models.layers, and any function of one
+    # example. It may not contain BatchNorm (which mixes examples), Dropout (which draws its own
+    # random numbers) or anything that remembers examples. ClientLinear and ClientCode have one set
+    # of weights or one code per client; all other layers are shared. fedsim sets the initial
+    # weights afterwards, from the seed.
     def build(self, clients: int) -> nn.Module:
         """Return a CVAE whose decoder is a prototype per class plus a linear map of z.
 
@@ -76,16 +75,15 @@ class MyMethod(DPSGD):
             initial_variance=0.5 / self.task.dim,
         )
 
-    # Where random numbers come from: ask for standard normal draws here, read them from
-    # `batch.draws`. Never draw inside `loss`.
+    # Ask here for the standard normal numbers that `loss` needs, and read them from `batch.draws`.
+    # Never draw random numbers inside `loss`.
     def draws(self) -> Mapping[str, tuple[int, ...]]:
         """Ask for one draw of z per example."""
         return {"posterior": (self.params.latent,)}
 
-    # Row n of every part may depend on row n of the batch alone: no mean over the batch, no
-    # statistic of it, no pair of rows. One row's
-    # gradient is what is clipped, so a loss that mixes rows would void the proof (`fedsim check`
-    # finds that). Rows have unit norm.
+    # The loss of example n may depend on example n alone: on no mean or statistic of the batch, and
+    # on no pair of examples. fedsim clips the gradient of every example, so a loss that mixes
+    # examples breaks the privacy proof (`fedsim check` finds that). Examples have norm 1.
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Return the negative ELBO, [N] per part, in units of the observation variance.
 
@@ -99,13 +97,12 @@ class MyMethod(DPSGD):
             "kl": self.params.beta * unit * kl,
         }
 
-    # Free of privacy cost, if you need it: `public_terms(model, stream)` returns terms that read
-    # shared parameters alone.
+    # You can also define `public_terms(model, stream)`: terms of the loss that read only shared
+    # parameters. They cost no privacy.
 
-    # The generator may read the server and never a row of data: its model and tensors carry the
-    # noise already, as do `server.codes`,
-    # those of clients that have some. A method that predicts has `classifier` in its place: an
-    # object with probabilities(x) -> [n, C].
+    # The generator may read the server but no example. The server's model, tensors and client codes
+    # (`server.codes`) carry the noise already. A method that predicts has a method `classifier`
+    # instead, which returns an object with probabilities(x) -> [n, C].
     def generator(self, server: Server) -> CVAEGenerator:
         """Return a generator that decodes z ~ N(0, I) and adds the observation noise.
 

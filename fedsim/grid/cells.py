@@ -40,7 +40,7 @@ from fedsim.grid.read import complaint
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.given import GivenRows
 from fedsim.methods.messages import Task
-from fedsim.partition import Partition, as_seen, check_partition, make_partition
+from fedsim.partition import Partition, check_partition, make_partition
 from fedsim.partition.partition import TOGETHER_KEY, check_split
 from fedsim.partition.schemes import column_values
 from fedsim.plugins.code_hash import harness_hash, place_of, source_hash
@@ -106,19 +106,22 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
     classes: dict[int, type[Algorithm]] = {}
     refused: dict[int, PluginError] = {}
     for position, entry in enumerate(grid.algorithms):
+        where = grid.location("algorithms", position, "name")
         try:
-            where = grid.location("algorithms", position, "name")
             classes[position] = lookup(entry.name, where)
         except PluginError as error:
+            if not keep_going:
+                raise
             refused[position] = error
-    if refused and (not keep_going or not classes):
-        raise next(iter(refused.values()))
+    if not classes:
+        raise refused[0]
     if not refused:
         _check_shared_axes(grid, classes.values())
     grid = _with_labels(grid, classes)
     variants: list[Variant] = []
     for position, cls in classes.items():
-        variants += _EntryAxes(grid, position, cls).variants()
+        axes = _EntryAxes(grid, position, cls)
+        variants += axes.variants()
     return Resolved(grid, tuple(variants), refused)
 
 
@@ -147,18 +150,18 @@ def _with_labels(grid: Grid, classes: Mapping[int, type[Algorithm]]) -> Grid:
         grid: The grid as it was read.
         classes: The classes of the algorithms that could be imported, by position.
     """
-    labels = [entry.display for entry in grid.algorithms]
+    entries = list(grid.algorithms)
+    labels = [entry.display for entry in entries]
     for position, cls in classes.items():
         name = vars(cls).get("name", ":")
         is_registered = ":" not in name  # The name of any other class is its path.
-        if is_registered and grid.algorithms[position].is_called_by_path:
+        if is_registered and entries[position].is_called_by_path:
             labels[position] = name
     uses = Counter(labels)
-    entries = []
-    for entry, label in zip(grid.algorithms, labels, strict=True):
+    for position, label in enumerate(labels):
+        entry = entries[position]
         if label != entry.display and uses[label] == 1:
-            entry = entry.model_copy(update={"label": label})
-        entries.append(entry)
+            entries[position] = entry.model_copy(update={"label": label})
     return grid.model_copy(update={"algorithms": tuple(entries)})
 
 
@@ -192,19 +195,21 @@ class _EntryAxes:
         Raises:
             UserError: The entry has no such parameter, has one twice, or may not be tuned.
         """
-        entry_loc = ("algorithms", self.position)
-        set_at: dict[str, Loc] = dict.fromkeys(self.entry.params, (*entry_loc, "params"))
-        scanned = self._axes(self.entry.scan, (*entry_loc, "scan"), set_at)
+        entry = self.entry
+        loc: Loc = ("algorithms", self.position)
+        set_at: dict[str, Loc] = {}
+        for name in entry.params:
+            set_at[name] = (*loc, "params")
+        scanned = self._axes(entry.scan, (*loc, "scan"), set_at)
         scanned |= self._axes(self.grid.scan, ("scan",), set_at)
-        tuned = self._axes(self.entry.tune, (*entry_loc, "tune"), set_at)
+        tuned = self._axes(entry.tune, (*loc, "tune"), set_at)
         tuned |= self._axes(self.grid.tune.params, ("tune", "params"), set_at)
         curves: Sequence[Curve] = ("default",)
         if tuned:
             self._check_tuning()
             curves = self.grid.tune.curves
-        for point in points_of(scanned):
-            for curve in curves:
-                yield self._variant(point, tuned, curve)
+        for point, curve in product(points_of(scanned), curves):
+            yield self._variant(point, tuned, curve)
 
     def _axes(
         self,
@@ -225,17 +230,17 @@ class _EntryAxes:
         axes: _Axes = {}
         fields = self.cls.Params.model_fields
         for name, values in values_of.items():
-            where = self.grid.location(*root, name)
-            if name not in fields and root[0] == "algorithms":
+            loc = (*root, name)
+            where = self.grid.location(*loc)
+            if name in fields:
+                if name in set_at:
+                    other = self.grid.location(*set_at[name])
+                    raise UserError(where, f"{other} gives '{name}' too", "remove one of them")
+                axes[name] = [_Value(value, (*loc, i)) for i, value in enumerate(values)]
+                set_at[name] = root
+            elif root[0] == "algorithms":
                 what = f"{self.entry.name} has no parameter '{name}'"
                 raise UserError(where, what, nearest(name, fields))
-            if name not in fields:
-                continue
-            if name in set_at:
-                other = self.grid.location(*set_at[name])
-                raise UserError(where, f"{other} gives '{name}' too", "remove one of them")
-            axes[name] = [_Value(value, (*root, name, i)) for i, value in enumerate(values)]
-            set_at[name] = root
         return axes
 
     def _check_tuning(self) -> None:
@@ -270,12 +275,25 @@ class _EntryAxes:
             label += f" {name}={spelled(scanned.value)}"
         label += CURVE_LABELS[curve]
         if curve == "default":
-            return Variant(self.position, label, self.cls, self._params_at(point))
-        settings = [self._params_at({**point, **choice}) for choice in points_of(tuned)]
+            params = self._params_at(point)
+            return Variant(self.position, label, self.cls, params)
+        settings = []
+        for choice in points_of(tuned):
+            params = self._params_at({**point, **choice})
+            settings.append(params)
         # The space has the values as the algorithm's model returns them.
-        space = {name: _distinct(params[name] for params in settings) for name in tuned}
+        space = {}
+        for name in tuned:
+            values = [params[name] for params in settings]
+            space[name] = _distinct(values)
         tuning = self.grid.tune.of(space, free=curve == "free")
-        return Variant(self.position, label, self.cls, settings[0], tuning)
+        return Variant(
+            self.position,
+            label,
+            self.cls,
+            settings[0],
+            tuning,
+        )
 
     def _params_at(self, point: Mapping[str, _Value]) -> dict[str, Any]:
         """Return all parameters at one point, as plain JSON values.
@@ -286,19 +304,24 @@ class _EntryAxes:
 
         def location(loc: Loc) -> str:
             """Return the text that names the key of the grid which gave a parameter."""
-            root: Loc = ("algorithms", self.position, "params", *loc[:1])
-            if loc and loc[0] in point:
-                root = point[str(loc[0])].loc
+            name = loc[:1]
+            root: Loc = ("algorithms", self.position, "params", *name)
+            if name and name[0] in point:
+                root = point[str(name[0])].loc
             return self.grid.location(*root, *loc[1:])
 
-        values = self.entry.params | {name: scanned.value for name, scanned in point.items()}
+        values = dict(self.entry.params)
+        for name, scanned in point.items():
+            values[name] = scanned.value
+        model = self.cls.Params
         try:
-            params = self.cls.Params.model_validate(values).model_dump(mode="json")
+            params = model.model_validate(values)
         except ValidationError as error:
-            raise complaint(error, self.cls.Params, location) from error
+            raise complaint(error, model, location) from error
+        plain_params = params.model_dump(mode="json")
         if self.cls is GivenRows:
-            self._check_statement(params)
-        return params
+            self._check_statement(plain_params)
+        return plain_params
 
     def _check_statement(self, params: Mapping[str, Any]) -> None:
         """Refuse external samples whose author states ε for another budget than the grid's.
@@ -313,21 +336,22 @@ class _EntryAxes:
         epsilon = float(params["epsilon"])
         faults = []
         missing = []
-        for name, of_grid in budget.items():
-            if params[name] is None:
+        needed = []
+        for name, value in budget.items():
+            stated = params[name]
+            needed.append(f"{name}: {spelled(value)}")
+            if stated is None:
                 missing.append(name)
-            elif params[name] != of_grid:
-                stated = spelled(params[name])
-                faults.append(f"{name} is {stated} and the grid's is {spelled(of_grid)}")
+            elif stated != value:
+                faults.append(f"{name} is {spelled(stated)} and the grid's is {spelled(value)}")
         if missing and math.isfinite(epsilon):
             faults.append(f"ε = {number(epsilon)} is stated without its {', '.join(missing)}")
         if faults:
-            needed = ", ".join(f"{name}: {spelled(value)}" for name, value in budget.items())
             raise UserError(
                 self.grid.location("algorithms", self.position),
                 "; ".join(faults),
-                f"give {needed} if the author's ε holds for these, else leave out epsilon, or "
-                "change the grid",
+                f"give {', '.join(needed)} if the author's ε holds for these, else leave out "
+                "epsilon, or change the grid",
             )
 
 
@@ -350,19 +374,21 @@ def loaded(grid: Grid) -> dict[str, Embeddings]:
     public_rows: dict[str, PublicRows] = {}
     for spec in grid.sets:
         with at(partial(grid.place_of, spec)):
-            data[spec.key] = load(spec)
+            embeddings = load(spec)
         public = grid.public_beside(spec)
-        if public is None:
-            continue
-        with at(partial(grid.place_of, spec, public=True)):
-            if public.key not in public_rows:
-                public_rows[public.key] = load_public(public)
-            data[spec.key] = public_rows[public.key].beside(data[spec.key])
+        if public is not None:
+            with at(partial(grid.place_of, spec, public=True)):
+                if public.key not in public_rows:
+                    public_rows[public.key] = load_public(public)
+                embeddings = public_rows[public.key].beside(embeddings)
+        data[spec.key] = embeddings
     return data
 
 
 def evaluations(
-    grid: Grid, spec: DatasetSpec, columns: Mapping[str, NDArray[Any]]
+    grid: Grid,
+    spec: DatasetSpec,
+    columns: Mapping[str, NDArray[Any]],
 ) -> tuple[Evaluation, ...]:
     """Return the grid's evaluation, once for every site that it leaves out of training.
 
@@ -406,14 +432,16 @@ def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embe
     The keys are those of :func:`fedsim.grid.models.data_key`.
     """
     views = dict(data)
+    column = str(grid.partition.column)
     for spec in grid.sets:
         whole = data[spec.key]
         for evaluation in evaluations(grid, spec, whole.columns):
-            if evaluation.unseen is None:
+            site = evaluation.unseen
+            if site is None:
                 continue
-            column = str(grid.partition.column)
+            key = data_key(spec, evaluation)
             with at(grid.location("evaluation", "unseen")):
-                views[data_key(spec, evaluation)] = whole.unseen(column, evaluation.unseen)
+                views[key] = whole.unseen(column, site)
     return views
 
 
@@ -450,10 +478,16 @@ def grid_place(grid: Grid, clients: int) -> Callable[[str], str]:
         grid: The grid.
         clients: The position on the axis of numbers of clients.
     """
-    locs: dict[str, Loc] = {"clients": ("clients", clients)}
-    if not grid.partition.together:
-        locs[TOGETHER_KEY] = ("unit",)
-    return lambda key: grid.location(*locs.get(key, key.split(".")))
+
+    def place(key: str) -> str:
+        """Return the text that names a key."""
+        if key == "clients":
+            return grid.location("clients", clients)
+        if key == TOGETHER_KEY and not grid.partition.together:
+            return grid.location("unit")
+        return grid.location(*key.split("."))
+
+    return place
 
 
 def partition_of(cell: Cell, data: Embeddings) -> Partition:
@@ -466,36 +500,6 @@ def partition_of(cell: Cell, data: Embeddings) -> Partition:
         seed=cell.seed,
         columns=data.columns,
     )
-
-
-def client_views(
-    cells: Sequence[Cell], partitions: Sequence[Partition], data: Mapping[str, Embeddings]
-) -> tuple[Mapping[str, Embeddings], tuple[str, ...]]:
-    """Return all data by key, and the key that each cell reads.
-
-    Under ``feature-shift`` every client sees the examples in its own way, so each such partition
-    has a copy of the data.
-
-    Args:
-        cells: The cells.
-        partitions: The partition of each cell.
-        data: The data sets as :func:`without_unseen` returns them.
-    """
-    views = dict(data)
-    keys = []
-    for cell, partition in zip(cells, partitions, strict=True):
-        key = cell.data_key
-        if cell.partition.shifts:
-            key = f"{key} {partition.fingerprint}"
-            if key not in views:
-                views[key] = as_seen(
-                    data[cell.data_key],
-                    partition,
-                    cell.partition,
-                    cell.seed,
-                )
-        keys.append(key)
-    return views, tuple(keys)
 
 
 def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ...]:
@@ -517,10 +521,23 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
     for spec in grid.sets:
         embeddings = data[spec.key]
         sites = evaluations(grid, spec, embeddings.columns)
-        points = product(grid.alpha, grid.clients, grid.seeds, sites)
+        points = product(
+            grid.alpha,
+            grid.clients,
+            grid.seeds,
+            sites,
+        )
         for point, variant in product(points, resolved.variants):
             for epsilon in _epsilons(grid, variant):
-                cells.append(_cell(grid, variant, spec, embeddings, point, epsilon))
+                cell = _cell(
+                    grid,
+                    variant,
+                    spec,
+                    embeddings,
+                    point,
+                    epsilon,
+                )
+                cells.append(cell)
     _check_distinct(grid, cells)
     return tuple(cells)
 

@@ -122,7 +122,11 @@ def listed(value: Any) -> Any:
 
 def points_of(axes: Mapping[str, Iterable[_Item]]) -> list[dict[str, _Item]]:
     """Return all points of some axes, each with one value per axis; the last axis varies first."""
-    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    points = []
+    for values in product(*axes.values()):
+        point = dict(zip(axes, values, strict=True))
+        points.append(point)
+    return points
 
 
 def _without_ranges(value: Any) -> list[Any]:
@@ -283,7 +287,8 @@ class Evaluation(_Model):
         if self.probe_c is not None:
             return self.probe_c
         for_few_features = max(1.0, FEW_FEATURES / dim)
-        for_few_rows = min(1.0, rows / (ENOUGH_ROWS * dim * classes))
+        enough_rows = ENOUGH_ROWS * dim * classes
+        for_few_rows = min(1.0, rows / enough_rows)
         return SYNTHETIC_C * for_few_features * for_few_rows**2
 
     @property
@@ -461,11 +466,8 @@ class AlgorithmEntry(_Model):
     @property
     def is_called_by_path(self) -> bool:
         """Return whether tables would show the file or module of its class, as it has no label."""
-        shown_path, _, shown_class = self.display.rpartition(":")
         path, _, class_name = self.name.rpartition(":")
-        if not shown_path:
-            return False
-        return shown_class == class_name and Path(shown_path).name == Path(path).name
+        return path != "" and self.display.endswith(f"{Path(path).name}:{class_name}")
 
     def within(self, folder: Path) -> AlgorithmEntry:
         """Return the same entry with a relative path of its file taken from ``folder``.
@@ -478,7 +480,11 @@ class AlgorithmEntry(_Model):
         if not file.endswith(".py"):
             return self
         path = files.shown(os.path.abspath(folder / file))
-        return self.model_copy(update={"name": f"{path}:{class_name}", "label": self.display})
+        update = {
+            "name": f"{path}:{class_name}",
+            "label": self.display,
+        }
+        return self.model_copy(update=update)
 
     def _external_within(self, folder: Path) -> AlgorithmEntry:
         """Return the entry of external samples with the path and SHA-256 of their file."""
@@ -515,9 +521,14 @@ def _entry_of_class(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _entry_of_samples(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return an entry ``{rows: FILE}`` with its keys as parameters; the file's stem labels it."""
-    label = entry.get("label", Path(str(entry["rows"])).stem)
-    params = {key: value for key, value in entry.items() if key != "label"}
-    return {"name": EXTERNAL, "params": params, "label": label}
+    params = dict(entry)
+    stem = Path(str(params["rows"])).stem
+    label = params.pop("label", stem)
+    return {
+        "name": EXTERNAL,
+        "params": params,
+        "label": label,
+    }
 
 
 class Grid(_Model):
@@ -595,7 +606,9 @@ class Grid(_Model):
     @field_validator("unit")
     @classmethod
     def _partition_keeps_units_together(
-        cls, unit: str | GroupUnit, info: ValidationInfo
+        cls,
+        unit: str | GroupUnit,
+        info: ValidationInfo,
     ) -> str | GroupUnit:
         """Refuse a partition that keeps together the groups of another column than the unit's."""
         partition = info.data.get("partition")
@@ -611,17 +624,21 @@ class Grid(_Model):
     def most_cells(self) -> int:
         """Return an upper bound on the number of cells.
 
-        ``evaluation.unseen: each`` counts as one site, and every algorithm as having each scanned
-        parameter.
+        ``evaluation.unseen: each`` counts as one site, and every algorithm as tuned and as having
+        each scanned parameter.
         """
         variants = 0
         for entry in self.algorithms:
-            curves = 1
-            if self.tune.params or entry.tune:
-                curves = len(self.tune.curves)
             axes = self.scan | entry.scan
-            variants += curves * prod(map(len, axes.values()))
-        shared_axes = (self.sets, self.alpha, self.clients, self.epsilon, self.seeds)
+            variants += prod(map(len, axes.values()))
+        shared_axes = (
+            self.sets,
+            self.alpha,
+            self.clients,
+            self.epsilon,
+            self.seeds,
+            self.tune.curves,
+        )
         return prod(map(len, shared_axes)) * variants
 
     @property
@@ -649,29 +666,25 @@ class Grid(_Model):
             where: What the message is about within it. ``encoder: WHERE`` names its encoder.
             public: Whether the message is about the public data set beside it.
         """
-        position = self._position_of(dataset)
-        spec: DatasetSpec | None = self.dataset[position]
+        position = 0
+        while dataset not in self.dataset[position].encoded_by(self.encoder):
+            position += 1
+        spec = self.dataset[position]
         loc: Loc = ("dataset", position)
-        if public:
+        if public and self.public is not None:
             spec = self.public
             loc = ("public",)
         key, _, rest = where.partition(": ")
-        if key == "encoder" and spec is not None:
+        if key == "encoder":
             where = rest
-            loc = (*loc, "encoder")
-            if spec.encoder is None and dataset.encoder in self.encoder:
+            if spec.encoder is not None:
+                loc = (*loc, "encoder")
+            elif dataset.encoder in self.encoder:
                 loc = ("encoder", self.encoder.index(dataset.encoder))
-            elif spec.encoder is None:
+            else:
                 loc = ("encoder", 0)
-        return ": ".join(filter(None, [self.location(*loc), where]))
-
-    def _position_of(self, dataset: DatasetSpec) -> int:
-        """Return the position on the axis of data sets from which one of ``sets`` comes."""
-        return next(
-            position
-            for position, spec in enumerate(self.dataset)
-            if dataset in spec.encoded_by(self.encoder)
-        )
+        place = self.location(*loc)
+        return ": ".join(filter(None, [place, where]))
 
     @property
     def unit_column(self) -> str | None:

@@ -38,12 +38,15 @@ class _Loader(yaml.SafeLoader):
         Raises:
             yaml.MarkedYAMLError: A key is given twice.
         """
-        keys = [key for key, _ in node.value if key.value != "<<"]
-        values = [key.value for key in keys]
-        for key in keys:
-            if values.count(key.value) > 1:
-                problem = f"the key '{key.value}' is given twice"
+        seen = set()
+        for key, _ in node.value:
+            name = key.value
+            if name in seen:
+                problem = f"the key '{name}' is given twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            # A mapping may be merged with several others.
+            if name != "<<":
+                seen.add(name)
         return super().construct_mapping(node, deep)
 
 
@@ -152,14 +155,15 @@ def _lines(node: yaml.Node, loc: Loc) -> Iterator[tuple[Loc, int]]:
         node: The node.
         loc: The path of the node.
     """
+    children: list[tuple[Any, yaml.Node, yaml.Node]] = []
     if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield (*loc, key.value), key.start_mark.line + 1
-            yield from _lines(value, (*loc, key.value))
+        children = [(key.value, key, value) for key, value in node.value]
     elif isinstance(node, yaml.SequenceNode):
-        for position, value in enumerate(node.value):
-            yield (*loc, position), value.start_mark.line + 1
-            yield from _lines(value, (*loc, position))
+        children = [(position, item, item) for position, item in enumerate(node.value)]
+    for part, marked, value in children:
+        path = (*loc, part)
+        yield path, marked.start_mark.line + 1
+        yield from _lines(value, path)
 
 
 def read_yaml(path: Path) -> tuple[Any, dict[Loc, int]]:
@@ -180,7 +184,9 @@ def read_yaml(path: Path) -> tuple[Any, dict[Loc, int]]:
 
 
 def complaint(
-    error: ValidationError, model: type[BaseModel], place: Callable[[Loc], str]
+    error: ValidationError,
+    model: type[BaseModel],
+    place: Callable[[Loc], str],
 ) -> UserError:
     """Return the message for the first error of a validation.
 
@@ -193,23 +199,26 @@ def complaint(
     """
     errors = error.errors(include_url=False)
     first = min(errors, key=_is_consequence)
-    where = place(first["loc"])
-    if first["type"] == "extra_forbidden":
-        *above, key = first["loc"]
+    kind = first["type"]
+    loc = first["loc"]
+    where = place(loc)
+    if kind == "extra_forbidden":
+        key = str(loc[-1])
         hint = ""
         if key in RENAMED_KEYS:
             hint = f"it is now called '{RENAMED_KEYS[key]}'"
-        elif not above:
-            hint = nearest(str(key), model.model_fields)
+        elif len(loc) == 1:
+            hint = nearest(key, model.model_fields)
         return UserError(where, f"unknown key '{key}'", hint)
-    if first["type"] == "value_error":
-        what, _, hint = str(first["ctx"]["error"]).partition("; ")
+    if kind == "value_error":
+        message = str(first["ctx"]["error"])
+        what, _, hint = message.partition("; ")
         return UserError(where, what, hint)
-    message = first["msg"]
+    message = " ".join(first["msg"].split())
     value = first["input"]
-    if first["type"] != "missing" and not isinstance(value, Mapping | list | tuple):
+    if kind != "missing" and not isinstance(value, Mapping | list | tuple):
         message = f"{value!r}: {message}"
-    return UserError(where, " ".join(message.split()))
+    return UserError(where, message)
 
 
 def _is_consequence(error: ErrorDetails) -> bool:
@@ -264,7 +273,8 @@ def load_grid(
 
 
 def _override(
-    data: dict[str, Any], overrides: Sequence[str] | Mapping[str, Any]
+    data: dict[str, Any],
+    overrides: Sequence[str] | Mapping[str, Any],
 ) -> tuple[Loc, ...]:
     """Replace values of a grid's data; return the paths of the keys."""
     if isinstance(overrides, Mapping):
@@ -367,9 +377,11 @@ def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
     """
     given_params: dict[str, Any] = {}
     for text in params:
-        put(given_params, *assignment(text, "params"))
+        key, value = assignment(text, "params")
+        put(given_params, key, value)
     entry = {"name": algorithm, "params": given_params}
-    return load_grid({"name": "run", "algorithms": [entry], **values})
+    grid = {"name": "run", "algorithms": [entry], **values}
+    return load_grid(grid)
 
 
 def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any]) -> _Option:

@@ -106,7 +106,10 @@ class Clients:
     ran: RoundTrace = field(default_factory=RoundTrace)
     steps: range | None = None
     device: torch.device = CPU
-    _converted: tuple[Chart, Clients] | None = field(default=None, init=False)
+    _converted: tuple[Chart, Clients] | None = field(
+        default=None,
+        init=False,
+    )
 
     def in_coordinates(self, coordinates: Chart | None) -> Clients:
         """Return the same clients with their embeddings in ``coordinates``; None: as they are.
@@ -116,7 +119,10 @@ class Clients:
         if coordinates is None:
             return self
         if self._converted is None or self._converted[0] != coordinates:
-            converted = replace(self, x=tuple(map(coordinates.of_rows, self.x)))
+            converted = replace(
+                self,
+                x=tuple(map(coordinates.of_rows, self.x)),
+            )
             self._converted = (coordinates, converted)
         return self._converted[1]
 
@@ -128,7 +134,10 @@ class Clients:
 
     def only(self, positions: Sequence[int]) -> Clients:
         """Return the members at ``positions``, with copies of their state."""
-        index = to_device(torch.tensor(positions, dtype=torch.long), self.device)
+        index = to_device(
+            torch.tensor(positions, dtype=torch.long),
+            self.device,
+        )
         state = {}
         for name, value in self.state.items():
             if value.dim():
@@ -169,7 +178,10 @@ class Clients:
             name: to_device(torch.cat([client_draws[name] for client_draws in drawn]), self.device)
             for name in shapes
         }
-        index = to_device(torch.cat(self.pooled.numbers(rows)), self.device)
+        index = to_device(
+            torch.cat(self.pooled.numbers(rows)),
+            self.device,
+        )
         sizes = [len(chosen) for chosen in rows]
         position = torch.from_numpy(np.repeat(np.arange(len(rows)), sizes))
         return Batch(
@@ -197,7 +209,10 @@ class Clients:
         for i, chosen in enumerate(rows):
             groups = None
             if self.groups is not None:
-                groups = consecutive(self.groups[i][chosen], self.pooled.x)
+                groups = consecutive(
+                    self.groups[i][chosen],
+                    self.pooled.x,
+                )
             batches.append(
                 Batch(
                     self.x[i].index_select(0, index[i]),
@@ -229,7 +244,10 @@ class Clients:
     def layout(self) -> Layout:
         """The member to which each example of :attr:`pooled` belongs."""
         sizes = torch.tensor([len(x) for x in self.x])
-        owner = torch.repeat_interleave(torch.arange(len(self.members)), sizes)
+        owner = torch.repeat_interleave(
+            torch.arange(len(self.members)),
+            sizes,
+        )
         return Layout.on(self.device, owner, len(self.members))
 
     def drawn(
@@ -396,14 +414,22 @@ class Clients:
             if len(total):
                 for client_noise in draws[:, : len(total)]:
                     total += client_noise
-            kept_draws = to_device(draws[:, len(total) :], self.device)
+            kept_draws = to_device(
+                draws[:, len(total) :],
+                self.device,
+            )
             kept_noise = torch.split(kept_draws, widths, 1)
             for (name, value), noise in zip(kept.items(), kept_noise, strict=True):
                 values = value[positions]
                 out = noised_kept[name][positions]
                 torch.add(values, noise.view(values.shape), out=out)
 
-    def _noise_blocks(self, step: int, std: float, width: int) -> Iterator[tuple[slice, Tensor]]:
+    def _noise_blocks(
+        self,
+        step: int,
+        std: float,
+        width: int,
+    ) -> Iterator[tuple[slice, Tensor]]:
         """Yield ``width`` numbers of noise per member, for a block of members at a time.
 
         Each item is the block's positions among the members, and its draws ``[block, width]`` on

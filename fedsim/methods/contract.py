@@ -53,7 +53,11 @@ SUM_TOLERANCE = 1e-3
 """The allowed error of a clipped sum, relative to its norm."""
 
 
-def check_loss(algorithm: Any, clients: int, norms: Callable[[nn.Module], Norms]) -> None:
+def check_loss(
+    algorithm: Any,
+    clients: int,
+    norms: Callable[[nn.Module], Norms],
+) -> None:
     """Test that the loss of a DPSGD or LocalDPSGD depends on one example at a time.
 
     Args:
@@ -73,7 +77,13 @@ def check_loss(algorithm: Any, clients: int, norms: Callable[[nn.Module], Norms]
     check_per_example(model, loss, batch, norms(model), algorithm.params.engine)
     with torch.no_grad():
         for crowd in crowds(algorithm.task):
-            crowd_batch = _batch(algorithm, crowd.x, crowd.y, torch.zeros_like(crowd.y), clients)
+            crowd_batch = _batch(
+                algorithm,
+                crowd.x,
+                crowd.y,
+                torch.zeros_like(crowd.y),
+                clients,
+            )
             together = loss(model, crowd_batch)
             for part in crowd.parts:
                 alone = loss(model, crowd_batch.take(part))
@@ -92,7 +102,13 @@ def check_clients(algorithm: Any, clients: int) -> None:
     model = _nonzero_model(algorithm, clients)
     _, crowd = crowds(algorithm.task)
     rows = MIXED_ROWS // clients
-    batch = _batch(algorithm, crowd.x, crowd.y, torch.arange(MIXED_ROWS) // rows, clients)
+    batch = _batch(
+        algorithm,
+        crowd.x,
+        crowd.y,
+        torch.arange(MIXED_ROWS) // rows,
+        clients,
+    )
     with torch.no_grad():
         together = _loss_matrix(algorithm, model, batch)
         for client in range(clients):
@@ -206,7 +222,10 @@ def crowds(task: Task) -> tuple[Crowd, Crowd]:
     """
     labels = torch.linspace(0, task.classes - 1, min(MIXED_LABELS, task.classes)).round().long()
     stream = torch.Generator().manual_seed(1)
-    x = normalize(torch.randn(MIXED_ROWS, task.dim, generator=stream), dim=1)
+    x = normalize(
+        torch.randn(MIXED_ROWS, task.dim, generator=stream),
+        dim=1,
+    )
     mixed = labels[torch.randint(len(labels), (MIXED_ROWS,), generator=stream)]
     growing = [slice(0, count) for count in range(1, CROWD_ROWS)]
     first = [slice(0, count) for count in END_ROWS]
@@ -224,7 +243,11 @@ def _check_forgets(algorithm: Any, clients: int, model: nn.Module) -> None:
     again = type(algorithm)(algorithm.params, algorithm.task)
     other = _nonzero_model(again, clients)
     crowd, _ = crowds(algorithm.task)
-    _loss_matrix(again, other, _batch(again, -crowd.x, crowd.y, torch.zeros_like(crowd.y), clients))
+    _loss_matrix(
+        again,
+        other,
+        _batch(again, -crowd.x, crowd.y, torch.zeros_like(crowd.y), clients),
+    )
     first = _loss_matrix(algorithm, model, batch)
     second = _loss_matrix(again, other, batch)
     if not _near(first, second, SAME_BATCH_TOLERANCE):
@@ -235,7 +258,10 @@ def _check_forgets(algorithm: Any, clients: int, model: nn.Module) -> None:
 
 def _loss_matrix(algorithm: Any, model: nn.Module, batch: Batch) -> Tensor:
     """Return the parts of the loss side by side, ``[N, parts]``."""
-    return torch.stack(list(loss_parts(algorithm, model, batch).values()), 1)
+    return torch.stack(
+        list(loss_parts(algorithm, model, batch).values()),
+        1,
+    )
 
 
 def _near(first: Tensor, second: Tensor, tolerance: float) -> bool:
@@ -259,10 +285,19 @@ def _small_batch(algorithm: Any, clients: int) -> Batch:
     """Return :data:`TRIED_ROWS` made-up examples of up to three labels, spread over clients."""
     task = algorithm.task
     stream = torch.Generator().manual_seed(0)
-    x = normalize(torch.randn(TRIED_ROWS, task.dim, generator=stream), dim=1)
+    x = normalize(
+        torch.randn(TRIED_ROWS, task.dim, generator=stream),
+        dim=1,
+    )
     numbers = torch.arange(TRIED_ROWS)
     labels = numbers % min(3, task.classes)
-    return _batch(algorithm, x, labels, numbers * clients // TRIED_ROWS, clients)
+    return _batch(
+        algorithm,
+        x,
+        labels,
+        numbers * clients // TRIED_ROWS,
+        clients,
+    )
 
 
 def _batch(algorithm: Any, x: Tensor, y: Tensor, client: Tensor, clients: int) -> Batch:

@@ -82,7 +82,13 @@ def coordinate_statistics(
         direction = centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-12)
         return {"second": OuterProduct(direction, direction)} | distance_products(centred)
 
-    spread = Statistic("spread", (1 - MEAN_SHARE) * share, SPREAD_WEIGHTS, products, receive_spread)
+    spread = Statistic(
+        "spread",
+        (1 - MEAN_SHARE) * share,
+        SPREAD_WEIGHTS,
+        products,
+        receive_spread,
+    )
     return mean or overall_mean(MEAN_SHARE * share), spread
 
 
@@ -104,7 +110,11 @@ def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> N
         std["bins"],
         server.tensors["square"],
     )
-    values, vectors = _standing_out(sums["second"], std["second"], rows)
+    values, vectors = _standing_out(
+        sums["second"],
+        std["second"],
+        rows,
+    )
     rest = ((1 - values.sum()) / max(dim - len(values), 1)).clamp_min(LEAST_REST / dim)
     basis = steady(vectors)
     relative = (values / rest).clamp_min(1.0)
@@ -131,8 +141,12 @@ def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> N
 def _standing_out(second: Tensor, std: float, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues ``[k]`` and eigenvectors ``[d, k]`` that noise does not explain.
 
-    An eigenvalue l appears at ``l + (edge / 2)^2 / l`` (Benaych-Georges and Nadakuditi 2011), which
-    is undone here. ``edge`` is the largest eigenvalue of the noise alone.
+    An eigenvalue l appears at
+
+        l + (edge / 2)^2 / l
+
+    (Benaych-Georges and Nadakuditi 2011), which is undone here. ``edge`` is the largest eigenvalue
+    of the noise alone.
 
     Args:
         second: the noisy sum of second moments ``[d, d]``.
@@ -162,20 +176,20 @@ def clipped_square(released: Tensors, radius: Tensor) -> Tensor:
 
 
 class Coordinates:
-    """The map ``r = (I + B shrink B^T) (x - mean) / scale`` from embeddings to coordinates.
+    """The map from embeddings to coordinates, and its inverse.
 
-    Its inverse is ``x = mean + scale (I + B stretch B^T) r``. B is ``[d, k]``.
+    For a basis B ``[d, k]`` they are
+
+        r = (I + B shrink B^T) (x - mean) / scale    and    x = mean + scale (I + B stretch B^T) r.
 
     Args:
         tensors: tensors by :data:`COORDINATE_NAMES`.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.mean = tensors[f"{PREFIX}mean"]
-        self.basis = tensors[f"{PREFIX}basis"]
-        self.shrink = tensors[f"{PREFIX}shrink"]
-        self.stretch = tensors[f"{PREFIX}stretch"]
-        self.scale = tensors[f"{PREFIX}scale"]
+        self.mean, self.basis, self.shrink, self.stretch, self.scale = (
+            tensors[name] for name in COORDINATE_NAMES
+        )
 
     @classmethod
     def where_released(cls, tensors: Mapping[str, Tensor]) -> Coordinates | None:

@@ -37,7 +37,7 @@ from fedsim.methods.messages import (
     Tensors,
     Values,
 )
-from fedsim.methods.one_shot import Statistic, statistic_phase
+from fedsim.methods.one_shot import statistic_phase
 from fedsim.methods.parameters import (
     adam_step,
     average_step,
@@ -201,20 +201,14 @@ class DPSGD(Algorithm):
             spread.receive(server, sums, std)
             self.start_in(Coordinates(server.tensors), server)
 
-        return (
-            self._coordinate_phase(mean),
-            self._coordinate_phase(replace(spread, receive=receive)),
-            sgd.taking(1 - share),
-        )
+        def released(server: Server) -> Tensors:
+            return dict(server.tensors)
 
-    def _coordinate_phase(self, statistic: Statistic) -> Phase:
-        """Return the phase that releases a statistic for the coordinates."""
-        return statistic_phase(
-            statistic,
-            self.clip(),
-            self.task,
-            lambda server: dict(server.tensors),
-        )
+        statistics = (mean, replace(spread, receive=receive))
+        phases = [
+            statistic_phase(statistic, self.clip(), self.task, released) for statistic in statistics
+        ]
+        return (*phases, sgd.taking(1 - share))
 
     def check_setting(self) -> None:
         """Refuse to sample clients unless the client is the unit.
@@ -243,7 +237,11 @@ class DPSGD(Algorithm):
         if self.task.unit == "client":
             check_clients(self, clients)
         else:
-            check_loss(self, clients, lambda model: replace(self.norms(model), unit="example"))
+            check_loss(
+                self,
+                clients,
+                lambda model: replace(self.norms(model), unit="example"),
+            )
 
     def scope(self) -> str:
         """Return ``joint`` if all gradients are noised, else ``shared``."""
@@ -273,7 +271,12 @@ class DPSGD(Algorithm):
         unclipped: tuple[str, ...] = ()
         if self.params.noised != "all":
             unclipped = tuple(local_names(model))
-        return Norms(self.clip(), self.task.unit, self.clip_weights(), unclipped)
+        return Norms(
+            self.clip(),
+            self.task.unit,
+            self.clip_weights(),
+            unclipped,
+        )
 
     def product(self, server: Server) -> Product:
         """Return the product of embeddings, also if it was trained in coordinates."""
@@ -296,7 +299,11 @@ class DPSGD(Algorithm):
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """Compute the cohort's clipped sum in one batch, and step the per-client parameters."""
         load_parameters(clients.model, broadcast)
-        rows = clients.poisson(round_.stream, self.params.sample_rate, self.params.client_rate)
+        rows = clients.poisson(
+            round_.stream,
+            self.params.sample_rate,
+            self.params.client_rate,
+        )
         converted = clients.in_coordinates(Coordinates.where_released(broadcast))
         batch = converted.batch(rows, round_.stream, self.draws())
         names: list[str] = []
@@ -307,7 +314,13 @@ class DPSGD(Algorithm):
             return torch.stack(list(parts.values()), 1)
 
         norms = self.norms(clients.model)
-        result = clipped_sum(clients.model, stacked, batch, norms, self.params.engine)
+        result = clipped_sum(
+            clients.model,
+            stacked,
+            batch,
+            norms,
+            self.params.engine,
+        )
         parts = {}
         if len(batch):
             parts = dict(zip(names, result.loss.unbind(-1), strict=True))
@@ -393,7 +406,10 @@ class DPSGD(Algorithm):
         Returns:
             The values of the terms, by name with the prefix ``loss_``.
         """
-        terms = self.public_terms(server.model, server.seeds.torch(Purpose.PENALTY, round_.stream))
+        terms = self.public_terms(
+            server.model,
+            server.seeds.torch(Purpose.PENALTY, round_.stream),
+        )
         if not terms:
             return {}
         parameters = dict(server.model.named_parameters())
@@ -402,7 +418,11 @@ class DPSGD(Algorithm):
             if name.startswith(self.server_only):
                 trainable[name] = parameter
         total = torch.stack(list(terms.values())).sum()
-        term_gradients = torch.autograd.grad(total, list(trainable.values()), allow_unused=True)
+        term_gradients = torch.autograd.grad(
+            total,
+            list(trainable.values()),
+            allow_unused=True,
+        )
         for name, gradient in zip(trainable, term_gradients, strict=True):
             if gradient is None:
                 continue

@@ -195,7 +195,10 @@ class LocalTraining(Algorithm):
 
     def _store_state(self, clients: Clients, active: Clients, positions: list[int]) -> None:
         """Copy the state of the ``active`` clients to their ``positions`` among all members."""
-        index = to_device(torch.tensor(positions, dtype=torch.long), clients.device)
+        index = to_device(
+            torch.tensor(positions, dtype=torch.long),
+            clients.device,
+        )
         for name, value in active.state.items():
             if value.dim():
                 clients.state[name][index] = value
@@ -290,23 +293,39 @@ class Minibatches:
         self.clients = clients
         size = algorithm.params.batch_size
         rows = clients.minibatches(round_.stream, algorithm.params.local_steps, size)
-        self.picked = to_device(torch.stack(clients.pooled.numbers(rows), 1), clients.device)
+        self.picked = to_device(
+            torch.stack(clients.pooled.numbers(rows), 1),
+            clients.device,
+        )
         self.streams = [
             clients.seeds.keystream(Purpose.LATENT, round_.stream, client)
             for client in clients.members
         ]
         self.shapes = {name: (size, *shape) for name, shape in algorithm.draws().items()}
-        layout = Layout.on(clients.device, torch.zeros(size, dtype=torch.long), 1)
+        layout = Layout.on(
+            clients.device,
+            torch.zeros(size, dtype=torch.long),
+            1,
+        )
         loss = partial(loss_parts, algorithm)
 
-        def mean_loss(parameters: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> Tensors:
-            batch = Batch(x, y, dict(zip(self.shapes, draws, strict=True)), layout)
-            parts = functional_loss(clients.model, loss, parameters, batch)
+        def mean_loss(parameters: Tensors, x: Tensor, y: Tensor, draws: Tensors) -> Tensors:
+            parts = functional_loss(
+                clients.model,
+                loss,
+                parameters,
+                Batch(x, y, draws, layout),
+            )
             return {name: part.mean() for name, part in parts.items()}
 
         self._mean_losses = torch.func.vmap(mean_loss)
 
-    def gradients(self, step: int, by: Tensors, fixed: Tensors) -> tuple[Tensors, Tensors]:
+    def gradients(
+        self,
+        step: int,
+        by: Tensors,
+        fixed: Tensors,
+    ) -> tuple[Tensors, Tensors]:
         """Return the gradients of every member's mean loss, and the parts of that loss.
 
         Args:
@@ -318,18 +337,22 @@ class Minibatches:
             Gradients ``[K, ...]`` and parts of the loss ``[K]``, by name.
         """
         drawn = [gaussian(self.shapes, 1.0, stream).parts for stream in self.streams]
-        draws = [
-            to_device(torch.stack([parts[name] for parts in drawn]), self.clients.device)
+        draws = {
+            name: to_device(torch.stack([parts[name] for parts in drawn]), self.clients.device)
             for name in self.shapes
-        ]
+        }
         variables = {name: value.detach().requires_grad_() for name, value in by.items()}
         x = self.clients.pooled.x[self.picked[step]]
         y = self.clients.pooled.y[self.picked[step]]
-        parts = self._mean_losses(fixed | variables, x, y, *draws)
+        parts = self._mean_losses(fixed | variables, x, y, draws)
         # A client's loss depends on its own parameters only, so the gradient of the sum contains
         # the gradient of every client.
         total = torch.stack(list(parts.values())).sum()
-        gradients = torch.autograd.grad(total, list(variables.values()), materialize_grads=True)
+        gradients = torch.autograd.grad(
+            total,
+            list(variables.values()),
+            materialize_grads=True,
+        )
         losses = {name: part.detach() for name, part in parts.items()}
         return dict(zip(variables, gradients, strict=True)), losses
 
@@ -474,7 +497,10 @@ class LocalDPSGD(LocalTraining):
         unit_norms = Norms(self.clip(), self.task.unit)
         results = []
         for position, batch in enumerate(batches):
-            load_parameters(model, {name: value[position] for name, value in parameters.items()})
+            load_parameters(
+                model,
+                {name: value[position] for name, value in parameters.items()},
+            )
             results.append(clipped_sum(model, total, batch, unit_norms, self.params.engine))
         return results
 

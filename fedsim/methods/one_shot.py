@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fedsim.batch import Layout
 from fedsim.data.embeddings import PublicRows
 from fedsim.device import normal, to_device
 from fedsim.errors import UserError
@@ -28,6 +29,7 @@ from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Release, Unit
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import (
+    BLOCK,
     OuterProduct,
     clipped_statistics,
     exact_products,
@@ -60,9 +62,16 @@ class Rows:
     @classmethod
     def of(cls, clients: Clients) -> Rows:
         """Return all examples of all members, in client order."""
-        sizes = torch.tensor([len(x) for x in clients.x])
-        owner = torch.repeat_interleave(torch.tensor(clients.members), sizes)
-        return cls(clients.pooled.x, clients.pooled.y, to_device(owner, clients.device))
+        owner = torch.tensor(clients.members)[clients.layout.positions]
+        return cls(
+            clients.pooled.x,
+            clients.pooled.y,
+            to_device(owner, clients.device),
+        )
+
+    def take(self, rows: slice) -> Rows:
+        """Return some of the examples."""
+        return Rows(self.x[rows], self.y[rows], self.client[rows])
 
     def by_label(
         self,
@@ -79,7 +88,7 @@ class Rows:
             return_counts=True,
         )
         return {
-            name: OuterProduct(product.left / sizes[cell, None], product.right)
+            name: replace(product, left=product.left / sizes[cell, None])
             for name, product in products.items()
         }
 
@@ -137,21 +146,15 @@ class _StatisticRounds:
 
     def at_clients(self, clients: Clients, round_: Round, received: Tensors) -> Message:
         """Return the cohort's message: the clipped and noised sums."""
-        rows = Rows.of(clients)
-        products = self.statistic.products(rows, received)
-        layout = clients.all_groups
-        if self.by_client:
-            ones = rows.x.new_ones(len(rows.x), 1)
-            counted = {**products, ROW_COUNT: OuterProduct(ones, ones)}
-            products = rows.by_label(counted, self.task.classes)
-            layout = clients.layout
-        if products.keys() != self.weights.keys():
-            raise ValueError(
-                f"statistic '{self.statistic.name}' has the products {sorted(products)} and "
-                f"weights of {sorted(self.weights)}"
-            )
-        sums, joint_norms = clipped_statistics(products, self.norms, layout)
-        noised = clients.add_noise(round_.release, round_.stream, sums)
+        all_rows = Rows.of(clients)
+        sums: Tensors | None = None
+        norms_of_blocks = []
+        for block, units in self._blocks(clients):
+            products = self._products(all_rows.take(block), received)
+            sums, block_norms = clipped_statistics(products, self.norms, units, sums)
+            norms_of_blocks.append(block_norms)
+        joint_norms = torch.cat(norms_of_blocks)
+        noised = clients.add_noise(round_.release, round_.stream, sums or {})
         clipped = joint_norms > self.norms.clip * (1 + 1e-6)
         return clients.send(
             noised.sent,
@@ -160,6 +163,40 @@ class _StatisticRounds:
                 "clipped_fraction": clipped.float(),
             },
         )
+
+    def _blocks(self, clients: Clients) -> Iterator[tuple[slice, Layout | None]]:
+        """Yield the rows of every block, with the units that they belong to.
+
+        The products of a block are in memory together, those of two blocks never. A unit lies in
+        one block.
+        """
+        units = clients.all_groups
+        if self.by_client:
+            units = clients.layout
+        if units is not None:
+            yield from units.blocks(BLOCK)
+            return
+        count = len(clients.pooled.y)
+        for start in range(0, max(count, 1), BLOCK):
+            yield slice(start, start + BLOCK), None
+
+    def _products(self, rows: Rows, received: Tensors) -> Mapping[str, OuterProduct]:
+        """Return the products of some rows, by the names of the weights.
+
+        Raises:
+            ValueError: the statistic has other products than weights.
+        """
+        products = self.statistic.products(rows, received)
+        if self.by_client:
+            ones = rows.x.new_ones(len(rows.x), 1)
+            counted = {**products, ROW_COUNT: OuterProduct(ones, ones)}
+            products = rows.by_label(counted, self.task.classes)
+        if products.keys() != self.weights.keys():
+            raise ValueError(
+                f"statistic '{self.statistic.name}' has the products {sorted(products)} and "
+                f"weights of {sorted(self.weights)}"
+            )
+        return products
 
     def at_server(self, server: Server, round_: Round, total: Tensors) -> Values:
         """Undo the weights of the noisy sums, and give them to the statistic's ``receive``."""
@@ -268,7 +305,10 @@ class OneShot(Algorithm):
         """Return the server before the first round, with the public subspace if there is one."""
         server = super().initial_server(seeds)
         if self.projects and self.task.public is not None:
-            server.tensors |= PublicSubspace.of(self.task.public, self.params.project)
+            server.tensors |= PublicSubspace.of(
+                self.task.public,
+                self.params.project,
+            )
         return server
 
     def public_rows(self, server: Server) -> Tensor:
@@ -367,7 +407,10 @@ class OneShot(Algorithm):
     def phases(self) -> tuple[Phase, ...]:
         """Return one phase per statistic; a report draws the last, if it has several rounds."""
         *first, last = self.statistics()
-        return (*map(self.phase, first), self.phase(last, main=True))
+        return (
+            *map(self.phase, first),
+            self.phase(last, main=True),
+        )
 
 
 def _check_products(statistic: Statistic, crowd: Crowd, broadcast: Tensors) -> None:
@@ -375,14 +418,30 @@ def _check_products(statistic: Statistic, crowd: Crowd, broadcast: Tensors) -> N
 
     def products(part: slice) -> Mapping[str, OuterProduct]:
         y = crowd.y[part]
-        return statistic.products(Rows(crowd.x[part], y, torch.zeros_like(y)), broadcast)
+        return statistic.products(
+            Rows(crowd.x[part], y, torch.zeros_like(y)),
+            broadcast,
+        )
 
     together = products(slice(None))
     for part in crowd.parts:
         for name, product in products(part).items():
             words = f"'{name}' of '{statistic.name}'"
-            crowd.check_same(words, part, product.left, together[name].left)
-            crowd.check_same(words, part, product.right, together[name].right)
+            crowd.check_same(
+                words,
+                part,
+                product.left,
+                together[name].left,
+            )
+            crowd.check_same(
+                words,
+                part,
+                product.right,
+                together[name].right,
+            )
+            cells = together[name].cell
+            if product.cell is not None and cells is not None:
+                crowd.check_same(words, part, product.cell.double(), cells.double())
 
 
 def overall_mean(share: float) -> Statistic:
@@ -419,8 +478,11 @@ BASIS_NAME = "public.basis"
 class PublicSubspace:
     """Projection to a subspace that is computed from public examples.
 
-    The projection is ``y = B^T (x - mean)``, clipped to norm 1. The way back is ``x = mean + B y``.
-    B ``[d, k]`` is orthonormal.
+    For an orthonormal B ``[d, k]``, the projection and the way back are
+
+        y = B^T (x - mean)    and    x = mean + B y,
+
+    where y is clipped to norm 1.
 
     Mean and directions depend on public examples alone, so they cost no epsilon. With fewer
     directions a release needs less noise in total. The part of a private example outside the

@@ -32,7 +32,11 @@ def shared_tensors(model: nn.Module) -> Tensors:
     return {name: p.detach() for name, p in model.named_parameters() if name not in local}
 
 
-def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+def load_parameters(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    prefix: str = "",
+) -> None:
     """Set every parameter for which there is a tensor of its name, with ``prefix`` before it."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -141,26 +145,32 @@ def adam_step(
         betas: the decay rates of the two running means.
         shares: the fraction of its step that each parameter takes, broadcast to it; None: all.
     """
-    names = list(gradients)
     for name, gradient in gradients.items():
         if f"adam.t.{name}" not in state:
             zeros = torch.zeros_like(gradient, memory_format=torch.contiguous_format)
             state[f"adam.m.{name}"] = zeros
             state[f"adam.v.{name}"] = zeros.clone()
-            state[f"adam.t.{name}"] = torch.zeros((), device=gradient.device)
+            state[f"adam.t.{name}"] = torch.zeros(
+                (),
+                device=gradient.device,
+            )
+
+    def of_state(kind: str) -> list[Tensor]:
+        return [state[f"adam.{kind}.{name}"] for name in gradients]
+
     with torch.no_grad():
-        updated = [parameters[name].contiguous() for name in names]
+        updated = [parameters[name].contiguous() for name in gradients]
         before = {}
         if shares is not None:
-            before = {name: parameters[name].clone() for name in names}
+            before = {name: parameters[name].clone() for name in gradients}
         fused = all(value.device.type in FUSED for value in updated)
         adam(
             updated,
-            [gradients[name].contiguous() for name in names],
-            [state[f"adam.m.{name}"] for name in names],
-            [state[f"adam.v.{name}"] for name in names],
+            [gradient.contiguous() for gradient in gradients.values()],
+            of_state("m"),
+            of_state("v"),
             [],
-            [state[f"adam.t.{name}"] for name in names],
+            of_state("t"),
             fused=fused,
             foreach=False,
             capturable=not fused,
@@ -172,9 +182,14 @@ def adam_step(
             eps=ADAM_EPSILON,
             maximize=False,
         )
-        for name, value in zip(names, updated, strict=True):
+        for name, value in zip(gradients, updated, strict=True):
             if shares is not None:
-                torch.lerp(before[name], value, shares[name], out=value)
+                torch.lerp(
+                    before[name],
+                    value,
+                    shares[name],
+                    out=value,
+                )
             if value is not parameters[name]:
                 parameters[name].copy_(value)
 
@@ -188,10 +203,14 @@ def signal_shares(
 ) -> dict[str, Tensor]:
     """Return the signal's share of every gradient, by name.
 
-    The share is sqrt(1 - noise variance / mean square), or 0 if the mean square is below the noise
-    variance. For a gradient g = s + noise of known variance, the signal's share of the energy is
-    the factor of a Wiener filter on g. Adam's step has unit size for any g, so its length is scaled
-    by the root. It reads private values only through the noisy gradient, so it costs no epsilon.
+    The share is
+
+        sqrt(1 - noise variance / mean square),
+
+    or 0 if the mean square is below the noise variance. For a gradient g = s + noise of known
+    variance, the signal's share of the energy is the factor of a Wiener filter on g. Adam's step
+    has unit size for any g, so its length is scaled by the root. It reads private values only
+    through the noisy gradient, so it costs no epsilon.
 
     Args:
         gradients: noisy gradients.
@@ -215,7 +234,11 @@ def signal_shares(
         energy = norm.square() / (count * noise[name] ** 2)
         key = f"adam.signal.{name}"
         if key in state:
-            state[key] = torch.lerp(state[key], energy, SIGNAL_RATE)
+            state[key] = torch.lerp(
+                state[key],
+                energy,
+                SIGNAL_RATE,
+            )
         else:
             state[key] = energy
         shares[name] = (1 - 1 / state[key].clamp_min(1)).sqrt()

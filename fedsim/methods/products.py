@@ -149,7 +149,11 @@ def stretched(
         unit: the factor by which drawn coordinates are multiplied.
         width: the number of coordinates; None: any number.
     """
-    return mapped(generator, lambda rows, labels, stream: chart.rows(unit * rows), width)
+    return mapped(
+        generator,
+        lambda rows, labels, stream: chart.rows(unit * rows),
+        width,
+    )
 
 
 def for_embeddings(made: Product, chart: Chart | None, width: int | None = None) -> Product:

@@ -29,7 +29,11 @@ GENERATOR_CONTRACT = "generator(self, server) must return an object with sample(
 CLASSIFIER_CONTRACT = "classifier(self, server) must return an object with probabilities(x)"
 
 
-def loss_parts(algorithm: Any, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def loss_parts(
+    algorithm: Any,
+    model: nn.Module,
+    batch: Batch,
+) -> dict[str, Tensor]:
     """Return the parts of an algorithm's loss by name, shape ``[n]`` for a batch of n examples.
 
     Args:
@@ -120,7 +124,11 @@ def described(value: Any) -> str:
     return f"an object of type {type(value).__name__}"
 
 
-def _call(function: Callable[..., Any], arguments: tuple[Any, ...], contract: str) -> Any:
+def _call(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    contract: str,
+) -> Any:
     """Call a function of a method and return its result.
 
     A TypeError may come from inside the function, or mean that it does not take these arguments.

@@ -74,7 +74,10 @@ class Encoder(nn.Module):
         """
         extra = () if layout is None else (layout,)
         scaled = x * math.sqrt(x.shape[-1])
-        activation = torch.cat([scaled, one_hot(y, self.classes)], -1)
+        activation = torch.cat(
+            [scaled, one_hot(y, self.classes)],
+            -1,
+        )
         for layer in self.hidden:
             activation = F.relu(layer(activation, *extra))
         mean, log_var = self.head(activation, *extra).chunk(2, -1)
@@ -127,8 +130,19 @@ class CVAE(nn.Module):
         initial_variance: float | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(dim, classes, encoder_hidden, latent)
-        self.decoder = ModulatedDecoder(latent, classes, decoder_hidden, dim, code=0)
+        self.encoder = Encoder(
+            dim,
+            classes,
+            encoder_hidden,
+            latent,
+        )
+        self.decoder = ModulatedDecoder(
+            latent,
+            classes,
+            decoder_hidden,
+            dim,
+            code=0,
+        )
         self.observation: ObservationNoise | None = None
         if initial_variance is not None:
             self.observation = ObservationNoise(initial_variance)
@@ -180,7 +194,11 @@ class CVAEGenerator:
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         with torch.no_grad():
-            z = normal((len(labels), self.model.encoder.latent), stream, labels)
+            z = normal(
+                (len(labels), self.model.encoder.latent),
+                stream,
+                labels,
+            )
             decoded = self.model.decode(z, labels)
             if self.model.observation is None:
                 return decoded
@@ -214,7 +232,13 @@ class ConditionalGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.latent = latent
-        self.decoder = ModulatedDecoder(latent, classes, hidden, dim, code=0)
+        self.decoder = ModulatedDecoder(
+            latent,
+            classes,
+            hidden,
+            dim,
+            code=0,
+        )
         self.observation = ObservationNoise(initial_variance / dim)
 
     def forward(self, labels: Tensor, stream: torch.Generator) -> Tensor:
@@ -321,30 +345,26 @@ class SpreadCache:
     The result is kept until a parameter of the model is written.
     """
 
+    _spread: Tensor
+
     def __init__(self) -> None:
-        self._versions: list[tuple[Tensor, int]] = []
-        self._spread: Tensor | None = None
+        self._parameters: Sequence[Tensor] = ()
+        self._versions: list[tuple[int, int]] | None = None
 
-    def get(self, model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
+    def get(
+        self,
+        model: nn.Module,
+        compute: Callable[[], Tensor],
+    ) -> Tensor:
         """Returns the spread of ``model``; computes it if one of its parameters has changed."""
-        # Parameters are kept, not their ids: Python may give the id of a freed tensor to another.
-        versions: list[tuple[Tensor, int]] = [
-            (parameter, parameter._version) for parameter in model.parameters()
-        ]
-        if self._spread is None or not self._are_known(versions):
-            self._versions = versions
+        parameters = list(model.parameters())
+        versions = [(id(parameter), parameter._version) for parameter in parameters]
+        if versions != self._versions:
             self._spread = compute()
+            self._versions = versions
+            # While the parameters are kept, Python gives their ids to no other tensor.
+            self._parameters = parameters
         return self._spread
-
-    def _are_known(self, versions: list[tuple[Tensor, int]]) -> bool:
-        if len(versions) != len(self._versions):
-            return False
-        return all(
-            tensor is known and version == known_version
-            for (tensor, version), (known, known_version) in zip(
-                versions, self._versions, strict=True
-            )
-        )
 
 
 def posterior_spread(
@@ -355,8 +375,11 @@ def posterior_spread(
 ) -> Tensor:
     """Returns upper triangular R with ``R R^T = S``, the covariance of z given x, ``[K, C, k, k]``.
 
-    S depends on client and class alone: ``S = (T^T T + A^T A / variance)^-1`` with
-    ``A = diag(scale_i) linear`` (Bishop 2006, eq. 2.117).
+    S depends on client and class alone:
+
+        S = (T^T T + A^T A / variance)^-1    with    A = diag(scale_i) linear
+
+    (Bishop 2006, eq. 2.117).
 
     Args:
         linear: the decoder's map of z ``[d, k]``.
@@ -399,8 +422,16 @@ def lower_inverse(factor: Tensor) -> Tensor:
     if factor.device.type not in FUSED:
         inverse: Tensor = torch.linalg.inv_ex(factor)[0]
         return inverse
-    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-    solved: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
+    identity = torch.eye(
+        factor.shape[-1],
+        dtype=factor.dtype,
+        device=factor.device,
+    )
+    solved: Tensor = torch.linalg.solve_triangular(
+        factor,
+        identity,
+        upper=False,
+    )
     return solved
 
 
@@ -416,9 +447,13 @@ def linear_posterior(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns mean, deviation and log density of a draw from a linear decoder's exact posterior.
 
-    This encoder has nothing to train, so nothing that private data could leak into. The model is
-    ``x = scale_i * (linear z) + offset + N(0, variance I)`` with ``z ~ N(prior of client i and
-    class c)``. The posterior's mean is ``S (A^T r / variance + T^T T m)`` (Bishop 2006, eq. 2.116).
+    This encoder has nothing to train, so nothing that private data could leak into. For z from the
+    prior of client i and class c, the model and the posterior's mean are
+
+        x = scale_i * (linear z) + offset + N(0, variance I)    and
+        S (A^T r / variance + T^T T m)
+
+    (Bishop 2006, eq. 2.116; see :func:`posterior_spread` for S, A and T).
 
     Args:
         residual: r, the embeddings minus the offset, ``[N, d]``.
@@ -442,7 +477,10 @@ def linear_posterior(
     natural = data_pull + prior_pull[client, label]
     group_number = client * root.shape[1] + label
     example_root = root.flatten(0, 1)[group_number]  # [N, k, k]
-    mean = torch.bmm(example_root, torch.bmm(example_root.mT, natural.unsqueeze(2)))
+    mean = torch.bmm(
+        example_root,
+        torch.bmm(example_root.mT, natural.unsqueeze(2)),
+    )
     deviation = torch.bmm(example_root, noise.unsqueeze(2))
     log_determinant = _log_determinant(root).flatten()[group_number]
     density = -0.5 * noise.square().sum(1) - log_determinant

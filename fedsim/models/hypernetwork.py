@@ -65,7 +65,9 @@ class ModulatedLinear(nn.Module):
     def lipschitz(self) -> Tensor:
         """Returns the squared Frobenius norm of d(generated weights, generated bias) / dv.
 
-        It is ``sum_r |A_r|^2 |W_r|^2 + |b_r A_r + B_r|^2``, a scalar.
+        It is a scalar,
+
+        sum_r |A_r|^2 |W_r|^2 + |b_r A_r + B_r|^2.
         """
         if self.scale is None or self.shift is None:
             return self.rows.weight.new_zeros(())
@@ -220,7 +222,10 @@ class ConditionalPrior(nn.Module):
         """
         ones = code.new_ones(len(code), 1)
         affine_code = torch.cat([ones, code], 1)
-        shared_and_class = torch.cat([ones, one_hot(y, self.classes)], 1)
+        shared_and_class = torch.cat(
+            [ones, one_hot(y, self.classes)],
+            1,
+        )
         inputs = (shared_and_class.unsqueeze(2) * affine_code.unsqueeze(1)).flatten(1)
         log_var = self.log_var(inputs).clamp(-6, 4)
         diagonal = (-0.5 * log_var).exp()
@@ -239,7 +244,10 @@ class ConditionalPrior(nn.Module):
             Means ``[K, C, latent]`` and roots T ``[K, C, latent, latent]``.
         """
         labels = torch.arange(self.classes, device=codes.device).repeat(len(codes))
-        mean, root = self(labels, codes.repeat_interleave(self.classes, 0))
+        mean, root = self(
+            labels,
+            codes.repeat_interleave(self.classes, 0),
+        )
         shape = (len(codes), self.classes)
         return mean.view(*shape, -1), root.view(*shape, *root.shape[1:])
 
@@ -249,7 +257,11 @@ class ConditionalPrior(nn.Module):
         for head in (self.mean, self.log_var, self.below):
             if head is None:
                 continue
-            weight = head.weight.view(len(head.weight), 1 + self.classes, -1)
+            weight = head.weight.view(
+                len(head.weight),
+                1 + self.classes,
+                -1,
+            )
             by_code = weight[..., 1:]  # the first input is the constant 1
             of_class = by_code[:, :1] + by_code[:, 1:]
             squared.append(of_class.square().sum())

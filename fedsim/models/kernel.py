@@ -26,7 +26,11 @@ def kernel_score(
     first: Tensor,
     second: Tensor,
 ) -> Tensor:
-    """Returns k(x', x'') - k(x, x') - k(x, x'') of every example, ``[N]``.
+    """Returns the kernel score of every example, ``[N]``.
+
+    It is
+
+        k(x', x'') - k(x, x') - k(x, x'').
 
     The expectation over x' and x'' is, up to a constant, MMD^2 between the generator and a point
     mass at x. Its gradient, averaged over x, is therefore that of MMD^2 between generator and data
@@ -76,8 +80,11 @@ def kernel_frequencies(
 ) -> Tensor:
     """Draws frequencies ``[d, count]`` for :func:`kernel_features`, with independent directions.
 
-    ``h / (h + r^2)`` is the mean of the Gaussian kernels ``exp(-t r^2 / h)`` over t ~ Exp(1), so
-    the frequencies are normal with variance 2 t / h (Rahimi and Recht 2007). The bandwidths take
+    The kernel of a bandwidth h is a mean of Gaussian kernels,
+
+        h / (h + r^2) = E exp(-t r^2 / h)    over    t ~ Exp(1),
+
+    so the frequencies are normal with variance 2 t / h (Rahimi and Recht 2007). The bandwidths take
     turns.
     """
     uniform = torch.rand(count, generator=stream).clamp_min(1e-12)

@@ -60,7 +60,11 @@ class ClientLinear(nn.Module):
             return torch.einsum("noi,ni->no", weight, x) + bias
         weight = self.weight[layout.span]
         bias = self.bias[layout.span]
-        padded = torch.baddbmm(bias[:, None], layout.pad(x), weight.transpose(1, 2))
+        padded = torch.baddbmm(
+            bias[:, None],
+            layout.pad(x),
+            weight.transpose(1, 2),
+        )
         return layout.flatten(padded)
 
 
@@ -113,7 +117,11 @@ def initialise(
             key = zlib.crc32(f"{path}.{name}".encode())
             if isinstance(module, ClientCode):
                 for row, client in zip(parameter, members, strict=True):
-                    stream = seeds.torch(Purpose.INIT, key, client)
+                    stream = seeds.torch(
+                        Purpose.INIT,
+                        key,
+                        client,
+                    )
                     draw = torch.randn(len(row), generator=stream)
                     row.copy_(draw / math.sqrt(len(row)))
             elif name == "bias" or isinstance(module, ZeroLinear):
@@ -123,7 +131,10 @@ def initialise(
                 if isinstance(module, ClientLinear):
                     shape = shape[1:]  # of one client
                 fan_in = math.prod(shape[1:])
-                draw = torch.randn(shape, generator=seeds.torch(Purpose.INIT, key))
+                draw = torch.randn(
+                    shape,
+                    generator=seeds.torch(Purpose.INIT, key),
+                )
                 parameter.copy_(draw / math.sqrt(fan_in))
 
 

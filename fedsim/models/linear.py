@@ -43,7 +43,11 @@ class LinearHead(nn.Module):
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Returns -log softmax(logits)[y] of every example, ``[N]``."""
-    return torch.nn.functional.cross_entropy(logits, y, reduction="none")
+    return torch.nn.functional.cross_entropy(
+        logits,
+        y,
+        reduction="none",
+    )
 
 
 class LinearClassifier:
@@ -80,7 +84,11 @@ class Interpolated:
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Returns class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
-        return _mixture(self.local.probabilities(x), self.shared.probabilities(x), self.weight)
+        return _mixture(
+            self.local.probabilities(x),
+            self.shared.probabilities(x),
+            self.weight,
+        )
 
 
 def _mixture(
@@ -104,7 +112,10 @@ class ProbeClassifier:
 
         The probability of a label that training did not see is 0.
         """
-        probabilities = self.probe.probabilities(x.cpu().numpy(), self.classes)
+        probabilities = self.probe.probabilities(
+            x.cpu().numpy(),
+            self.classes,
+        )
         return to_device(torch.from_numpy(probabilities).float(), x.device)
 
 
@@ -167,7 +178,10 @@ def folded(probe: Probe, classes: int) -> LinearClassifier:
             labels = labels[1:]  # two classes share one row of coefficients
         weight[labels] = probe.weight.T / probe.scale
         bias[labels] = probe.bias - weight[labels] @ probe.mean
-    return LinearClassifier(torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
+    return LinearClassifier(
+        torch.from_numpy(weight).float(),
+        torch.from_numpy(bias).float(),
+    )
 
 
 def best_weight(

@@ -72,7 +72,11 @@ class Probe:
         """
         return self._predict_standardised(_standardise(x, self.mean, self.scale))
 
-    def probabilities(self, x: NDArray[np.float32], classes: int) -> NDArray[np.float64]:
+    def probabilities(
+        self,
+        x: NDArray[np.float32],
+        classes: int,
+    ) -> NDArray[np.float64]:
         """Returns class probabilities ``[n, classes]`` of ``x`` ``[n, d]``.
 
         The probability of a label that did not occur in training is 0.
@@ -85,7 +89,10 @@ class Probe:
             probabilities[:, self.classes] = 1.0
         elif len(self.classes) == 2:
             second = expit(logits[:, 0])
-            probabilities[:, self.classes] = np.stack([1 - second, second], axis=1)
+            probabilities[:, self.classes] = np.stack(
+                [1 - second, second],
+                axis=1,
+            )
         else:
             probabilities[:, self.classes] = softmax(logits, axis=1)
         return probabilities
@@ -93,7 +100,11 @@ class Probe:
     def _predict_standardised(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
         """Returns the predicted label of every row of standardised features ``[n, d]``."""
         if len(self.classes) == 1:
-            return np.full(len(features), self.classes[0], dtype=np.int64)
+            return np.full(
+                len(features),
+                self.classes[0],
+                dtype=np.int64,
+            )
         logits = self._logits(features)
         if len(self.classes) == 2:
             best = logits[:, 0] > 0
@@ -105,7 +116,10 @@ class Probe:
         return features @ self.weight + self.bias
 
 
-def predict_each(probes: Sequence[Probe], x: NDArray[np.float32]) -> list[NDArray[np.int64]]:
+def predict_each(
+    probes: Sequence[Probe],
+    x: NDArray[np.float32],
+) -> list[NDArray[np.int64]]:
     """Returns the predictions of several probes of the same training examples.
 
     The probes come from :func:`fit_probes`, so ``x`` ``[n, d]`` is standardised only once.
@@ -123,9 +137,12 @@ def fit_probe(
 ) -> Probe:
     """Fits the probe to embeddings; the fit is deterministic and the same for every algorithm.
 
-    It minimises ``sum_i -log softmax(W s(x_i) + b)[y_i] + ||W||^2 / (2 probe_c)`` with L-BFGS,
-    where ``s`` subtracts the mean and divides by the standard deviation of each feature over ``x``.
-    If there are more embeddings than half of the features, it stops at a gradient of
+    It minimises
+
+        sum_i -log softmax(W s(x_i) + b)[y_i] + ||W||^2 / (2 probe_c)
+
+    with L-BFGS, where s subtracts the mean and divides by the standard deviation of each feature
+    over ``x``. If there are more embeddings than half of the features, it stops at a gradient of
     :data:`TOLERANCE` or after :data:`MAX_ITERATIONS`; with fewer it continues to the minimum.
 
     Args:
@@ -177,7 +194,14 @@ def fit_probes(
         basis, coordinates = np.linalg.qr(features.T.astype(np.float64))
         iterations = _EXACT_ITERATIONS
         tolerance = _EXACT_TOLERANCE
-    fits = _fit_weights(coordinates.T, y, strengths, balanced, iterations, tolerance)
+    fits = _fit_weights(
+        coordinates.T,
+        y,
+        strengths,
+        balanced,
+        iterations,
+        tolerance,
+    )
     for weight, bias in fits:
         if basis is not None:
             weight = basis @ weight

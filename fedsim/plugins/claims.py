@@ -7,6 +7,7 @@ here has proved, if only because its loss may not be per example: its claim is `
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -44,7 +45,10 @@ def allowed(claim: Claim, algorithm: Algorithm) -> Claim:
     return claim
 
 
-def may_leave(claim: Claim | None, check: Check | None) -> bool:
+def may_leave(
+    claim: Claim | None,
+    check: Check | None,
+) -> bool:
     """Return whether a generator may be released under its ε.
 
     Its theorem must be proved; or it must be stated, and a full check must have found nothing.
@@ -70,21 +74,21 @@ def check_of(
         params: the parameters of the result. They are compared with those that a check tried,
             except for :data:`NUMBERS_OF_STEPS`.
     """
-    last: dict[tuple[str, str, str], Check] = {}
+    last: dict[str, dict[tuple[str, str], Check]] = defaultdict(dict)
     for check in checks:
+        setting = (check["unit"], check["trust"])
         asked = _text_of(check["params"])
         tried = _text_of(check.get("tried", check["params"]))
         if check["ended"] == "failed":
-            for text in (asked, tried):
-                last[text, check["unit"], check["trust"]] = "failed"
+            last[asked][setting] = "failed"
+            last[tried][setting] = "failed"
         # A quick check that passed says nothing, nor does one that does not say what it tried.
         elif check["full"] and "tried" in check:
-            last[tried, check["unit"], check["trust"]] = "passed"
-    result_params = _text_of(params)
-    if last.get((result_params, unit, trust)) == "passed":
-        results = [result for (text, *_), result in last.items() if text == result_params]
-        return None if "failed" in results else "passed"
-    if "failed" in last.values():
+            last[tried][setting] = "passed"
+    of_params = last[_text_of(params)]
+    if of_params.get((unit, trust)) == "passed":
+        return None if "failed" in of_params.values() else "passed"
+    if any("failed" in results.values() for results in last.values()):
         return "failed"
     return None
 

@@ -45,7 +45,7 @@ def source_hash(cls: type) -> str:
     for base in _bases(cls):
         if not _file_of(base.__module__):
             forms[base.__qualname__] = _typed_form(base)
-    return _digest({"": harness_hash()} | forms)
+    return _digest_with_harness(forms)
 
 
 def source_hash_of_file(file: Path) -> str:
@@ -57,7 +57,8 @@ def source_hash_of_file(file: Path) -> str:
         OSError: a file cannot be read.
         SyntaxError: a file is not Python.
     """
-    return _digest({"": harness_hash()} | _forms_of(_with_imports({file.resolve()})))
+    files = _with_imports({file.resolve()})
+    return _digest_with_harness(_forms_of(files))
 
 
 @cache
@@ -67,14 +68,13 @@ def harness_hash(*rooms: str) -> str:
     Args:
         rooms: further folders or files of fedsim, such as ``evaluation``.
     """
-    files: list[Path] = []
+    forms = {}
     for room in (*MATHEMATICS, *rooms):
         path = FEDSIM / room
-        if path.is_dir():
-            files += path.rglob("*.py")
-        else:
-            files += [path]
-    return _digest({file.relative_to(FEDSIM).as_posix(): _form_of(file) for file in files})
+        files = path.rglob("*.py") if path.is_dir() else [path]
+        for file in files:
+            forms[file.relative_to(FEDSIM).as_posix()] = _form_of(file)
+    return _digest(forms)
 
 
 def place_of(cls: type) -> str:
@@ -85,39 +85,43 @@ def place_of(cls: type) -> str:
     """
     file = _file_of(cls.__module__)
     if file is None:
-        return f"interpreter:{cls.__qualname__}"
-    if is_shipped(cls) or INSTALLED & set(file.parts):
-        return f"{cls.__module__}:{cls.__qualname__}"
-    return f"{shown(file)}:{cls.__qualname__}"
+        place = "interpreter"
+    elif _has_lasting_name(file):
+        place = cls.__module__
+    else:
+        place = shown(file)
+    return f"{place}:{cls.__qualname__}"
 
 
 def places_of(cls: type) -> list[str]:
     """Return all texts with which :func:`place_of` may name a class, in any working folder."""
     file = _file_of(cls.__module__)
-    if file is None or is_shipped(cls) or INSTALLED & set(file.parts):
+    if file is None or _has_lasting_name(file):
         return [place_of(cls)]
-    paths = [file, *(file.relative_to(folder) for folder in file.parents)]
+    paths = [
+        file,
+        *(file.relative_to(folder) for folder in file.parents),
+    ]
     return [f"{path}:{cls.__qualname__}" for path in paths]
 
 
 def is_shipped(cls: type) -> bool:
     """Return whether a class is part of fedsim, its algorithms or its baselines."""
     file = _file_of(cls.__module__)
-    return file is not None and _below_shipped(file)
+    return file is not None and below_shipped(file)
 
 
 def own_files(cls: type) -> set[Path]:
     """Return the files of a plug-in that is not installed: its module and what that imports."""
-    return {
-        file for file in _files(cls) if not _below_shipped(file) and not INSTALLED & set(file.parts)
-    }
+    return {file for file in _files(cls) if not _has_lasting_name(file)}
 
 
 def _files(cls: type) -> set[Path]:
     """Return all files of a class's own code."""
-    modules = {base.__module__ for base in (*_bases(cls), *_bases(getattr(cls, "Params", cls)))}
-    files = {file for file in map(_file_of, modules) if file is not None}
-    return _with_imports({file for file in files if not file.is_relative_to(FEDSIM)})
+    params = getattr(cls, "Params", cls)
+    modules = {base.__module__ for base in (*_bases(cls), *_bases(params))}
+    files = {file for file in map(_file_of, modules) if file and not file.is_relative_to(FEDSIM)}
+    return _with_imports(files)
 
 
 def _with_imports(files: set[Path]) -> set[Path]:
@@ -138,10 +142,9 @@ def _forms_of(files: set[Path]) -> dict[str, str]:
 
 def _bases(cls: type) -> list[type]:
     """Return a class and its bases that derive from ``Algorithm`` or ``Params``."""
+    own_module = "fedsim.methods.algorithm"
     return [
-        base
-        for base in cls.__mro__
-        if any(root.__module__ == "fedsim.methods.algorithm" for root in base.__mro__)
+        base for base in cls.__mro__ if own_module in {root.__module__ for root in base.__mro__}
     ]
 
 
@@ -153,18 +156,18 @@ def _imported(file: Path) -> set[Path]:
     """
     names = {"__init__", *imported_names(file.read_bytes())}
     home = _home(file)
-    folders = [home / file.relative_to(home).parts[0]]
+    package = file.relative_to(home).parts[0]
+    folders = [home / package]
     nearby: list[Path] = []
     for folder in SHIPPED[1:]:
         nearby += folder.glob("*.py")
-    if not _below_shipped(file) and home.name not in INSTALLED:
+    if not below_shipped(file) and home.name not in INSTALLED:
         folders += [home / name for name in names]
         nearby += home.glob("*.py")
     for folder in folders:
         nearby += folder.rglob("*.py")
-    return {
-        path.resolve() for path in nearby if path.stem in names and not path.is_relative_to(FEDSIM)
-    }
+    imported = [path for path in nearby if path.stem in names]
+    return {path.resolve() for path in imported if not path.is_relative_to(FEDSIM)}
 
 
 def _home(file: Path) -> Path:
@@ -208,7 +211,11 @@ def _cells(cls: type) -> set[str]:
     """Return the names of the notebook cells in which functions of a class were typed."""
     cells = set()
     for value in vars(cls).values():
-        function: Any = getattr(value, "__func__", getattr(value, "fget", value))
+        function: Any = getattr(
+            value,
+            "__func__",
+            getattr(value, "fget", value),
+        )
         if hasattr(function, "__code__"):
             cells.add(function.__code__.co_filename)
     return cells
@@ -222,8 +229,19 @@ def _file_of(module: str) -> Path | None:
     return None
 
 
-def _below_shipped(file: Path) -> bool:
-    return any(file.is_relative_to(folder) for folder in SHIPPED)
+def below_shipped(file: Path) -> bool:
+    """Return whether a file is part of fedsim, its algorithms or its baselines."""
+    return any(map(file.is_relative_to, SHIPPED))
+
+
+def _has_lasting_name(file: Path) -> bool:
+    """Return whether a file's module is shipped or installed, so its name is the same anywhere."""
+    return below_shipped(file) or not INSTALLED.isdisjoint(file.parts)
+
+
+def _digest_with_harness(forms: dict[str, str]) -> str:
+    """Return the digest of an algorithm's own code together with fedsim's."""
+    return _digest({"": harness_hash()} | forms)
 
 
 def _digest(texts: dict[str, str]) -> str:

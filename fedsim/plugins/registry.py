@@ -194,7 +194,11 @@ def own_errors(name: str) -> Iterator[None]:
         if is_shipped(cls):
             raise
         expected = f"expected {cls.__name__} to be made, planned and trained"
-        raise PluginError(name, f"{blamed(error, cls)}: {said(error)}", expected) from error
+        raise PluginError(
+            name,
+            f"{blamed(error, cls)}: {said(error)}",
+            expected,
+        ) from error
 
 
 def _import_class(path: str, where: str) -> Any:
@@ -216,7 +220,11 @@ def _import_class(path: str, where: str) -> Any:
         if origin:
             reason = f"{origin}: {reason}"
             hint = "correct it there"
-        raise PluginError(where, f"'{path}' cannot be imported ({reason})", hint) from error
+        raise PluginError(
+            where,
+            f"'{path}' cannot be imported ({reason})",
+            hint,
+        ) from error
 
 
 def _module_of_file(path: str, where: str) -> ModuleType:
@@ -303,7 +311,11 @@ def _check_complete(cls: Any, name: str, where: str) -> None:
     params = getattr(cls, "Params", None)
     if not (isinstance(params, type) and issubclass(params, Params)):
         hint = "give it Params, a class derived from fedsim.methods.algorithm.Params"
-        raise PluginError(where, f"{line_of(cls)}: {cls.__name__} has Params = {params!r}", hint)
+        raise PluginError(
+            where,
+            f"{line_of(cls)}: {cls.__name__} has Params = {params!r}",
+            hint,
+        )
 
 
 def blamed(error: BaseException, cls: type) -> str:

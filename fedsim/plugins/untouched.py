@@ -20,7 +20,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from fedsim.plugins.code_hash import INSTALLED, SHIPPED, is_shipped
+from fedsim.plugins.code_hash import INSTALLED, SHIPPED, below_shipped, is_shipped
 
 _PACKAGES = tuple(folder.name for folder in SHIPPED)
 _IMPORT = re.compile(r"^from\s+([\w.]+)\s+import\s+(\([^)]*\)|[^\n(]+)", re.MULTILINE)
@@ -49,26 +49,23 @@ class _Snapshot:
     """What a module held when it was last found to be as its source defines it.
 
     Attributes:
-        module: the values of the module, by name.
-        classes: its classes, each with its values by name.
+        owners: the module and its classes, each with its values by name.
         functions: all functions within these values, each with its code.
     """
 
-    module: dict[str, Any]
-    classes: list[tuple[type, dict[str, Any]]]
+    owners: list[tuple[ModuleType | type, dict[str, Any]]]
     functions: list[tuple[FunctionType, CodeType]]
 
     def is_held_by(self, module: ModuleType) -> bool:
         """Return whether the module and its classes still hold the same, with the same code."""
+        if self.owners[0][0] is not module:
+            return False
         try:
-            return (
-                vars(module) == self.module
-                and all(vars(cls) == values for cls, values in self.classes)
-                and all(function.__code__ is code for function, code in self.functions)
-            )
+            holds_values = all(vars(owner) == values for owner, values in self.owners)
         except Exception:
             # Values such as arrays cannot say whether they are equal.
             return False
+        return holds_values and all(function.__code__ is code for function, code in self.functions)
 
 
 _sources: dict[str, _Source] = {}
@@ -77,10 +74,11 @@ _snapshots: dict[str, _Snapshot] = {}
 
 def is_untouched(cls: type) -> bool:
     """Return whether a shipped class and all loaded shipped code are as their source says."""
-    return replaced() is None and all(
-        getattr(sys.modules[base.__module__], base.__qualname__, None) is base
-        for base in cls.__mro__
-        if is_shipped(base)
+    if replaced() is not None:
+        return False
+    shipped = filter(is_shipped, cls.__mro__)
+    return all(
+        getattr(sys.modules[base.__module__], base.__qualname__, None) is base for base in shipped
     )
 
 
@@ -93,11 +91,9 @@ def replaced() -> str | None:
     for name, module in list(sys.modules.items()):
         if not name.startswith(_PACKAGES) or not _is_below_shipped(_file_of(module)):
             continue
-        snapshot = _snapshots.get(name)
-        if snapshot is not None and snapshot.is_held_by(module):
+        if name in _snapshots and _snapshots[name].is_held_by(module):
             continue
-        replaced_name = next(_replaced_in(module), None)
-        if replaced_name is not None:
+        for replaced_name in _replaced_in(module):
             return f"{name}.{replaced_name}"
         _snapshots[name] = _snapshot_of(module)
     return None
@@ -109,32 +105,39 @@ def _file_of(module: ModuleType) -> str:
 
 @cache
 def _is_below_shipped(file: str) -> bool:
-    return any(Path(file).resolve().is_relative_to(folder) for folder in SHIPPED)
+    return below_shipped(Path(file).resolve())
 
 
 @cache
 def _is_installed(file: str) -> bool:
     """Return whether a file of code is Python's own or an installed package's."""
+    if file.startswith("<frozen "):
+        return True
     path = Path(file)
-    is_of_python = path.is_relative_to(sysconfig.get_path("stdlib")) or file.startswith("<frozen ")
-    return is_of_python or bool(INSTALLED & set(path.parts))
+    standard_library = sysconfig.get_path("stdlib")
+    return path.is_relative_to(standard_library) or not INSTALLED.isdisjoint(path.parts)
 
 
 def _source_of(module: ModuleType) -> _Source:
     """Return what the source of a module defines; it is read once per import."""
     spec = module.__spec__
     assert spec is not None
-    source = _sources.get(module.__name__)
+    name = module.__name__
+    source = _sources.get(name)
     if source is None or source.spec is not spec:
         loader: Any = spec.loader
         codes: dict[str, list[CodeType]] = {}
-        _collect(loader.get_code(module.__name__), codes)
-        source = _Source(spec, codes, _imports_of(Path(_file_of(module)).read_text("utf-8")))
-        _sources[module.__name__] = source
+        _collect(loader.get_code(name), codes)
+        text = Path(_file_of(module)).read_text("utf-8")
+        source = _Source(spec, codes, _imports_of(text))
+        _sources[name] = source
     return source
 
 
-def _collect(code: CodeType, codes: dict[str, list[CodeType]]) -> None:
+def _collect(
+    code: CodeType,
+    codes: dict[str, list[CodeType]],
+) -> None:
     """Add all code within a code object, by qualified name."""
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
@@ -146,9 +149,12 @@ def _imports_of(text: str) -> dict[str, tuple[str, str]]:
     """Return the names that a text imports from shipped modules at its top level, and whence."""
     imported: dict[str, tuple[str, str]] = {}
     for origin, names in _IMPORT.findall(text):
-        if origin.partition(".")[0] in _PACKAGES:
-            for name, alias in _IMPORTED.findall(_COMMENT.sub("", names)):
-                imported[alias or name] = (origin, name)
+        package, _, _ = origin.partition(".")
+        if package not in _PACKAGES:
+            continue
+        names_alone = _COMMENT.sub("", names)
+        for name, alias in _IMPORTED.findall(names_alone):
+            imported[alias or name] = (origin, name)
     return imported
 
 
@@ -163,8 +169,13 @@ def _replaced_in(module: ModuleType) -> Iterator[str]:
     for name, value in list(vars(module).items()):
         if name in source.imported:
             origin, original = source.imported[name]
-            expected = getattr(sys.modules.get(origin), original, None)
-            if value is not expected and (callable(value) or callable(expected)):
+            expected = getattr(
+                sys.modules.get(origin),
+                original,
+                None,
+            )
+            is_code = callable(value) or callable(expected)
+            if is_code and value is not expected:
                 yield name
         elif name in source.codes:
             if not _is_defined(value, name, module):
@@ -176,7 +187,9 @@ def _replaced_in(module: ModuleType) -> Iterator[str]:
 def _is_defined(value: Any, qualname: str, module: ModuleType) -> bool:
     """Return whether a value is what the module's source defines under a qualified name."""
     if isinstance(value, type):
-        return (value.__module__, value.__qualname__) == (module.__name__, qualname) and all(
+        if (value.__module__, value.__qualname__) != (module.__name__, qualname):
+            return False
+        return all(
             _is_attribute(attribute, f"{qualname}.{name}", value, module)
             for name, attribute in list(vars(value).items())
         )
@@ -187,30 +200,41 @@ def _is_defined(value: Any, qualname: str, module: ModuleType) -> bool:
     return any(function.__code__ in codes for function in _functions_of(value))
 
 
-def _is_attribute(value: Any, qualname: str, cls: type, module: ModuleType) -> bool:
+def _is_attribute(
+    value: Any,
+    qualname: str,
+    cls: type,
+    module: ModuleType,
+) -> bool:
     """Return whether a value is what the source defines as an attribute of a class.
 
     Methods that dataclasses, named tuples, pydantic or Python generate for the class count, too.
     """
     if qualname in _source_of(module).codes:
         return _is_defined(value, qualname, module)
-    generated = ("<string>", module.__name__), ("<string>", f"namedtuple_{cls.__name__}")
+    generators = (module.__name__, f"namedtuple_{cls.__name__}")
     return all(
-        (function.__code__.co_filename, function.__globals__.get("__name__")) in generated
-        or _is_known(function)
+        _is_known(function)
+        or (function.__code__.co_filename == "<string>" and _module_name(function) in generators)
         for function in _functions_of(value)
     )
 
 
+def _module_name(function: FunctionType) -> str:
+    """Return the name of the module in whose namespace a function runs."""
+    return str(function.__globals__.get("__name__", ""))
+
+
 def _is_known(function: FunctionType) -> bool:
     """Return whether a function is Python's, an installed package's, or as shipped."""
-    if _is_installed(function.__code__.co_filename):
+    code = function.__code__
+    if _is_installed(code.co_filename):
         return True
-    module = sys.modules.get(function.__globals__.get("__name__", ""))
+    module = sys.modules.get(_module_name(function))
     if module is None or not _is_below_shipped(_file_of(module)):
         return False
-    codes = _source_of(module).codes.get(function.__code__.co_qualname, ())
-    return function.__globals__ is vars(module) and function.__code__ in codes
+    codes = _source_of(module).codes.get(code.co_qualname, ())
+    return function.__globals__ is vars(module) and code in codes
 
 
 def _functions_of(value: Any) -> list[FunctionType]:
@@ -227,23 +251,27 @@ def _functions_of(value: Any) -> list[FunctionType]:
     if not isinstance(value, FunctionType):
         return []
     wrapped = getattr(value, "__wrapped__", None)
-    if wrapped and _is_known(value):
-        return [value, *_functions_of(wrapped)]
-    return [value]
+    if wrapped is None or not _is_known(value):
+        return [value]
+    return [value, *_functions_of(wrapped)]
 
 
 def _snapshot_of(module: ModuleType) -> _Snapshot:
     """Return what a module holds now."""
     values = dict(vars(module))
-    classes = [(cls, dict(vars(cls))) for cls in _classes_of(values, module)]
-    all_values = list(values.values())
-    for _, values_of_class in classes:
-        all_values += values_of_class.values()
-    functions = [function for value in all_values for function in _functions_of(value)]
-    return _Snapshot(values, classes, [(function, function.__code__) for function in functions])
+    owners: list[tuple[ModuleType | type, dict[str, Any]]] = [(module, values)]
+    owners += [(cls, dict(vars(cls))) for cls in _classes_of(values, module)]
+    functions = []
+    for _, held_values in owners:
+        for value in held_values.values():
+            functions += [(function, function.__code__) for function in _functions_of(value)]
+    return _Snapshot(owners, functions)
 
 
-def _classes_of(values: dict[str, Any], module: ModuleType) -> Iterator[type]:
+def _classes_of(
+    values: dict[str, Any],
+    module: ModuleType,
+) -> Iterator[type]:
     """Yield the classes of a module among some values, and the classes within them."""
     for value in values.values():
         if isinstance(value, type) and value.__module__ == module.__name__:

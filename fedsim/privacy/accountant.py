@@ -66,7 +66,10 @@ Further digits of its sums depend on the processor and the number of threads.
 """
 
 
-def epsilon(mechanisms: Iterable[Mechanism], delta: float) -> tuple[float, str]:
+def epsilon(
+    mechanisms: Iterable[Mechanism],
+    delta: float,
+) -> tuple[float, str]:
     """Returns the epsilon that ``mechanisms`` spend together at ``delta``, and its accountant.
 
     It is the upper bound of numerical composition of privacy loss random variables (Gopi, Lee &
@@ -86,7 +89,10 @@ def epsilon(mechanisms: Iterable[Mechanism], delta: float) -> tuple[float, str]:
 
 
 @cache
-def _composed(mechanisms: tuple[Mechanism, ...], delta: float) -> tuple[float, str]:
+def _composed(
+    mechanisms: tuple[Mechanism, ...],
+    delta: float,
+) -> tuple[float, str]:
     """Returns :func:`epsilon` of merged mechanisms.
 
     It is cached because the cells of a grid share few plans and each evaluation takes half a
@@ -117,10 +123,13 @@ def rdp_epsilon(
 ) -> float:
     """Returns the epsilon of ``mechanisms`` by Rényi composition.
 
-    It is fast to compute, always an upper bound, and looser than :func:`epsilon`. The conversion is
-    that of Balle et al. 2020 (arXiv 1905.09982, theorem 21): the minimum over orders a of
-    R(a) + log((a - 1) / a) - (log delta + log a) / (a - 1), where R is the sum of
-    :meth:`Mechanism.divergence`.
+    It is fast to compute, always an upper bound, and looser than :func:`epsilon`. It is the minimum
+    over orders a of
+
+        R(a) + log((a - 1) / a) - (log delta + log a) / (a - 1),
+
+    where R is the sum of :meth:`Mechanism.divergence` (Balle et al. 2020, arXiv 1905.09982,
+    theorem 21).
     """
     costly = _merged(mechanisms, delta)
     if not costly:
@@ -163,7 +172,10 @@ def least_noise(
     return high
 
 
-def _merged(mechanisms: Iterable[Mechanism], delta: float) -> tuple[Mechanism, ...]:
+def _merged(
+    mechanisms: Iterable[Mechanism],
+    delta: float,
+) -> tuple[Mechanism, ...]:
     if not 0 < delta < 1:
         raise ValueError(f"delta must be in (0, 1), not {delta}")
     return merged(mechanisms)

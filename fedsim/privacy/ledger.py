@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from fedsim.privacy import accountant
@@ -20,7 +20,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._counts: dict[int, Counter[Mechanism]] = {}
+        self._counts: defaultdict[int, Counter[Mechanism]] = defaultdict(Counter)
 
     def record(self, clients: Iterable[int], mechanism: Mechanism) -> None:
         """Counts that ``mechanism`` ran on the data of each of the ``clients``.
@@ -34,7 +34,7 @@ class Ledger:
             raise ValueError(f"cannot have run: {mechanism}")
         single_run = mechanism.times(1)
         for client in clients:
-            self._counts.setdefault(client, Counter())[single_run] += mechanism.count
+            self._counts[client][single_run] += mechanism.count
 
     def of_client(self, client: int) -> tuple[Mechanism, ...]:
         """Returns the mechanisms that ran on a client's data, sorted."""
@@ -48,8 +48,8 @@ class Ledger:
         ran on that client's data count (parallel composition over disjoint data, cf. McSherry 2009,
         theorem 4). Each client's composition is :func:`fedsim.privacy.accountant.epsilon`.
         """
-        histories = dict.fromkeys(self.of_client(client) for client in self._counts)
-        spent = [accountant.epsilon(history, delta) for history in _undominated(histories)]
+        histories = {self.of_client(client) for client in self._counts}
+        spent = [accountant.epsilon(history, delta) for history in histories]
         return max(spent, default=(0.0, "none"))
 
     def unaccounted(self, plan: PrivacyPlan, clients: int) -> str:
@@ -63,13 +63,15 @@ class Ledger:
             clients: the number of clients on each of which all of the plan must have run.
         """
         planned = {mechanism.release: mechanism for mechanism in plan.mechanisms}
-        for client in dict.fromkeys((*range(clients), *sorted(self._counts))):
-            difference = self._difference(client, planned)
-            if difference:
-                return difference
-        return ""
+        all_clients = sorted({*range(clients), *self._counts})
+        differences = (self._difference(client, planned) for client in all_clients)
+        return next(filter(None, differences), "")
 
-    def _difference(self, client: int, planned: Mapping[str, Mechanism]) -> str:
+    def _difference(
+        self,
+        client: int,
+        planned: Mapping[str, Mechanism],
+    ) -> str:
         """Returns the first difference between one client's mechanisms and the planned ones."""
         counts: Counter[str] = Counter()
         for ran in self.of_client(client):
@@ -79,7 +81,11 @@ class Ledger:
                     f"client {client} has {ran.count} steps of '{ran.release}', which is "
                     "not in the plan"
                 )
-            has_noise = math.isclose(ran.noise_multiplier, wanted.noise_multiplier, rel_tol=1e-6)
+            has_noise = math.isclose(
+                ran.noise_multiplier,
+                wanted.noise_multiplier,
+                rel_tol=1e-6,
+            )
             if not has_noise or ran.sample_rate != wanted.sample_rate:
                 return (
                     f"client {client}, '{ran.release}': noise multiplier {_noise_and_rate(ran)} "
@@ -137,21 +143,3 @@ class Ledger:
 
 def _noise_and_rate(mechanism: Mechanism) -> str:
     return f"{mechanism.noise_multiplier:.4g} at rate {mechanism.sample_rate:g}"
-
-
-def _undominated(histories: Iterable[tuple[Mechanism, ...]]) -> list[tuple[Mechanism, ...]]:
-    """Returns the histories that no other one dominates: only they can cost the most.
-
-    A history dominates another if it runs each of the other's mechanisms at least as often.
-    """
-    ordered = sorted(histories, key=lambda history: (-_total_runs(history), history))
-    kept: list[Counter[Mechanism]] = []
-    for history in ordered:
-        counts = Counter({mechanism.times(1): mechanism.count for mechanism in history})
-        if not any(counts <= larger for larger in kept):
-            kept.append(counts)
-    return [tuple(one_run.times(n) for one_run, n in counts.items()) for counts in kept]
-
-
-def _total_runs(history: tuple[Mechanism, ...]) -> int:
-    return sum(mechanism.count for mechanism in history)

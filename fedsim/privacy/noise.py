@@ -147,7 +147,11 @@ def _box_muller(
     np.multiply(radius, np.cos(angle), out=out[:, :half])
     np.sin(angle, out=angle)
     rest = out.shape[1] - half  # one less than `half` if the row has an odd length
-    np.multiply(radius[:, :rest], angle[:, :rest], out=out[:, half:])
+    np.multiply(
+        radius[:, :rest],
+        angle[:, :rest],
+        out=out[:, half:],
+    )
 
 
 def _is_rare(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
@@ -188,5 +192,8 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> int:
     """Returns the CRC-32 of the tensors' bytes, in the order of their sorted names."""
     crc = 0
     for name in sorted(tensors):
-        crc = zlib.crc32(tensors[name].detach().cpu().numpy().tobytes(), crc)
+        crc = zlib.crc32(
+            tensors[name].detach().cpu().numpy().tobytes(),
+            crc,
+        )
     return crc

@@ -63,7 +63,12 @@ class Release:
     @property
     def mechanism(self) -> Mechanism:
         """The mechanism of all its steps, at a sigma of 1."""
-        return Mechanism(self.relative_noise, self.sample_rate, self.steps, self.name)
+        return Mechanism(
+            self.relative_noise,
+            self.sample_rate,
+            self.steps,
+            self.name,
+        )
 
     @property
     def rounds(self) -> int:
@@ -160,7 +165,10 @@ def large_delta(
     if delta * units < 1:
         return None
     words = {"example": ("training rows", "row"), "client": ("clients", "client")}
-    plural, singular = words.get(unit, (f"groups by {unit}", "group"))
+    plural, singular = words.get(
+        unit,
+        (f"groups by {unit}", "group"),
+    )
     bound = f"1/n = {1 / units:.2g} for the {units} {plural} of {dataset}"
     if published:
         bound = f"1/n, where n is the number of {plural}"
@@ -220,7 +228,11 @@ def calibrate(
         _check_positive("clip", clip)
         _check_positive("sensitivity", sensitivity)
         relative = merged(release.mechanism for release in releases)
-        sigma, reached, name = solved(float(epsilon), float(delta), relative)
+        sigma, reached, name = solved(
+            float(epsilon),
+            float(delta),
+            relative,
+        )
     return PrivacyPlan(
         epsilon_target=epsilon,
         delta=delta,
@@ -394,7 +406,14 @@ def _tighten(
             is_narrow = short is not None and enough[0] <= short[0] * (1 + RESOLUTION)
             if is_narrow or enough[1] >= REACH * target:
                 return enough
-        sigma = _next_sigma(sigma, reached, target, enough, short, halve=tries > 8)
+        sigma = _next_sigma(
+            sigma,
+            reached,
+            target,
+            enough,
+            short,
+            halve=tries > 8,
+        )
         if not SIGMA_MIN / 2 < sigma < SIGMA_MAX * 2:
             raise UserError(
                 "epsilon",

@@ -73,7 +73,11 @@ class Selection:
         """Returns the epsilon of the selection, rounded up to ten digits."""
         return rounded_up(self.spent(delta, curve_of))
 
-    def spent(self, delta: float, curve_of: Callable[[Sequence[Mechanism]], Curve]) -> float:
+    def spent(
+        self,
+        delta: float,
+        curve_of: Callable[[Sequence[Mechanism]], Curve],
+    ) -> float:
         """Returns the epsilon of the selection with all its digits.
 
         Args:
@@ -93,9 +97,16 @@ class Selection:
         Args:
             curve_of: composes mechanisms, as :func:`curve_of` does.
         """
-        training = np.max([curve_of(training) for training in self.trainings], axis=0)
+        training = np.max(
+            [curve_of(training) for training in self.trainings],
+            axis=0,
+        )
         score = curve_of([Mechanism(self.score)])
-        of_training = selected(training, self.mean, self.distribution)
+        of_training = selected(
+            training,
+            self.mean,
+            self.distribution,
+        )
         of_score = selected(score, self.mean, self.distribution)
         return of_training, of_score
 
@@ -116,7 +127,11 @@ def curve_of(mechanisms: Sequence[Mechanism]) -> Curve:
 def _curve(mechanism: Mechanism) -> Curve:
     with np.errstate(all="ignore"):
         curve = np.array([mechanism.divergence(order) for order in ORDERS])
-    return np.where(curve >= 0, curve, math.inf)  # NaN fails the comparison, too
+    return np.where(
+        curve >= 0,
+        curve,
+        math.inf,
+    )  # NaN fails the comparison, too
 
 
 def selected(
@@ -133,7 +148,12 @@ def selected(
     from dp_accounting.rdp.rdp_privacy_accountant import _compute_rdp_repeat_and_select
 
     with np.errstate(all="ignore"):
-        divergence = _compute_rdp_repeat_and_select(ORDERS, curve, mean, SHAPES[distribution])
+        divergence = _compute_rdp_repeat_and_select(
+            ORDERS,
+            curve,
+            mean,
+            SHAPES[distribution],
+        )
         return np.asarray(divergence, np.float64)
 
 
@@ -170,12 +190,20 @@ def solved_noise(
         return 0.0
 
     def spent(sigma: float) -> float:
-        return converted(selected(curve_of(mechanisms(sigma)), mean, distribution), delta)
+        return converted(
+            selected(curve_of(mechanisms(sigma)), mean, distribution),
+            delta,
+        )
 
     largest = 1e6
     if not spent(largest) <= epsilon:
         raise ValueError(f"the best of {mean:g} runs costs more than {epsilon:g} with any noise")
-    sigma = least_noise(lambda sigma: spent(sigma) <= _REACH * epsilon, 1e-2, largest, 1.0005)
+    sigma = least_noise(
+        lambda sigma: spent(sigma) <= _REACH * epsilon,
+        1e-2,
+        largest,
+        1.0005,
+    )
     return float(f"{sigma:.4g}")
 
 
@@ -206,7 +234,10 @@ def distinct(trainings: Iterable[Sequence[Mechanism]]) -> tuple[tuple[Mechanism,
     return tuple(dict.fromkeys(tuple(sorted(training)) for training in trainings))
 
 
-def composed_by_renyi(mechanisms: Iterable[Mechanism], orders: Sequence[float] = ORDERS) -> Any:
+def composed_by_renyi(
+    mechanisms: Iterable[Mechanism],
+    orders: Sequence[float] = ORDERS,
+) -> Any:
     """Returns dp-accounting's Rényi accountant after all ``mechanisms`` together."""
     import dp_accounting
     from dp_accounting.rdp import RdpAccountant

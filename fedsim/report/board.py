@@ -10,21 +10,23 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
 from fedsim.evidence.prove import Proof
 from fedsim.plugins.registry import EXTERNAL
-from fedsim.report.tables import Table, claim_words, decimal, named, setting_words
+from fedsim.report.names import claim_words, named, setting_words
+from fedsim.report.table import Table
+from fedsim.report.tables import decimal
+from fedsim.report.terminal import texts_of
 from fedsim.results.columns import UNVERIFIED
 from fedsim.results.stats import SeedGroups
-from fedsim.words import Printed, counted, number, wide_console
+from fedsim.words import Printed, counted, wide_console
 
 EXACT = (
-    "scores are exact functions of real rows, which no ε here covers: publish them only "
-    "where the data may be"
+    "Scores are computed from real examples without noise, and no ε covers them. Publish them only "
+    "if the data may be published."
 )
 """The warning for those who publish a board."""
 _SHOWN = {
@@ -100,22 +102,26 @@ class Board(Printed):
     def table(self) -> Table:
         """The board as a table: one block per data set, then one for its external samples."""
         heading = f"external samples: {claim_words(UNVERIFIED)}"
-        numbers = pd.concat([self.frame, self.external], ignore_index=True)
-        texts = numbers.map(_text, na_action="ignore")
-        texts[_DECIMALS] = numbers[_DECIMALS].map(decimal, na_action="ignore")
+        numbers = pd.concat(
+            [self.frame, self.external],
+            ignore_index=True,
+        )
+        texts = numbers.apply(texts_of)
+        texts[_DECIMALS] = numbers[_DECIMALS].map(
+            decimal,
+            na_action="ignore",
+        )
         texts.loc[len(self.frame) :, "data set"] += f", {heading}"
-        left_out = "none is left out"
-        if self.left_out:
-            left_out = f"left out: {sum(self.left_out.values())}"
         notes = [
             EXACT,
-            f"{counted(self.rows, 'row')}, each finite ε proved from the row alone by fedsim "
-            f"verify; {left_out}",
+            f"{counted(self.rows, 'result')}; fedsim verify proved each finite ε from the result "
+            "alone.",
         ]
         if self.external_rows:
-            notes.append(f"{counted(self.external_rows, 'row')} of {heading}")
-        notes += [f"{count} × {reason}" for reason, count in self.left_out.items()]
-        texts = texts.astype("object").fillna("–").set_index(["data set", "method"])
+            notes.append(f"{counted(self.external_rows, 'result')} of {heading}.")
+        for reason, count in self.left_out.items():
+            notes.append(f"Left out: {counted(count, 'result')} of {reason}.")
+        texts = texts.astype("object").fillna("").replace("", "–").set_index(["data set", "method"])
         return Table("board", "Board", texts, tuple(notes), numbers)
 
     def show(self, console: Console) -> None:
@@ -138,17 +144,24 @@ def _lines(settings: SeedGroups) -> pd.DataFrame:
         epsilon_target=lines["epsilon_target"].astype("float64"),
         sd=(lines["high"] - lines["low"]) / 2,
         share_of_ceiling=cells["share_of_ceiling"].mean(),
-        audit=cells["audit_epsilon_lower"].max().astype("float64").replace(0, None),
-        tuned=is_free.map({True: "free, on test rows", False: "for its price"}),
+        audit=cells["audit_epsilon_lower"]
+        .max()
+        .astype("float64")
+        .replace(
+            0,
+            None,
+        ),
+        tuned=is_free.map(
+            {
+                True: "tuning on test data (not private)",
+                False: "private tuning (included in ε)",
+            }
+        ),
     )
-    return lines.sort_values(["dataset", "epsilon_target", "mean"], ascending=[True, True, False])
-
-
-def _text(value: Any) -> str:
-    """Return a text as it is, and a number to six significant digits."""
-    if isinstance(value, str):
-        return value
-    return number(float(value))
+    return lines.sort_values(
+        ["dataset", "epsilon_target", "mean"],
+        ascending=[True, True, False],
+    )
 
 
 def _refusal(proof: Proof) -> str:

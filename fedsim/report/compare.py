@@ -97,16 +97,16 @@ class Comparison(Printed):
             print_line(console, sentence)
         same = (self.matched["differ"] == "") & self.matched["rounds"]
         count = int(same.sum())
-        share = f"{count} of {len(same)} shared rows"
+        share = f"{count} of {len(same)} shared results"
         if self.equal:
             share = "everything"
         print_line(
             console,
-            f"equal to the last bit: {share} ({counted(count, 'row')}), all but clock and "
-            "provenance, and samples and noise of rounds",
+            f"Equal to the last bit: {share} ({counted(count, 'result')}). All columns but times "
+            "and provenance were compared, and samples and noise of all rounds.",
         )
         if not same.all():
-            title = "change: of balanced accuracy, second run minus first"
+            title = "change: balanced accuracy of the second run minus the first"
             console.print(frame_table(title, self.matched[~same]))
 
 
@@ -137,7 +137,10 @@ def compare(runs: tuple[str, str], first: Records, second: Records) -> Compariso
         lines.append(
             {
                 "setting": row.setting,
-                "change": _change(row.balanced_accuracy, other.balanced_accuracy),
+                "change": _change(
+                    row.balanced_accuracy,
+                    other.balanced_accuracy,
+                ),
                 "rounds": first_rounds.get(row.cell_id) == second_rounds.get(other.cell_id),
                 "differ": ", ".join(differing),
             }
@@ -147,8 +150,16 @@ def compare(runs: tuple[str, str], first: Records, second: Records) -> Compariso
         [row for key, row in first_rows.items() if key not in second_rows],
         [row for key, row in second_rows.items() if key not in first_rows],
     )
-    matched = pd.DataFrame(lines, columns=["setting", "change", "rounds", "differ"])
-    return Comparison(runs, only, matched.astype({"rounds": bool}), list(provenance))
+    matched = pd.DataFrame(
+        lines,
+        columns=["setting", "change", "rounds", "differ"],
+    )
+    return Comparison(
+        runs,
+        only,
+        matched.astype({"rounds": bool}),
+        list(provenance),
+    )
 
 
 def compare_folders(first: Path, second: Path) -> Comparison:
@@ -203,12 +214,14 @@ def _fingerprints(rounds: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 def _provenance(first: Row, second: Row) -> Iterator[str]:
     """Yield a sentence for each code hash and version that differs between two results."""
-    pairs = {
-        words.format(first.algorithm): (getattr(first, name), getattr(second, name))
-        for name, words in _PROVENANCE.items()
-    }
-    for name in first.versions | second.versions:
-        pairs[name] = (first.versions.get(name), second.versions.get(name))
-    for name, (old, new) in pairs.items():
-        if old != new:
-            yield f"{name}: {old or 'none'} → {new or 'none'}"
+    old = _made_by(first)
+    new = _made_by(second)
+    for name in old | new:
+        if old.get(name) != new.get(name):
+            yield f"{name}: {old.get(name) or 'none'} → {new.get(name) or 'none'}"
+
+
+def _made_by(row: Row) -> dict[str, str | None]:
+    """Return the code hashes and versions that made a result, by their words."""
+    code = {words.format(row.algorithm): getattr(row, name) for name, words in _PROVENANCE.items()}
+    return {**code, **row.versions}

@@ -20,7 +20,7 @@ from fedsim.errors import UserError, not_installed
 from fedsim.files import replaced
 from fedsim.plugins.registry import lookup
 from fedsim.report.statement import statements
-from fedsim.report.tables import markdown_text
+from fedsim.report.table import markdown_text
 from fedsim.results.generators import SCALE, SavedGenerator
 
 DATA_FILE = "data/train-00000-of-00001.parquet"
@@ -29,7 +29,7 @@ LICENCE_IDS = {
     f"CC {terms} 4.0": f"cc-{terms.lower()}-4.0" for terms in ("BY", "BY-NC", "BY-SA", "BY-NC-SA")
 }
 """The hub's identifiers of licences, by their names."""
-NO_LICENCE = "not known to fedsim: add that of the data set which the generator was trained on"
+NO_LICENCE = "not known to fedsim; add the licence of the real data"
 """What the card says where the licence of the real data is not known."""
 
 
@@ -51,13 +51,20 @@ def write_hub_folder(
     out = Path(out)
     generator.facts.check_release()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"out {out}", "is there and not empty", "give a new folder")
+        raise UserError(
+            f"out {out}",
+            "is there and not empty",
+            "give a new folder",
+        )
     x, y = generator.synthesise(per_class, seed)
     manifest = generator.manifest(per_class, seed)
     names = manifest["class_names"] or list(map(str, range(generator.facts.task.classes)))
     _write_parquet(out / DATA_FILE, x, y, names, manifest)
     with replaced(out / "README.md") as part:
-        part.write_text(_card(generator, manifest, names, x.shape), encoding="utf-8")
+        part.write_text(
+            _card(generator, manifest, names, x.shape),
+            encoding="utf-8",
+        )
     return manifest
 
 
@@ -160,7 +167,7 @@ def _card(
     data_source = ""
     if source:
         data_source = f" ({text(source)})"
-    synthesis = text(str(manifest["synthesis"] or "the one way that the method has"))
+    synthesis = text(str(manifest["synthesis"] or "the only one of the method"))
     return f"""---
 {_front_matter(title, licence)}
 ---
@@ -168,15 +175,15 @@ def _card(
 # {text(title)}
 
 {shape[0]} synthetic embeddings of {shape[1]} dimensions and {len(names)} classes \
-({class_names}), {manifest["per_class"]} a class, drawn from a generator trained by \
-{text(cell.label)} on {data_name}, held by {cell.clients} clients. \
-They are draws of a model, and no rows of that data set.
+({class_names}), {manifest["per_class"]} per class. They were drawn from a generator that \
+{text(cell.label)} trained on {data_name}, which was divided among {cell.clients} clients. \
+None of them is an example of that data set.
 
-Their scale is {SCALE}: scale real embeddings to norm 1 before you put them beside these.
+Their scale is {SCALE}. Scale real embeddings to norm 1 before you compare them with these.
 
 ## Privacy
 
-What is said here is of the generator; drawing rows from it costs nothing more.
+These statements are about the generator. Drawing examples from it costs no further privacy.
 
 {chr(10).join(covered)}
 
@@ -193,6 +200,6 @@ Trained on {data_name}{data_source}. Licence of that data set: {text(licence or 
 - method: {text(cell.label)} ({text(lookup(cell.algorithm).source)})
 - synthesis: {synthesis}; seed of the draw {manifest["seed"]}
 - tensors of the generator: SHA-256 `{manifest["tensors_sha256"]}`
-- vouched for {text(manifest["vouched"])}
+- confirmed {text(manifest["vouched"])}
 - fedsim {__version__}; the manifest is in the Parquet file's metadata, under the key `fedsim`
 """

@@ -21,7 +21,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.evaluate import cell_evaluator, synthesise
 from fedsim.evaluation.evaluators import Labelled
 from fedsim.methods.products import is_classifier
-from fedsim.report.figures import MUTED, PAPER, SERIES, STYLE, save_figure
+from fedsim.report.panels import MUTED, SERIES, STYLE, blank_panels, save_figure
 from fedsim.results.columns import Row
 from fedsim.results.join import RunResults
 from fedsim.results.lines import as_trained, read_state
@@ -61,13 +61,25 @@ def save_map(results: RunResults, trials: Sequence[Trial], data: Mapping[str, Em
         line = results.trained[row.cell_id]
         trial = cells[row.cell_id]
         embeddings = data[trial.data_key]
-        state = read_state(folder.state(line["training_id"]), line["state"])
-        generator = cell_evaluator(as_trained(trial, line), state, embeddings).product
+        state = read_state(
+            folder.state(line["training_id"]),
+            line["state"],
+        )
+        generator = cell_evaluator(
+            as_trained(trial, line),
+            state,
+            embeddings,
+        ).product
         assert not is_classifier(generator)
         title = row.label
         if row.epsilon_target is not None:
             title += f", ε = {number(row.epsilon_target)}"
-        synthetic = synthesise(generator, embeddings.classes, POINTS, Seeds(row.seed))
+        synthetic = synthesise(
+            generator,
+            embeddings.classes,
+            POINTS,
+            Seeds(row.seed),
+        )
         panels[title] = Labelled(*synthetic)
     path = folder.curves / "map.svg"
     path.unlink(missing_ok=True)
@@ -118,27 +130,47 @@ def draw_map(panels: Mapping[str, Labelled], data: Embeddings) -> Figure:
     # Embeddings are ordered by class, so every k-th of them keeps the frequencies of the classes.
     fitted = synthetic[:: -(-len(synthetic) // MOST_POINTS)]
     pca = PCA(2, svd_solver="full").fit(fitted.astype(np.float64))
-    by_size = np.argsort(-np.bincount(data.y_test, minlength=data.classes), kind="stable")
+    by_size = np.argsort(
+        -np.bincount(data.y_test, minlength=data.classes),
+        kind="stable",
+    )
     classes = sorted(map(int, by_size[: len(SERIES)]))
     colours = dict(zip(classes, SERIES, strict=False))
     columns = min(4, len(panels))
-    lines = math.ceil(len(panels) / columns)
+    size = (max(9.0, 2.8 * columns), 2.9 * math.ceil(len(panels) / columns) + 0.5)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            figsize=(max(9.0, 2.8 * columns), 2.9 * lines + 0.5),
-            layout="constrained",
-            facecolor=PAPER,
+        figure, grid = blank_panels(
+            len(panels),
+            columns,
+            size,
+            sharex=True,
+            sharey=True,
         )
-        grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
-        for axes in grid[len(panels) :]:
-            axes.set_axis_off()
-        for axes, (title, embeddings) in zip(grid, panels.items(), strict=False):
+        for axes, (title, embeddings) in zip(grid, panels.items(), strict=True):
             axes.set(xticks=[], yticks=[], title=title)
             for label, colour in colours.items():
-                real_points = _projected(pca, data.x_test[data.y_test == label])
-                points = _projected(pca, embeddings.x[embeddings.y == label])
-                axes.scatter(*real_points, color=colour, s=26, alpha=0.25, linewidths=0)
-                axes.scatter(*points, color=colour, s=9, marker="x", linewidths=0.8)
+                real_points = _projected(
+                    pca,
+                    data.x_test[data.y_test == label],
+                )
+                points = _projected(
+                    pca,
+                    embeddings.x[embeddings.y == label],
+                )
+                axes.scatter(
+                    *real_points,
+                    color=colour,
+                    s=26,
+                    alpha=0.25,
+                    linewidths=0,
+                )
+                axes.scatter(
+                    *points,
+                    color=colour,
+                    s=9,
+                    marker="x",
+                    linewidths=0.8,
+                )
         figure.legend(
             handles=_legend({data.names[label]: colour for label, colour in colours.items()}),
             loc="outside lower left",
@@ -156,12 +188,21 @@ def _legend(colours: Mapping[str, str]) -> list[Line2D]:
         colours: The colour of each class, by its name.
     """
     marks = [
-        (MUTED, "o", 6, 0.4, "real test rows (not for release)"),
-        (MUTED, "x", 4, None, "synthetic rows"),
+        (MUTED, "o", 6, 0.4, "real test examples (not for release)"),
+        (MUTED, "x", 4, None, "synthetic examples"),
     ]
     marks += [(colour, "s", 5, None, name) for name, colour in colours.items()]
     return [
-        Line2D([], [], color=colour, ls="", marker=marker, ms=size, alpha=alpha, label=label)
+        Line2D(
+            [],
+            [],
+            color=colour,
+            ls="",
+            marker=marker,
+            ms=size,
+            alpha=alpha,
+            label=label,
+        )
         for colour, marker, size, alpha, label in marks
     ]
 

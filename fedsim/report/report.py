@@ -28,55 +28,74 @@ from fedsim.files import replaced
 from fedsim.json_lines import decode
 from fedsim.partition.matrix import LabelMatrix, read_partitions
 from fedsim.report import figures
-from fedsim.report.figures import caption_of, save_figure
-from fedsim.report.findings import Finding, findings
-from fedsim.report.partitions import draw_partitions
-from fedsim.report.rounds import NOT_PRIVATE, diagnostics, round_frame
+from fedsim.report.findings import Finding, findings, round_frame
+from fedsim.report.names import (
+    REFERENCES,
+    epsilon_head,
+    most_seeds,
+    run_words,
+    setting_words,
+)
+from fedsim.report.panels import save_figure
 from fedsim.report.statement import statements
+from fedsim.report.table import Table, notebook_html, show_briefly
 from fedsim.report.tables import (
-    Table,
     difference_table,
     measures_of,
-    most_seeds,
-    notebook_html,
     results_table,
-    show_briefly,
     site_table,
     tuned_table,
 )
+from fedsim.report.terminal import texts_of
 from fedsim.results.columns import UNDRAWN, Row, frame_of_lines
 from fedsim.results.join import listed, read_manifest, read_results
-from fedsim.results.stats import SeedGroups, Spread
+from fedsim.results.stats import PLACE, SeedGroups, Spread
 from fedsim.results.store import RunFolder
 from fedsim.words import Printed, counted, encodable, number
 
 COMPARED = ("balanced_accuracy", "client_balanced_accuracy")
 """The measures whose paired differences are shown."""
-LISTED = 4
-"""How many entries of a list, such as failed cells, the page shows before the reader unfolds it."""
 OF_MAP = (
-    "pale dots: real test rows, which are not for release; crosses: synthetic rows; axes: "
-    "two principal components of the synthetic rows. "
-    "A synthetic row is an embedding, without an image. Never show the real image nearest to it: "
-    "it belongs to a person, and ε does not cover it. The nearest image of a public data set is "
-    "safe."
+    "Pale dots: real test examples, which must not be released. Crosses: synthetic examples. Axes: "
+    "two principal components of the synthetic examples. Never show the real image nearest to a "
+    "synthetic example: it belongs to a person, and ε does not cover it. The nearest image in a "
+    "public data set is safe."
 )
 """The caption of the map."""
 OF_FIDELITY = (
-    "in the test rows' leading directions, means over classes of more than 5 test rows; "
-    "real or synthetic: whole rows"
+    "Means over the classes with more than 5 test examples, in the leading directions of the test "
+    "examples; the accuracy of telling synthetic from real examples uses all directions."
 )
 """The caption of the figure of fidelity."""
 OF_SITES = (
-    "a dot: one client on its own test rows, the mean over seeds; above the line its own "
-    "generator serves it better"
+    "Each dot is one client on its own test examples, as the mean over seeds. Above the line the "
+    "client's own generator is better for it than the shared one."
 )
 """The caption of the figure of single clients."""
+NOT_PRIVATE = "Computed from the real data without noise: not private, not to be released."
+"""The warning beside diagnostics."""
 OF_ROUNDS = (
-    "means over seeds and places; norm before clipping: median of examples' gradients "
-    f"or clients' updates; {NOT_PRIVATE}"
+    "Means over seeds and places. The norm before clipping is the median over the gradients of "
+    f"examples or over the updates of clients. {NOT_PRIVATE}"
 )
 """The caption of the diagnostics of rounds."""
+_STATUSES = {
+    "refuted": (
+        "Refuted privacy claim",
+        "An audit found a larger ε or a larger sensitivity than the method claims. No ε of this "
+        "method is a guarantee. Averages and figures leave these experiments out.",
+    ),
+    "failed": ("Failed experiment", "Averages and figures leave these experiments out."),
+    "unaccounted": (
+        "Experiment with unknown ε",
+        "What ran differs from what was planned. Averages and figures leave these experiments out.",
+    ),
+    "overspent": (
+        "Experiment that spent more ε than planned",
+        "Averages and figures leave these experiments out.",
+    ),
+}
+"""What is wrong with results by their status, the worst first, and what that means."""
 _PLACES = {"dataset": "data set", "alpha": "α", "clients": "clients"}
 """The columns of a place in the table of all cells, with their heads."""
 _HEADS = {
@@ -96,17 +115,6 @@ _COSTS = {
     "cell_id": "cell",
 }
 """The columns behind the scores in the table of all cells, with their heads."""
-_SUBTITLE = {
-    "dataset": "{}",
-    "scheme": "partition {}",
-    "alpha": "α = {}",
-    "clients": "{} clients",
-    "epsilon_target": "ε = {}",
-    "delta": "δ = {}",
-    "unit": "unit {}",
-    "trust": "trust {}",
-}
-"""The columns that the subtitle of a page names, with the words around their values."""
 
 
 class Picture(NamedTuple):
@@ -114,13 +122,43 @@ class Picture(NamedTuple):
 
     Attributes:
         title: Its title.
-        caption: The sentence below it.
-        source: The figure as a ``data:`` URL, so that the page loads nothing.
+        caption: The sentences below it.
+        svg: The figure.
     """
 
     title: str
     caption: str
-    source: str
+    svg: bytes
+
+    @property
+    def source(self) -> str:
+        """The figure as a ``data:`` URL, so that the page loads nothing."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
+
+    @property
+    def least_width(self) -> int:
+        """The width in pixels below which its text would be too small to read."""
+        width = re.search(rb'width="([\d.]+)pt"', self.svg)
+        assert width is not None
+        return round(float(width[1]))
+
+
+class Caution(NamedTuple):
+    """What a reader has to know before believing the numbers of a page.
+
+    Attributes:
+        title: One line, in plain words.
+        text: What it means, and what usually helps.
+        table: The settings or experiments that it is about, as HTML.
+        severe: Whether a claim was refuted or an experiment failed; only that is red.
+        traceback: The traceback of the first failed experiment; else empty.
+    """
+
+    title: str
+    text: str
+    table: Markup
+    severe: bool = False
+    traceback: str = ""
 
 
 def render_page(
@@ -149,31 +187,39 @@ def render_page(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     main, *more = _page_tables(settings)
-    counts = status_counts(rows, manifest)
     grid = ""
     if "grid" in manifest:
-        grid = yaml.safe_dump(decode(manifest["grid"]), sort_keys=False, allow_unicode=True)
+        grid = yaml.safe_dump(
+            decode(manifest["grid"]),
+            sort_keys=False,
+            allow_unicode=True,
+        )
     return environment.from_string(_package_text("page.html")).render(
         name=name,
         subtitle=_subtitle(settings.facts),
         style=Markup(_package_text("page.css")),
-        counts=list(counts.items()),
+        counts=list(status_counts(rows, manifest).items()),
         pictures=pictures,
-        findings=findings,
-        missing=[
-            (status, [row for row in rows if row.status == status])
-            for status in UNDRAWN
-            if status in counts
-        ],
-        refused=manifest.get("refused") or [],
-        listed=LISTED,
+        references=REFERENCES,
+        cautions=list(
+            _cautions(
+                rows,
+                manifest.get("refused") or (),
+                findings,
+            )
+        ),
         main=Markup(main.html()),
-        more=[(table.title.split(" · ")[0], Markup(table.html())) for table in more],
+        more=[(table.short_title, Markup(table.html())) for table in more],
         by_site=by_site and Markup(by_site.html()),
-        methods=list(_methods(settings.facts, manifest.get("methods") or ())),
+        methods=list(
+            _methods(
+                settings.facts,
+                manifest.get("methods") or (),
+            )
+        ),
         statements=statements(rows),
         cells=_cells(settings),
-        count=counted(len(rows), "row"),
+        count=counted(len(rows), "result"),
         facts=[
             (key, _spelled(manifest[key]))
             for key in ("started", "command", "revision", "hardware", "versions")
@@ -188,6 +234,59 @@ def _package_text(file: str) -> str:
     return files(__package__).joinpath(file).read_text(encoding="utf-8")
 
 
+def _cautions(
+    rows: Sequence[Row], refused: Sequence[Mapping[str, str]], findings: Sequence[Finding]
+) -> Iterator[Caution]:
+    """Yield what a reader has to know before believing the numbers, the worst first.
+
+    Args:
+        rows: The results.
+        refused: The methods whose plug-in was refused, each with ``algorithm`` and ``error``.
+        findings: The known failures that were seen.
+    """
+    for status, (title, text) in _STATUSES.items():
+        with_status = [row for row in rows if row.status == status]
+        if not with_status:
+            continue
+        table = [
+            {
+                "method": row.label,
+                "setting": setting_words(row.values, PLACE),
+                "budget": epsilon_head(float(row.epsilon_target or "nan")),
+                "seed": row.seed,
+                "what happened": row.outcome,
+                "cell": row.cell_id,
+            }
+            for row in with_status
+        ]
+        severe = status in ("refuted", "failed")
+        traceback = ""
+        if status == "failed":
+            traceback = with_status[0].error["traceback"]
+        yield Caution(
+            f"{title}: {len(table)}", text, _plain_table(pd.DataFrame(table)), severe, traceback
+        )
+    if refused:
+        table = [{"method": each["algorithm"], "error": each["error"]} for each in refused]
+        yield Caution(
+            f"Method that was left out because its plug-in was refused: {len(table)}",
+            "There are no results of it.",
+            _plain_table(pd.DataFrame(table)),
+        )
+    for finding in findings:
+        title = f"{finding.kind.name}: {counted(len(finding.table), 'setting')}"
+        yield Caution(
+            title,
+            finding.advice,
+            _plain_table(finding.table),
+        )
+
+
+def _plain_table(frame: pd.DataFrame) -> Markup:
+    """Return a frame as an HTML table, with all texts escaped."""
+    return Markup(frame.to_html(index=False, border=0, classes="cells"))
+
+
 def _page_tables(settings: SeedGroups) -> list[Table]:
     """Return the tables of a page: each measure, paired differences, and chosen parameters."""
     measures = measures_of(settings)
@@ -195,7 +294,13 @@ def _page_tables(settings: SeedGroups) -> list[Table]:
     differences = [
         difference_table(settings, measure) for measure in COMPARED if measure in measures
     ]
-    return [*results, *filter(None, [*differences, tuned_table(settings)])]
+    return [
+        *results,
+        *filter(
+            None,
+            [*differences, tuned_table(settings)],
+        ),
+    ]
 
 
 def status_counts(rows: Sequence[Row], manifest: Mapping[str, Any]) -> dict[str, int]:
@@ -248,15 +353,11 @@ def summary_html(folder: Path) -> str:
 
 def _subtitle(facts: pd.DataFrame) -> str:
     """Return which data was divided how, under which budgets, over how many seeds."""
-    parts = []
-    for column, words in _SUBTITLE.items():
-        values = _texts(facts[column].dropna().drop_duplicates().sort_values())
-        if len(values):
-            parts.append(words.format(", ".join(values)))
+    words = run_words(facts)
     seeds = most_seeds(facts)
     if seeds:
-        parts.append(counted(seeds, "seed"))
-    return " · ".join(parts)
+        words.append(counted(seeds, "seed"))
+    return " · ".join(words)
 
 
 def _methods(
@@ -283,7 +384,13 @@ def _methods(
 def _linked(source: str) -> Markup:
     """Return a citation as HTML, with links to arXiv."""
     link = r'<a href="https://arxiv.org/abs/\1">arXiv \1</a>'
-    return Markup(re.sub(r"arXiv:? ?(\d{4}\.\d{4,5})", link, escape(source)))
+    return Markup(
+        re.sub(
+            r"arXiv:? ?(\d{4}\.\d{4,5})",
+            link,
+            escape(source),
+        )
+    )
 
 
 def _cells(settings: SeedGroups) -> Markup:
@@ -300,23 +407,13 @@ def _cells(settings: SeedGroups) -> Markup:
     heads |= _HEADS | scores | _COSTS
     shown = rows[[*heads]].astype("object")
     shown["mechanisms"] = shown["mechanisms"].map(_mechanisms)
-    shown[[*scores]] = shown[[*scores]].map("{:.3f}".format, na_action="ignore")
+    shown[[*scores]] = shown[[*scores]].map(
+        "{:.3f}".format,
+        na_action="ignore",
+    )
     shown[["uplink_bytes", "downlink_bytes"]] /= 1e6
-    texts = shown.apply(lambda column: _texts(column, 4)).rename(columns=heads)
-    return Markup(texts.to_html(index=False, border=0, classes="cells"))
-
-
-def _texts(values: pd.Series[Any], digits: int = 6) -> pd.Series[str]:
-    """Return values as texts, numbers to some significant digits, and nothing for missing ones."""
-
-    def text(value: Any) -> str:
-        if pd.isna(value):
-            return ""
-        if isinstance(value, float):
-            return number(value, digits)
-        return str(value)
-
-    return values.map(text)
+    texts = shown.apply(lambda column: texts_of(column, 4)).rename(columns=heads)
+    return _plain_table(texts)
 
 
 def _mechanisms(mechanisms: Any) -> str:
@@ -363,7 +460,12 @@ class Report(Printed):
         """Print the tables and the known failures that were seen."""
         show_briefly(self.tables, self.page.parent, console)
         for finding in self.findings:
-            console.print(finding.summary, style="yellow", highlight=False, markup=False)
+            console.print(
+                finding.summary,
+                style="yellow",
+                highlight=False,
+                markup=False,
+            )
 
 
 def write_report(folder: Path, spread: Spread = "ci95") -> Report:
@@ -391,18 +493,40 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     for file, title, caption, figure in _figures(settings, clients, rounds, matrices):
         if figure is not None:
             path = run.curves / file
-            pictures[path.stem] = Picture(title, caption, _source(save_figure(figure, path)))
+            pictures[path.stem] = Picture(
+                title,
+                caption,
+                save_figure(figure, path),
+            )
     # The bench draws the map, because only the bench has the data.
     map_path = run.curves / "map.svg"
     if map_path.exists():
-        pictures["map"] = Picture("What was generated", OF_MAP, _source(map_path.read_bytes()))
+        map_title = "Synthetic and real examples in two dimensions"
+        pictures["map"] = Picture(
+            map_title,
+            OF_MAP,
+            map_path.read_bytes(),
+        )
     by_site = site_table(settings, clients)
     seen = findings(settings, rounds)
     name = encodable(folder.resolve().name)
-    page = render_page(name, results.rows, settings, pictures, manifest, seen, by_site)
+    page = render_page(
+        name,
+        results.rows,
+        settings,
+        pictures,
+        manifest,
+        seen,
+        by_site,
+    )
     with replaced(run.page) as part:
         part.write_text(page, encoding="utf-8")
-    return Report(run.page, results.rows, terminal_tables(settings, by_site), seen)
+    return Report(
+        run.page,
+        results.rows,
+        terminal_tables(settings, by_site),
+        seen,
+    )
 
 
 def _figures(
@@ -416,28 +540,48 @@ def _figures(
     Args:
         settings: The results.
         clients: The evaluations of single clients.
-        rounds: The rounds, see :func:`fedsim.report.rounds.round_frame`.
+        rounds: The rounds, see :func:`fedsim.report.findings.round_frame`.
         matrices: The label-by-client matrices of the partitions.
     """
-    caption = caption_of(settings)
-    utility = figures.utility(settings)
-    fidelity = figures.fidelity(settings)
-    communication = figures.communication(settings)
-    of_partitions = "exact counts of the real data: a diagnostic, not private"
-    of_fidelity = "Fidelity: how like real rows synthetic ones are"
+    caption = figures.caption_of(settings)
     return [
-        ("privacy_utility.png", "Privacy against utility", caption, utility),
-        ("fidelity.svg", of_fidelity, OF_FIDELITY, fidelity),
-        ("sites.svg", "Clients one by one", OF_SITES, figures.sites(settings, clients)),
-        ("partitions.svg", "Who holds what", of_partitions, draw_partitions(matrices)),
-        ("communication.svg", "Utility against bytes", caption, communication),
-        ("diagnostics.svg", "Diagnostics of the rounds", OF_ROUNDS, diagnostics(settings, rounds)),
+        (
+            "privacy_utility.png",
+            "Balanced accuracy against the privacy budget",
+            caption,
+            figures.utility(settings),
+        ),
+        (
+            "fidelity.svg",
+            "Fidelity: how similar synthetic and real examples are",
+            OF_FIDELITY,
+            figures.fidelity(settings),
+        ),
+        (
+            "sites.svg",
+            "Clients one by one",
+            OF_SITES,
+            figures.sites(settings, clients),
+        ),
+        (
+            "partitions.svg",
+            "Number of examples by class and client",
+            NOT_PRIVATE,
+            figures.partitions(matrices),
+        ),
+        (
+            "communication.svg",
+            "Balanced accuracy against communication",
+            caption,
+            figures.communication(settings),
+        ),
+        (
+            "diagnostics.svg",
+            "Diagnostics of the rounds",
+            OF_ROUNDS,
+            figures.diagnostics(settings, rounds),
+        ),
     ]
-
-
-def _source(svg: bytes) -> str:
-    """Return an SVG as a ``data:`` URL."""
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
 def terminal_tables(settings: SeedGroups, by_site: Table | None) -> list[Table]:

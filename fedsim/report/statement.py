@@ -1,8 +1,9 @@
 """The privacy statement of a method: what is protected from whom, and how that was counted.
 
 A statement is a list of terms (claim, unit, budget, noise, …), each with a sentence. It is printed
-by ``fedsim statement`` and shown in the report page and in the card of a released data set. The
-last term, "not covered", lists what a reader could believe to be protected and is not.
+by ``fedsim statement`` and shown in the report page and in the card of a released data set. If ε is
+a guarantee, the first term is a sentence that an author can paste into a paper. The last term,
+"not covered", lists what a reader could believe to be protected and is not.
 """
 
 from __future__ import annotations
@@ -15,42 +16,41 @@ from operator import attrgetter
 from fedsim.evidence.prove import Proof
 from fedsim.privacy.plan import THEOREMS
 from fedsim.privacy.selection import SCORE
-from fedsim.report.tables import parameter_words
+from fedsim.report.names import parameter_words
 from fedsim.results.columns import Row, large_deltas
 from fedsim.words import at_most, number, spelled
 
 UNITS = {
     "example": "one training example: neighbouring data sets differ in one example of one client",
-    "client": "one client: what it contributes is there or is zero; the number of clients stays a "
-    "public divisor",
+    "client": "one client: its whole contribution is present or zero; the number of clients is "
+    "public",
 }
 """When two data sets are neighbours, by the unit of protection."""
 TRUSTS = {
-    "aggregate": "only the sum over clients is seen (secure aggregation or a trusted "
-    "server), noise "
-    "is added once to it",
-    "silo": "every client's message is private by itself, each carries the full noise",
+    "aggregate": "the adversary sees only the sum over clients (secure aggregation or a trusted "
+    "server); noise is added once to the sum",
+    "silo": "the adversary sees every message; each client adds the full noise to its own messages",
 }
 """Who sees what, by the trust of a setting."""
 NOISES = {
-    "seeded": "it follows from a seed that stands in the results: this measures what a method "
-    "costs, nothing made here may be released",
-    "secret": "AES-256 under a random key that is kept nowhere; a generator whose claim is a "
-    "theorem may be released under its ε",
+    "seeded": "it is computed from a seed that is written in the results. This measures what "
+    "privacy costs; nothing made here may be released",
+    "secret": "it comes from AES-256 under a random key that is not kept. A generator may be "
+    "released under its ε if its claim is a theorem",
 }
 """What the randomness of the noise permits, by the kind of noise."""
 CLAIMS = {
     "proved": "(ε, δ) is a theorem for this method",
-    "stated": "(ε, δ) is a theorem by its author's word, also that the loss or statistic is per "
-    "example",
+    "stated": "the method's author states that (ε, δ) is a theorem, and that the loss or statistic "
+    "is computed per example",
     "heuristic": "(ε, δ) is computed for the noise that was added, but is not a theorem for this "
     "method",
     "none": "no privacy is claimed",
 }
 """What an epsilon rests on, by the claim."""
 CHECKS = {
-    "passed": "a full fedsim check of this code with these parameters, but for numbers of rounds "
-    "and steps, found no fault on small data sets; it looks for mistakes, not for malice, and "
+    "passed": "a full fedsim check of this code with these parameters (numbers of rounds and steps "
+    "may differ) found no fault on small data sets. It looks for mistakes, not for malice, and "
     "proves nothing",
     "failed": "a fedsim check of this code found a fault in what the claim rests on",
     None: "no full fedsim check of this code with these parameters has passed",
@@ -58,8 +58,8 @@ CHECKS = {
 """How the check of a method's code ended, by the column ``check`` of a result."""
 SCOPES = {
     "joint": "everything that depends on a unit",
-    "shared": "the shared parameters alone",
-    "hypernetwork": "the hypernetwork alone",
+    "shared": "the shared parameters only",
+    "hypernetwork": "the hypernetwork only",
 }
 """What the noise covers, by the scope of a plan."""
 ACCOUNTANTS = {
@@ -69,15 +69,41 @@ ACCOUNTANTS = {
     "an upper bound",
 }
 """How epsilon is computed, by the accountant."""
+_CITED_UNITS = {
+    "example": "one training example",
+    "client": "the data of one client",
+}
+"""In what neighbouring data sets differ, in the sentence for a paper."""
+_CITED_TRUSTS = {
+    "aggregate": "only the sum of the clients' messages",
+    "silo": "every message of every client",
+}
+"""What the adversary sees, in the sentence for a paper."""
+_CITED_ACCOUNTANTS = {
+    "prv": "the PRV accountant (Gopi, Lee & Wutschitz, 2021)",
+    "rdp": "Rényi differential privacy (Mironov, Talwar & Zhang, 2019)",
+}
+"""How epsilon was computed, in the sentence for a paper."""
 _NONE = {
-    "failed": "no cell of it has finished",
-    "unaccounted": "what ran is not what was planned, so nothing is known of its ε",
-    "refuted": "an audit refutes what it claims",
+    "failed": "no experiment with it has finished",
+    "unaccounted": "what ran differs from what was planned, so its ε is not known",
+    "refuted": "an audit refutes its claim",
 }
 """Why a method has no guarantee, by the status of its results."""
-_UNPROVED = {"differs": "a row of it contradicts itself", "not proved": "a row of it is not proved"}
+_UNPROVED = {
+    "differs": "one of its results contradicts itself",
+    "not proved": "one of its results is not proved",
+}
 """Why a method has no guarantee, by the verdict of ``fedsim verify`` on one of its results."""
-_SETTING = attrgetter("unit", "trust", "claim", "check", "scope", "noise", "status")
+_SETTING = attrgetter(
+    "unit",
+    "trust",
+    "claim",
+    "check",
+    "scope",
+    "noise",
+    "status",
+)
 """The columns that private results of one statement have in common."""
 
 
@@ -108,8 +134,8 @@ def unit_words(unit: str) -> str:
         unit: ``example``, ``client``, or the column whose values are groups.
     """
     of_column = (
-        "one group: neighbouring data sets differ in all rows of one client that have one "
-        f"value of {unit}, however many they are"
+        "one group: neighbouring data sets differ in all examples of one client that have the same "
+        f"value of {unit}, whatever their number"
     )
     return UNITS.get(unit, of_column)
 
@@ -121,8 +147,10 @@ def public_sentence(name: str | None, licence: str | None) -> str:
         name: The name of the public data set.
         licence: Its licence in words; None if it is not known.
     """
-    free = "no unit's rows; what is made of them alone costs nothing, and ε does not protect them"
-    return f"{name} (licence: {licence or 'not known'}): {free}"
+    return (
+        f"{name} (licence: {licence or 'not known'}): ε does not protect these examples, and what "
+        "is computed from them alone costs no ε"
+    )
 
 
 def statements(
@@ -147,7 +175,10 @@ def statements(
     asked = [row for row in rows if only is None or row.cell_id in only]
     valid = [row for row in asked if row.status in ("ok", "overspent")]
     stated = [
-        _statement(group, refuted.get((group[0].label, group[0].unit, group[0].trust)))
+        _statement(
+            group,
+            refuted.get((group[0].label, group[0].unit, group[0].trust)),
+        )
         for group in _settings([row for row in valid if row.label not in unproved])
     ]
     labels = {statement.method for statement in stated}
@@ -157,7 +188,12 @@ def statements(
             why = f"{_UNPROVED[unproved[label].verdict]}: {unproved[label].why}"
         else:
             why = _NONE[status]
-        stated.append(Statement(label, (("guarantee", f"none: {why}"),)))
+        stated.append(
+            Statement(
+                label,
+                (("guarantee", f"none: {why}"),),
+            )
+        )
     return stated
 
 
@@ -190,10 +226,12 @@ def _statement(rows: Sequence[Row], refuted: Row | None) -> Statement:
         parts = [_external(row) for row in rows]
     elif _is_private(rows[0]):
         parts = list(_private_parts(rows))
+        if refuted is None:
+            parts = [*_for_a_paper(rows), *parts]
     else:
         parts = [("guarantee", _no_guarantee(rows[0]))]
     if refuted is not None:
-        words = "one refutes the claim at another budget"
+        words = "an audit refutes the claim at another budget"
         if refuted.audited_form:
             words += f", {refuted.audited_form}"
         parts.append(("audit", f"{words}: no (ε, δ) here is a guarantee"))
@@ -217,10 +255,41 @@ def _once(texts: Iterable[str], separator: str = ", ") -> str:
 
 def _no_guarantee(row: Row) -> str:
     """Return the sentence of a method that added no noise."""
-    reason = "it adds no noise, and ε has no meaning for it"
+    reason = "the method adds no noise, so it has no ε"
     if row.epsilon_target is not None:
         reason = "it ran without noise (ε = ∞)"
     return f"none: {reason}; nothing that it makes may be released as private"
+
+
+def _for_a_paper(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """Yield the sentences by which a paper cites ε, if ε is a guarantee.
+
+    Args:
+        rows: Private results of one setting.
+    """
+    first = rows[0]
+    if first.drawn_claim not in THEOREMS or first.status != "ok":
+        return
+    epsilons = _once((number(row.epsilon_target) for row in rows), " or ")
+    deltas = _once((number(row.delta) for row in rows), " or ")
+    group = f"the examples of one client with one value of {first.unit}"
+    unit = _CITED_UNITS.get(first.unit, group)
+    seen = _CITED_TRUSTS[first.trust]
+    if _is_tuned(first):
+        seen = "the released training only, which is the best one of a private search"
+    accountants = _once(_CITED_ACCOUNTANTS[row.accountant] for row in rows if row.accountant)
+    subject = first.label
+    if first.claim == "stated":
+        subject = f"According to its author, {first.label}"
+    sentences = [
+        f"{subject} satisfies (ε, δ)-differential privacy with ε = {epsilons} and δ = {deltas}.",
+        f"Neighbouring data sets differ in {unit} (add or remove).",
+        f"The adversary sees {seen}.",
+        f"ε was computed with {accountants} from the steps that were run.",
+    ]
+    if first.noise == "seeded":
+        sentences.append("The noise was simulated from a known seed, and nothing was released.")
+    yield "for a paper", " ".join(sentences)
 
 
 def _private_parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
@@ -230,11 +299,17 @@ def _private_parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     if first.check or first.claim == "stated":
         yield "check", CHECKS[first.check]
     yield "unit", unit_words(first.unit or "example")
-    yield "relation", f"{first.relation}: neighbours differ in the presence of one unit"
+    yield "relation", f"{first.relation}: one of two neighbouring data sets has one unit more"
     yield "trust", _trust(first)
     for row in rows:
         if row.public:
-            yield "public data", public_sentence(row.public, row.public_licence)
+            yield (
+                "public data",
+                public_sentence(
+                    row.public,
+                    row.public_licence,
+                ),
+            )
     for row in rows:
         yield "budget", _budget(row)
     for warning in large_deltas(rows, published=True):
@@ -264,7 +339,7 @@ def _budget(row: Row) -> str:
     """Return the epsilon that a training spent, rounded up, its target, delta, and sigma."""
     spent = (
         f"ε = {at_most(row.epsilon_spent)} (target {number(row.epsilon_target)}) at δ "
-        f"= {number(row.delta)}; σ = {number(row.plan['sigma'], 5)}, one for all rounds"
+        f"= {number(row.delta)}; noise multiplier σ = {number(row.plan['sigma'], 5)} in all rounds"
     )
     if row.status == "overspent":
         return f"overspent: {spent}"
@@ -291,8 +366,8 @@ def _clip(rows: Sequence[Row]) -> str:
         bound = f"a unit's contribution is clipped to L2 norm {norms}"
     else:
         bound = (
-            f"an update is clipped to L2 norm {norms}, and replacing one unit's data changes it "
-            f"by at most {number(sensitivity)}"
+            f"an update is clipped to L2 norm {norms}, and one unit changes it by at most "
+            f"{number(sensitivity)}"
         )
     return f"{bound}; the noise covers {SCOPES.get(first.scope or '', first.scope)}"
 
@@ -300,21 +375,24 @@ def _clip(rows: Sequence[Row]) -> str:
 def _accountant(rows: Sequence[Row]) -> str:
     """Return how epsilon was computed, by which revision of the code, and whether as planned."""
     accountants = [row.accountant for row in rows if row.accountant]
-    names = _once((f"{name.upper()}, {ACCOUNTANTS[name]}" for name in accountants), "; ")
+    names = _once(
+        (f"{name.upper()}, {ACCOUNTANTS[name]}" for name in accountants),
+        "; ",
+    )
     revisions = _once(row.counted_by for row in rows if row.counted_by)
     relation = "equal to"
     if rows[0].status == "overspent":
-        relation = "more than"
+        relation = "larger than"
     return (
-        f"{names}; counted from the steps that ran, and {relation} the plan that was solved "
-        f"before the first; by {revisions}"
+        f"{names}. ε is counted from the steps that ran, and is {relation} the ε that was planned "
+        f"before the training. Code: {revisions}"
     )
 
 
 def _noise_use(row: Row) -> str:
     """Return what the noise of a training permits."""
     if row.status == "overspent":
-        return "less of it was added than was planned, so nothing made here may be released"
+        return "less noise was added than planned, so nothing made here may be released"
     return NOISES[row.noise]
 
 
@@ -323,8 +401,7 @@ def _external(row: Row) -> tuple[str, str]:
     if not _is_private(row):
         return (
             "guarantee",
-            "none: external samples, for which no ε is stated; nothing of them may be released "
-            "as private",
+            "none: external samples without a stated ε; nothing of them may be released as private",
         )
     budget = f"ε = {number(row.epsilon_target)} at δ = {number(row.delta)}"
     return (
@@ -338,13 +415,13 @@ def _trust(row: Row) -> str:
     """Return who may see what of a training for its epsilon to hold."""
     if _is_tuned(row):
         return (
-            f"{row.trust}: somebody is trusted who sees every training and shows nobody, "
-            "clients included, any but the best"
+            f"{row.trust}: a trusted party sees every training of the search and shows only the "
+            "best one to anybody, clients included"
         )
     if row.trust == "aggregate" and row.noise_at == "clients":
         return (
-            "aggregate, and silo as well: every client adds the full noise to its own steps, "
-            "so its messages are private one by one"
+            "aggregate and silo: every client adds the full noise to its own steps, so each "
+            "message is private by itself"
         )
     return f"{row.trust}: {TRUSTS[row.trust]}"
 
@@ -359,16 +436,16 @@ def _tuning(row: Row) -> Iterator[str]:
         f"{name} from {', '.join(map(spelled, values))}" for name, values in tuning["space"].items()
     )
     if tuning["free"] or selection is None:
-        yield f"{space}: the best by scores on test rows, a search that the budget does not pay for"
+        yield f"{space}: the best scores on test data; ε does not include this search"
         return
     yield (
         f"ε = {number(row.epsilon_target)}: the best of a random number of trainings "
         f"({tuning['distribution']}, mean {number(tuning['trials'])}), each with parameters drawn "
-        f"from {space}. ε is of all of them together (Papernot & Steinke 2022); one alone is "
-        "released. A secret coin holds each unit out with "
-        f"probability {number(tuning['held_out'])}; best is the training that predicts most "
-        "held-out units right, a number with noise of standard deviation "
-        f"{number(selection['score'], 5)}"
+        f"from {space}. ε covers all trainings together (Papernot & Steinke 2022), and only the "
+        "best one is released. Each unit is held out with probability "
+        f"{number(tuning['held_out'])}, in secret. The best training predicts the most held-out "
+        "units correctly; noise of standard deviation "
+        f"{number(selection['score'], 5)} is added to that number"
     )
     yield f"chosen: {parameter_words(tuning['chosen'])}"
 
@@ -378,35 +455,32 @@ def _uncovered(row: Row) -> Iterator[str]:
     searched = "parameters"
     if row.unit == "example":
         yield (
-            "a person with several rows (k rows are a group of k: up to k times the ε, at a "
-            "larger δ)"
+            "a person with several examples (k examples are a group of k: up to k times the ε, at "
+            "a larger δ)"
         )
     if row.scope not in ("joint", None):
-        yield "what stays with a client (encoder, codes), which trains without noise"
+        yield "what stays with a client (encoder, codes), which is trained without noise"
     if _is_tuned(row):
-        searched = "the space that was searched and of all other parameters"
+        searched = "the search space and of all other parameters"
         yield (
-            "whoever sees a message or a score of a training that was not the best, and the "
-            "number of trainings, which may not be told"
+            "anybody who sees a message or a score of a training that was not the best, and the "
+            "number of trainings, which must not be published"
         )
     elif row.trust == "aggregate" and row.noise_at != "clients":
         yield "a server that sees single clients' messages"
     if row.noise == "secret":
         yield (
-            "a second release from the same data: what all of them cost is the composition, "
+            "a second release from the same data: the cost of all releases is their composition, "
             "which fedsim verify computes for a run"
         )
     else:
-        yield "a release of anything from this run, whose noise is seeded"
+        yield "a release of anything from this run, because its noise is seeded"
     yield (
-        "scores, references, diagnostics and label matrices of the run folder, exact functions "
-        "of the real data"
+        "scores, references, diagnostics and label matrices of the run folder, which are computed "
+        "from the real data without noise"
     )
-    yield f"the choice of {searched} after looking at them"
-    yield (
-        "which rows are for training, and whose they are: a split or a partition that is "
-        "computed from rows is taken as given"
-    )
+    yield f"the choice of {searched} after looking at these"
+    yield "the choice of training examples and of their clients, if it depends on the examples"
     yield (
         "the number of classes and of clients, the encoder and all settings, which are public "
         "by assumption"

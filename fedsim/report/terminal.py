@@ -49,7 +49,12 @@ def frame_table(title: str, frame: pd.DataFrame, width: int | None = None) -> Ta
         side: JustifyMethod = "left"
         if frame[name].dtype.kind in "iuf":
             side = "right"
-        table.add_column(Text(str(name)), justify=side, overflow="fold", width=column_width)
+        table.add_column(
+            Text(str(name)),
+            justify=side,
+            overflow="fold",
+            width=column_width,
+        )
     for texts in zip(*(column[1:] for column in columns), strict=True):
         table.add_row(*map(Text, texts))
     return table
@@ -75,17 +80,24 @@ def fitting_columns(frame: pd.DataFrame, width: int) -> pd.DataFrame:
     return shown
 
 
+def texts_of(values: pd.Series[Any], digits: int = 6) -> pd.Series[str]:
+    """Return values as texts, numbers to some significant digits, and nothing for missing ones."""
+    # A caller with a series has imported pandas already.
+    import pandas as pd
+
+    def text(value: Any) -> str:
+        if pd.isna(value):
+            return ""
+        if isinstance(value, float):
+            return number(value, digits)
+        return str(value)
+
+    return values.map(text)
+
+
 def _texts(column: pd.Series[Any]) -> list[str]:
-    """Return the head of a column and its values as texts; missing values are empty."""
-    texts = [str(column.name)]
-    for value in column:
-        if value is None or value != value:  # NaN alone is not equal to itself.
-            texts.append("")
-        elif isinstance(value, float):
-            texts.append(number(value, 4))
-        else:
-            texts.append(str(value))
-    return texts
+    """Return the head of a column and its values as texts."""
+    return [str(column.name), *texts_of(column, 4)]
 
 
 def _least_width(texts: list[str]) -> int:

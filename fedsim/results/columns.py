@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
@@ -116,11 +117,10 @@ class Row:
     def outcome(self) -> str:
         """Return how the cell ended, in a few words: its main score, or why it has none."""
         if self.error is not None:
-            kind = "unaccounted"
-            if self.status != "unaccounted":
-                kind = f"failed, {self.error['type']}"
             first_line = self.error["message"].strip().partition("\n")[0]
-            return f"{kind}: {first_line}"
+            if self.status == "unaccounted":
+                return f"unaccounted: {first_line}"
+            return f"failed, {self.error['type']}: {first_line}"
         if self.status == "refuted":
             return self._refutation()
         words = f"balanced accuracy {self.balanced_accuracy:.3f}"
@@ -174,39 +174,37 @@ def row_of(
         ValueError: A score is NaN.
     """
     cell = training["cell"]
-    plan = training["plan"] or {}
+    plan: Line = training["plan"] or {}
     ledger: Line = {}
-    if plan:
+    if plan:  # Without a plan, no ledger counts: a line that has one was edited.
         ledger = training["ledger"] or {}
     budget = plan
     if cell["algorithm"] == EXTERNAL:
         budget = _stated_budget(cell)
-    failure = training["error"] or (evaluation and evaluation["error"])
+    error = training["error"]
+    if evaluation is not None:
+        error = error or evaluation["error"]
+    seconds = training["seconds"]
     scored: Line = {}
-    if evaluation is not None and not failure:
+    if evaluation is not None and not error:
         scored = evaluation
-    derived = {
-        "cell_id": cell_id,
-        "label": label,
-        "status": status_of(failure, plan, ledger, audit),
-        "error": failure,
-        "claim": budget.get("claim", "none"),
-        "check": check,
-        "evaluation": _evaluation_keys(cell, scored),
-        "chance": 1 / training["task"]["classes"],
-        "seconds": training["seconds"],
-        "tuning": _tuning_of(training),
-    }
-    if derived["status"] == "unaccounted":
-        derived["error"] = {
-            "type": "Unaccounted",
-            "message": ledger["unaccounted"],
-            "traceback": "",
-        }
-    if scored:
-        derived["seconds"] = (training["seconds"] or 0.0) + scored["seconds"]
+        seconds = (seconds or 0.0) + evaluation["seconds"]
+    status = _status_of(error, plan, ledger, audit)
+    if status == "unaccounted":
+        error = {"type": "Unaccounted", "message": ledger["unaccounted"], "traceback": ""}
     groups = {
-        "derived": derived,
+        "derived": {
+            "cell_id": cell_id,
+            "label": label,
+            "status": status,
+            "error": error,
+            "claim": budget.get("claim", "none"),
+            "check": check,
+            "evaluation": _evaluation_keys(cell, scored),
+            "chance": 1 / training["task"]["classes"],
+            "seconds": seconds,
+            "tuning": _tuning_of(training),
+        },
         "cell": cell,
         "training": training,
         "budget": budget,
@@ -221,33 +219,25 @@ def row_of(
     return Row({name: column.value(groups) for name, column in COLUMNS.items()}, plan)
 
 
-def status_of(failure: Line | None, plan: Line, ledger: Line, audit: Line | None) -> str:
+def _status_of(error: Line | None, plan: Line, ledger: Line, audit: Line | None) -> str:
     """Return the status of a result: ``ok`` or one of :data:`UNDRAWN`.
 
     Args:
-        failure: The error of the training or evaluation; None if both succeeded.
+        error: The error of the training or evaluation; None if both succeeded.
         plan: The privacy plan; empty without privacy.
         ledger: The totals of what ran; empty without privacy.
         audit: The strongest audit of the claim, if there is one.
     """
-    if failure:
+    if error:
         return "failed"
     if ledger.get("unaccounted"):
         return "unaccounted"
-    if _is_overspent(plan, ledger):
+    spent = ledger.get("epsilon_spent")
+    if spent is not None and spent > plan["epsilon_target"] * (1 + OVERSPENT_TOLERANCE):
         return "overspent"
     if audit is not None and audit["refuted"]:
         return "refuted"
     return "ok"
-
-
-def _is_overspent(plan: Line, ledger: Line) -> bool:
-    """Return whether the ε spent exceeds a finite target by more than rounding."""
-    target = plan.get("epsilon_target")
-    spent = ledger.get("epsilon_spent")
-    if target is None or spent is None or not math.isfinite(target):
-        return False
-    return bool(spent > target * (1 + OVERSPENT_TOLERANCE))
 
 
 def _stated_budget(cell: Line) -> Line:
@@ -334,19 +324,23 @@ def large_deltas(rows: Iterable[Row], *, published: bool = False) -> list[str]:
         published: Whether the warnings will leave the simulation. They then name no numbers of
             units, which are private.
     """
-    budgets = []
+    warnings = []
     for row in rows:
-        if row.epsilon_target is None or not math.isfinite(row.epsilon_target):
+        if row.epsilon_target is None or math.isinf(row.epsilon_target):
             continue
         units = row.train_groups or row.train_rows
         if row.unit == "client":
             units = row.clients
-        budgets.append((row.unit, row.delta, units, row.dataset))
-    warnings = []
-    for budget in dict.fromkeys(budgets):
-        if None not in budget:
-            warnings.append(large_delta(*budget, published=published))
-    return list(dict.fromkeys(warning for warning in warnings if warning))
+        if units is not None:
+            warning = large_delta(
+                row.unit,
+                row.delta,
+                units,
+                row.dataset,
+                published=published,
+            )
+            warnings.append(warning)
+    return [warning for warning in dict.fromkeys(warnings) if warning]
 
 
 @dataclass(frozen=True)
@@ -677,11 +671,9 @@ def frame_of_lines(lines: Iterable[Line], rows: Sequence[Row]) -> pd.DataFrame:
         lines: Lines of rounds, clients or audits.
         rows: The results of their cells.
     """
-    cells = {row.cell_id: {name: getattr(row, name) for name in WHERE} for row in rows}
+    cells = {row.cell_id: {name: row.values[name] for name in WHERE} for row in rows}
     records = [{**cells.get(line["cell_id"], {}), **line} for line in lines]
-    names = dict.fromkeys(WHERE)
-    for record in records:
-        names |= dict.fromkeys(record)
+    names = dict.fromkeys(chain(WHERE, *records))
     return _frame({name: [record.get(name) for record in records] for name in names})
 
 
@@ -695,10 +687,11 @@ def _frame(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
             flat[name] = values
             continue
         mappings = [value or {} for value in values]
-        for key in dict.fromkeys(key for mapping in mappings for key in mapping):
+        for key in dict.fromkeys(chain(*mappings)):
             flat[f"{name}.{key}"] = [mapping.get(key) for mapping in mappings]
-    series = {name: pd.Series(values, dtype=_dtype(name, values)) for name, values in flat.items()}
-    return pd.DataFrame(series)
+    return pd.DataFrame(
+        {name: pd.Series(values, dtype=_dtype(name, values)) for name, values in flat.items()}
+    )
 
 
 def _dtype(name: str, values: Sequence[Any]) -> str | None:
@@ -710,15 +703,13 @@ def _dtype(name: str, values: Sequence[Any]) -> str | None:
     present = [value for value in values if value is not None]
     has_gaps = len(present) < len(values)
     kinds = {type(value) for value in present}
-    if not kinds:
-        if name in COLUMNS:
-            return COLUMNS[name].dtype
-        return "object"
+    if not kinds and name in COLUMNS:
+        return COLUMNS[name].dtype
     if kinds == {bool}:
         return "boolean" if has_gaps else "bool"
     if kinds == {int} and max(map(abs, present)) < 2**63:
         return "Int64" if has_gaps else "int64"
-    if kinds <= {int, float}:
+    if kinds and kinds <= {int, float}:
         return "float64"
     if kinds == {str}:
         return None

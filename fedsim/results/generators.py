@@ -78,13 +78,13 @@ PUBLIC_COLUMNS = (
     "chance",
 )
 """The columns of a result that are no exact function of private data."""
-SCALE = f"that of real rows of L2 norm 1; no synthetic row is longer than {LONGEST}"
+SCALE = f"that of real embeddings of L2 norm 1; no synthetic embedding is longer than {LONGEST}"
 """The scale of synthetic embeddings, as manifests and commands describe it."""
 TO_LEAVE = (
-    "a generator may leave under privacy: {noise: secret}, a finite epsilon, and a claim "
-    "that is proved, or stated and checked"
+    "run the grid with privacy: {noise: secret}, a finite epsilon, and a method whose claim "
+    "is proved, or stated and checked"
 )
-"""What a generator needs to be released, for messages."""
+"""The hint of messages about a generator that may not be released."""
 
 
 def held_back(row: Row, noise: str | None) -> str:
@@ -97,7 +97,7 @@ def held_back(row: Row, noise: str | None) -> str:
     if not row.plan or math.isinf(row.epsilon_target):
         return "it carries no noise of its run"
     if noise == "seeded":
-        return "the seed of its noise is known, and with it anyone can take the noise off"
+        return "the seed of its noise is known, so anyone can subtract the noise"
     if row.status != "ok" or not may_leave(row.claim, row.check):
         return f"its status is {row.status}, its claim {row.claim}, its check {row.check or 'none'}"
     return ""
@@ -117,7 +117,11 @@ class GeneratorFacts(BaseModel):
         sha256: The SHA-256 of the file of tensors.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        ser_json_inf_nan="strings",
+    )
 
     cell: Cell
     task: Task
@@ -167,17 +171,10 @@ class GeneratorFacts(BaseModel):
         )
         text = json.dumps(facts, sort_keys=True)
         cell_id = hashlib.sha256(text.encode()).hexdigest()[:16]
-        cell = self.cell.model_copy(
-            update={
-                "cell_id": cell_id,
-                "training_id": "",
-                "dataset_hash": None,
-            }
-        )
-        columns: dict[str, Any] = {"cell_id": cell_id}
-        for name in PUBLIC_COLUMNS:
-            columns[name] = self.columns[name]
+        ids = {"cell_id": cell_id, "training_id": "", "dataset_hash": None}
+        columns = {"cell_id": cell_id} | {name: self.columns[name] for name in PUBLIC_COLUMNS}
         columns["tuning"] = self.row.tuning and {**self.row.tuning, "trained": None}
+        cell = self.cell.model_copy(update=ids)
         return self.model_copy(update={"cell": cell, "columns": columns})
 
 
@@ -219,7 +216,7 @@ class SavedGenerator:
         if not is_row or (len(y) and not 0 <= y.min() <= y.max() < classes):
             raise UserError(
                 "labels",
-                "are not a row of whole numbers of known classes",
+                "must be a list of whole numbers, each the number of a class",
                 f"give labels 0 .. {classes - 1}",
             )
         stream = self._seeds(seed).torch(Purpose.SYNTHESIS)
@@ -245,8 +242,8 @@ class SavedGenerator:
         if len(y) < classes * per_class:
             raise UserError(
                 "per_class",
-                "the given rows are fewer",
-                f"give {np.bincount(y).min()} at most, or take the file as it is",
+                "the file of external samples has fewer",
+                f"give at most {np.bincount(y).min()}, or use the file itself",
             )
         return x, y
 
@@ -261,7 +258,13 @@ class SavedGenerator:
         manifest: dict[str, Any] = {"synthetic": True}
         for name in ("cell_id", "dataset_hash", *PUBLIC_COLUMNS):
             manifest[name] = plain(getattr(row, name))
-        manifest |= {
+        vouched = "by nothing: no results were with it"
+        if self.vouched:
+            vouched = "by the results of its run"
+        release = "under its epsilon"
+        if self.facts.held_back:
+            release = "simulation only"
+        return manifest | {
             "epsilon": plain(row.epsilon_spent),
             "noise": self.facts.cell.noise,
             "synthesis": self.synthesis,
@@ -271,15 +274,10 @@ class SavedGenerator:
             "class_names": list(self.facts.class_names),
             "versions": self.facts.versions,
             "tensors_sha256": self.facts.sha256,
-            "vouched": "by nothing: no results were with it",
-            "release": "under its epsilon",
+            "vouched": vouched,
+            "release": release,
             "held_back": self.facts.held_back,
         }
-        if self.vouched:
-            manifest["vouched"] = "by the results of its run"
-        if self.facts.held_back:
-            manifest["release"] = "simulation only"
-        return manifest
 
     def save(
         self, out: Path | str, per_class: int = 200, seed: int | None = None
@@ -335,7 +333,11 @@ class SavedGenerator:
         if root is None:
             root = self.facts.cell.seed
         if not 0 <= root < 2**63:
-            raise UserError("seed", f"{root} is no seed", "give a whole number in 0 .. 2^63 - 1")
+            raise UserError(
+                "seed",
+                f"{root} is no seed",
+                "give a whole number in 0 .. 2^63 - 1",
+            )
         return Seeds(root)
 
 
@@ -370,63 +372,51 @@ def load_generator(
     name = facts.cell.algorithm
     if not trust_plugin:
         check_installed(name, f"{run}, cell {facts.cell.cell_id}")
-    ways = lookup(name).syntheses
     params = dict(facts.cell.params)
-    client = None
-    if synthesis in ways:
+    is_way = synthesis in lookup(name).syntheses
+    if is_way:
         params["synthesis"] = synthesis
-    elif synthesis is not None:
-        client = _client_of(synthesis, facts, ways)
     algorithm = build_algorithm(name, params, facts.task)
     product, _ = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
     assert not is_classifier(product)
     generator: Generator = product
-    if client is not None:
-        _check_client(client, facts, algorithm, generator)
-        generator = own(generator, client)
+    if synthesis is not None and not is_way:
+        generator = _version_of_client(synthesis, facts, algorithm, generator)
     way = synthesis or facts.cell.params.get("synthesis")
     return SavedGenerator(facts, way, generator, vouched, state)
 
 
-def _client_of(synthesis: str, facts: GeneratorFacts, ways: tuple[str, ...]) -> int:
-    """Return the client K of ``client:K``.
+def _version_of_client(
+    synthesis: str, facts: GeneratorFacts, algorithm: Algorithm, generator: Generator
+) -> Generator:
+    """Return the version of a generator for the client K of ``client:K``.
 
     Raises:
-        UserError: The text is neither that nor one of the algorithm's ``ways``.
+        UserError: The text is not of this form, there is no such client, or it has no generator of
+            its own that was released.
     """
-    kind, _, client = synthesis.partition(":")
-    if kind != "client" or not client.isdigit():
-        raise UserError(
-            f"synthesis {synthesis}",
-            f"is not one of {facts.cell.label}'s",
-            f"give {', '.join([*ways, 'client:0'])}, or leave it out",
-        )
-    return int(client)
-
-
-def _check_client(
-    client: int, facts: GeneratorFacts, algorithm: Algorithm, generator: Generator
-) -> None:
-    """Check that a generator can synthesise as one client.
-
-    Raises:
-        UserError: There is no such client, or it has no generator of its own that was released.
-    """
-    option = f"synthesis client:{client}"
+    where = f"synthesis {synthesis}"
+    kind, _, number = synthesis.partition(":")
+    if kind != "client" or not number.isdigit():
+        ways = ", ".join([*algorithm.syntheses, "client:0"])
+        what = f"is not one of {facts.cell.label}'s"
+        raise UserError(where, what, f"give {ways}, or leave it out")
+    client = int(number)
     clients = facts.task.clients
     if client >= clients:
         hint = f"give client:0 .. client:{clients - 1}"
-        raise UserError(option, f"there are {clients} clients", hint)
+        raise UserError(where, f"there are {clients} clients", hint)
     if not is_personal(generator):
         what = f"{facts.cell.label} has one generator for all clients"
-        raise UserError(option, what, "leave it out")
+        raise UserError(where, what, "leave it out")
     if not algorithm.releases_codes():
         raise UserError(
-            option,
+            where,
             "under noised: shared the client codes carry no noise, so they never left "
             "their clients",
             f"give {' or '.join(algorithm.syntheses)}, or train with noised: all",
         )
+    return own(generator, client)
 
 
 def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensors]:
@@ -442,8 +432,7 @@ def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensor
         if line["state"] and line["yields"] == "generator":
             labels[cell_id] = f" ({line['cell']['label']})"
     chosen = _chosen(folder.path, cell, labels)
-    entries = {entry.cell_id: entry for entry in results.every_entry}
-    entry = entries[chosen]
+    entry = {entry.cell_id: entry for entry in results.every_entry}[chosen]
     line = results.trained[chosen]
     row = results.row(entry, evaluated=False)
     assert row is not None
@@ -503,12 +492,10 @@ def _chosen(folder: Path, cell: str | None, labels: dict[str, str]) -> str:
         raise UserError(
             str(folder),
             "there are no generators here",
-            "give the folder of a run whose generative cells are finished",
+            "give the folder of a run with a finished cell of a generator",
         )
     what = "there are several generators"
-    examples = matching
     if not matching:
         what = f"there is no generator of cell {cell}"
-        examples = list(labels)
-    ids = ", ".join(f"{cell_id}{labels[cell_id]}" for cell_id in examples[:4])
+    ids = ", ".join(f"{cell_id}{labels[cell_id]}" for cell_id in (matching or list(labels))[:4])
     raise UserError(str(folder), f"{what}; some are {ids}", "name one with `cell`")

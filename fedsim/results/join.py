@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,11 +106,8 @@ class RunResults:
         lines = [line for line in self.audits if line["claim"] == claim]
         if not lines:
             return None
-        # Of equally strong audits the last one wins, since it has the most pairs.
-        strongest = max(
-            reversed(lines),
-            key=lambda line: (line["refuted"], line["epsilon_lower"]),
-        )
+        # The last one of equally strong audits wins, since it has the most pairs.
+        strongest = max(reversed(lines), key=itemgetter("refuted", "epsilon_lower"))
         largest_bound = max(line["epsilon_lower"] for line in lines)
         return {**strongest, "epsilon_lower": largest_bound}
 
@@ -123,8 +121,10 @@ class RunResults:
         checks = [check for check in self.checks if check["source"] == cell["source"]]
         if training["plan"] is None or not checks:
             return None
+        space = (cell.get("tuning") or {}).get("space", {})
         results = set()
-        for params in _settings_of(cell):
+        for point in points_of(space):
+            params = {**cell["params"], **point}
             results.add(check_of(checks, cell["unit"], cell["trust"], params))
         if "failed" in results:
             return "failed"
@@ -148,18 +148,16 @@ class RunResults:
         The former have no references. A training has one cell for each of its evaluations, and its
         own cell if it was not evaluated.
         """
-        cells: list[tuple[str, str]] = []
-        for evaluation in self.evaluations.values():
-            if evaluation["training_id"] in self.trainings:
-                cells.append((evaluation["cell_id"], evaluation["training_id"]))
+        cells = [(line["cell_id"], line["training_id"]) for line in self.evaluations.values()]
         evaluated = {training_id for _, training_id in cells}
         for training_id, training in self.trainings.items():
             if training_id not in evaluated:
                 cells.append((training["cell"]["cell_id"], training_id))
-        entries = []
-        for cell_id, training_id in cells:
-            label = self.trainings[training_id]["cell"]["label"]
-            entries.append(Entry(cell_id, training_id, label))
+        entries = [
+            Entry(cell_id, training_id, self.trainings[training_id]["cell"]["label"])
+            for cell_id, training_id in cells
+            if training_id in self.trainings
+        ]
         return entries + [entry for entry in self.entries if entry.training_id in self.trainings]
 
     def every_row(self) -> list[Row]:
@@ -200,14 +198,12 @@ class RunResults:
         for entry in self.entries:
             reference = self.references.get(entry.local_only)
             for client in self.evaluations.get(entry.cell_id, {}).get("clients", ()):
+                score = reference and reference["clients"][client["client"]]
                 line = {
                     "cell_id": entry.cell_id,
                     **client,
-                    "local_only_balanced_accuracy": None,
+                    "local_only_balanced_accuracy": score,
                 }
-                if reference:
-                    score = reference["clients"][client["client"]]
-                    line["local_only_balanced_accuracy"] = score
                 if not client["test_rows"]:
                     line["reason"] = "it has no test row"
                 lines.append(line)
@@ -234,13 +230,6 @@ class RunResults:
             _write(self.folder.clients, clients)
 
 
-def _settings_of(cell: Line) -> Iterator[dict[str, Any]]:
-    """Yield the parameters of each training of a cell: all points of a search, else its own."""
-    space = (cell.get("tuning") or {}).get("space", {})
-    for point in points_of(space):
-        yield {**cell["params"], **point}
-
-
 def id_of_run(line: Line) -> str:
     """Return the id of the training that really ran, which cells with equal results share."""
     # Lines of earlier versions lack the key: each then counts as a training of its own.
@@ -254,22 +243,12 @@ def claim_of(cell: Mapping[str, Any]) -> str:
     It holds the cell's code, algorithm, parameters, unit, trust, ε and δ. For a tuned cell the
     search takes the place of the parameters that it chose.
     """
-    tuning = cell.get("tuning")
     params = cell["params"]
-    if tuning is not None:
+    if tuning := cell.get("tuning"):
         given = {name: value for name, value in params.items() if name not in tuning["space"]}
         params = [given, tuning]
-    return dump(
-        [
-            cell["source"],
-            cell["algorithm"],
-            params,
-            cell["unit"],
-            cell["trust"],
-            cell["epsilon"],
-            cell["delta"],
-        ]
-    )
+    names = ("source", "algorithm", "params", "unit", "trust", "epsilon", "delta")
+    return dump([{**cell, "params": params}[name] for name in names])
 
 
 def read_results(folder: Path | str) -> RunResults:
@@ -278,8 +257,8 @@ def read_results(folder: Path | str) -> RunResults:
     Raises:
         UserError: The manifest or a line cannot be read, or is of another format.
     """
-    manifest = read_manifest(Path(folder))
     store = ResultStore(folder)
+    manifest = read_manifest(store.folder.path)
     results = RunResults(
         store.folder,
         trainings=store.last("trainings"),
@@ -289,11 +268,9 @@ def read_results(folder: Path | str) -> RunResults:
         audits=list(store.lines("audits")),
         checks=list(store.lines("checks")),
     )
-    if "cells" in manifest:
-        entries = [Entry(**cell) for cell in listed(manifest)]
-    else:
-        entries = results.every_entry
-    return replace(results, entries=entries)
+    if "cells" not in manifest:
+        return replace(results, entries=results.every_entry)
+    return replace(results, entries=[Entry(**cell) for cell in listed(manifest)])
 
 
 def listed(manifest: Mapping[str, Any]) -> list[dict[str, str]]:

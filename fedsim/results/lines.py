@@ -34,9 +34,9 @@ from fedsim.training.trial import Outcome, Trial
 from fedsim.words import encodable
 
 MOST_MESSAGE = 2_000
-"""How many characters of an error's message a line holds; the cell's log has all of them."""
+"""The most characters of an error's message in a line; the cell's log has all of them."""
 MOST_TRACEBACK = 20_000
-"""How many characters of an error's traceback a line holds; the cell's log has all of them."""
+"""The most characters of an error's traceback in a line; the cell's log has all of them."""
 _Beginning = Annotated[str, AfterValidator(lambda text: encodable(text[:MOST_MESSAGE]))]
 _End = Annotated[str, AfterValidator(lambda text: encodable(text[-MOST_TRACEBACK:]))]
 

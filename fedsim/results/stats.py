@@ -7,6 +7,7 @@ results that share seed, data and partition.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ from fedsim.results.columns import UNDRAWN, UNVERIFIED, Row, frame_of
 EQUAL = 1e-12
 """Two scores that differ by less than this differ only by rounding."""
 Spread = Literal["ci95", "sd", "range"]
-"""What is shown beside a mean over seeds.
+"""The kinds of spread that are shown beside a mean over seeds.
 
 ``ci95`` is the Student-t 95 % confidence interval of the mean, ``sd`` the standard deviation, and
 ``range`` the smallest and the largest value.
@@ -45,10 +46,16 @@ _PAIRED_BY = ["seed", "dataset_hash", "partition_hash"]
 """The columns that two results of a pair share: what is random, apart from the method."""
 _TOLD_APART_BY = ("algorithm", "delta", "unit", "trust", "public")
 """The columns, beside parameters, in which results with one label may differ."""
-_SUMMARY = ("measure", "mean", "half", "low", "high", "n")
-"""The columns of a mean over seeds, beside the facts of its setting."""
-_STATISTICS = ("mean", "std", "min", "max")
-"""The statistics of which the ends of a spread are made, beside the number of values."""
+_STATISTICS = {
+    "mean": "mean",
+    "std": "std",
+    "min": "min",
+    "max": "max",
+    "n": "count",
+}
+"""The statistics of which the ends of a spread are made, with their names in pandas."""
+_TYPES = {**dict.fromkeys(_STATISTICS, "float64"), "n": "int64"}
+"""The types of these statistics, which pandas does not know if there are no values."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,8 @@ class SeedGroups:
     @cached_property
     def averaged(self) -> pd.DataFrame:
         """Return the results that means include; of one seed's results only the last counts."""
-        return _averaged(self.rows)
+        finished = self.rows[self.rows["status"] == "ok"]
+        return finished.drop_duplicates(["setting", "seed"], keep="last")
 
     def means(self, names: Sequence[str]) -> pd.DataFrame:
         """Return one line per setting and column that has values, with the setting's facts.
@@ -113,16 +121,12 @@ class SeedGroups:
         Args:
             names: The columns.
         """
-        if not len(self.averaged):
-            no_lines = self.facts.iloc[:0].reset_index()
-            return no_lines.assign(**dict.fromkeys(_SUMMARY, math.nan))
         values = self.averaged.groupby("setting")[list(names)]
-        statistics = {}
-        for name in (*_STATISTICS, "count"):
-            statistics[name] = getattr(values, name)().stack()
-        lines = pd.DataFrame(statistics).query("count > 0")
+        statistics = {
+            name: getattr(values, function)().stack() for name, function in _STATISTICS.items()
+        }
+        lines = pd.DataFrame(statistics).query("n > 0").astype(_TYPES)
         lines = lines.rename_axis(["setting", "measure"]).reset_index()
-        lines = lines.rename(columns={"count": "n"})
         return self.facts.merge(with_ends(lines, self.spread), on="setting")
 
     def mean(self, name: str) -> pd.Series[float]:
@@ -151,8 +155,7 @@ def _order_of(rows: pd.DataFrame) -> pd.Index[Any]:
     columns = ["dataset", "alpha", "clients", "scheme", "label", "epsilon_target"]
     ranks = rows[columns].copy()
     for name in ("dataset", "label"):
-        first_use = {value: i for i, value in enumerate(rows[name].unique())}
-        ranks[name] = rows[name].map(first_use)
+        ranks[name] = pd.factorize(rows[name])[0]
     return ranks.sort_values(columns).index
 
 
@@ -163,22 +166,24 @@ def with_ends(stats: pd.DataFrame, spread: Spread) -> pd.DataFrame:
         stats: A frame with ``mean``, ``std``, ``min``, ``max`` and ``n``.
         spread: Which ends ``low`` and ``high`` are.
     """
-    stats = stats.astype({**dict.fromkeys(_STATISTICS, "float64"), "n": "int64"})
-    varies = stats["max"] - stats["min"] >= EQUAL
-    quantile = stdtrit(np.maximum(stats["n"] - 1, 1), 0.975)
-    half = quantile * stats["std"] / np.sqrt(stats["n"])
-    half = half.where(varies & (stats["n"] > 1))
+    n = stats["n"]
+    std = stats["std"]
+    has_spread = (n > 1) & (stats["max"] - stats["min"] >= EQUAL)
+    quantile = stdtrit(np.maximum(n - 1, 1), 0.975)
+    half = (quantile * std / np.sqrt(n)).where(has_spread)
+    reach = std.where(has_spread)
+    if spread == "ci95":
+        reach = half.where(n >= FEWEST_SEEDS)
+    low = stats["mean"] - reach
+    high = stats["mean"] + reach
     if spread == "range":
-        low = stats["min"].where(half.notna())
-        high = stats["max"].where(half.notna())
-    else:
-        reach = stats["std"].where(half.notna())
-        if spread == "ci95":
-            reach = half.where(stats["n"] >= FEWEST_SEEDS)
-        low = stats["mean"] - reach
-        high = stats["mean"] + reach
-    stats = stats.assign(half=half, low=low, high=high)
-    return stats.drop(columns=["std", "min", "max"])
+        low = stats["min"].where(has_spread)
+        high = stats["max"].where(has_spread)
+    return stats.drop(columns=["std", "min", "max"]).assign(
+        half=half,
+        low=low,
+        high=high,
+    )
 
 
 def weakest(claims: Sequence[str | None]) -> str | None:
@@ -187,25 +192,16 @@ def weakest(claims: Sequence[str | None]) -> str | None:
     return next((claim for claim in weakest_first if claim in claims), None)
 
 
-def _averaged(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return the results that means include; of one seed's results only the last counts."""
-    is_ok = rows["status"] == "ok"
-    return rows[is_ok].drop_duplicates(["setting", "seed"], keep="last")
-
-
 def _facts(rows: pd.DataFrame) -> pd.DataFrame:
     """Return one line of facts per setting; see :class:`SeedGroups`."""
     by_setting = rows.groupby("setting")
     facts = rows.drop_duplicates("setting").set_index("setting")
     facts = facts[[*PLACE, *METHOD, *BUDGET]]
-    scopes = []
-    for _, values in by_setting["scope"]:
-        distinct = dict.fromkeys(values.dropna())
-        scopes.append(" and ".join(distinct) or None)
-    facts["scope"] = scopes
+    facts["scope"] = [
+        " and ".join(scopes.dropna().unique()) or None for _, scopes in by_setting["scope"]
+    ]
     facts["claim"] = [weakest(list(claims)) for _, claims in by_setting["drawn_claim"]]
-    seeds = _averaged(rows).groupby("setting").size()
-    facts["seeds"] = seeds.reindex(facts.index, fill_value=0)
+    facts["seeds"] = rows["seed"].where(rows["status"] == "ok").groupby(rows["setting"]).nunique()
     for status in UNDRAWN:
         has_status = rows["status"] == status
         facts[status] = has_status.groupby(rows["setting"]).sum()
@@ -220,15 +216,14 @@ def _distinct_labels(rows: Sequence[Row], params: Sequence[Mapping[str, Any]]) -
         params: The parameters that the grid gave each of them.
     """
     settings = []
+    values_of: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row, given_params in zip(rows, params, strict=True):
-        setting = {name: row.values[name] for name in _TOLD_APART_BY}
         # Without a budget there is no delta, unit or trust.
-        known = {name: value for name, value in setting.items() if value is not None}
-        settings.append({**known, **given_params})
-    values_of: dict[tuple[str, str], set[str]] = {}
-    for row, setting in zip(rows, settings, strict=True):
+        known = {name: row.values[name] for name in _TOLD_APART_BY if row.values[name] is not None}
+        setting = {**known, **given_params}
+        settings.append(setting)
         for name, value in setting.items():
-            values_of.setdefault((row.label, name), set()).add(dump(value))
+            values_of[row.label, name].add(dump(value))
     labels = []
     for row, setting in zip(rows, settings, strict=True):
         differing = [
@@ -246,7 +241,7 @@ def _distinct_labels(rows: Sequence[Row], params: Sequence[Mapping[str, Any]]) -
 Facts = Mapping[str, Any]
 """The facts of one setting, by name; see :class:`SeedGroups`."""
 Compared = Callable[[Facts, Facts], bool]
-"""Whether to compare two settings, as the first minus the second.
+"""A function that says whether to compare two settings, as the first minus the second.
 
 It gets their facts, and is asked in both orders: first with the earlier setting before the later.
 """
@@ -257,11 +252,7 @@ def same_budget(first: Facts, second: Facts) -> bool:
 
     All methods without ε have the same budget.
     """
-    for name in BUDGET:
-        both_missing = first[name] != first[name] and second[name] != second[name]
-        if first[name] != second[name] and not both_missing:
-            return False
-    return True
+    return dump([first[name] for name in BUDGET]) == dump([second[name] for name in BUDGET])
 
 
 def price_of_privacy(first: Facts, second: Facts) -> bool:
@@ -292,19 +283,41 @@ def paired_differences(
         if the differences do not vary), and ``p_holm``, which is corrected for all differences of
         the place.
     """
-    rows = settings.averaged
-    if len(rows):
-        rows = rows.pivot(index=_PAIRED_BY, columns="setting", values=measure)
-    scored = [setting for setting in settings.facts.index if setting in rows.columns]
+    scores = settings.averaged.pivot(
+        index=_PAIRED_BY,
+        columns="setting",
+        values=measure,
+    )
+    scored = settings.facts.loc[settings.facts.index.isin(scores.columns)]
     records = []
-    for place, first, second in _compared_pairs(settings.facts.loc[scored], compared):
-        differences = (rows[first] - rows[second]).dropna()
+    for place, first, second in _compared_pairs(scored, compared):
+        differences = (scores[first] - scores[second]).dropna()
         if len(differences) > 1:
-            record = {"place": place, "first": first, "second": second}
-            records.append({**record, **_tested(differences)})
-    columns = ["place", "first", "second", *_STATISTICS, "n", "p"]
-    frame = with_ends(pd.DataFrame(records, columns=columns), settings.spread)
-    frame["p_holm"] = frame.groupby("place")["p"].transform(_holm_of_known)
+            statistics = differences.agg(**_STATISTICS)
+            records.append(
+                {
+                    "place": place,
+                    "first": first,
+                    "second": second,
+                    **statistics,
+                }
+            )
+    frame = pd.DataFrame(
+        records,
+        columns=[
+            "place",
+            "first",
+            "second",
+            *_STATISTICS,
+        ],
+    )
+    frame = frame.astype(_TYPES)
+    # This is the p-value of scipy.stats.ttest_rel.
+    t = frame["mean"].abs() * np.sqrt(frame["n"]) / frame["std"]
+    frame["p"] = 2 * stdtr(frame["n"] - 1, -t)
+    frame = with_ends(frame, settings.spread)
+    frame["p"] = frame["p"].where(frame["half"].notna())
+    frame["p_holm"] = frame.groupby("place")["p"].transform(holm)
     return frame.drop(columns="place")
 
 
@@ -320,44 +333,13 @@ def _compared_pairs(facts: pd.DataFrame, compared: Compared) -> Iterator[tuple[i
                 yield place, later, earlier
 
 
-def _tested(differences: pd.Series[float]) -> dict[str, float]:
-    """Return the statistics of paired differences; ``p`` is that of ``scipy.stats.ttest_rel``."""
-    n = len(differences)
-    mean = differences.mean()
-    std = differences.std()
-    low = differences.min()
-    high = differences.max()
-    p = math.nan
-    if high - low >= EQUAL:
-        p = 2 * float(stdtr(n - 1, -abs(mean) * math.sqrt(n) / std))
-    return {
-        "mean": mean,
-        "std": std,
-        "min": low,
-        "max": high,
-        "n": n,
-        "p": p,
-    }
-
-
-def _holm_of_known(p: pd.Series[float]) -> pd.Series[float]:
-    """Return Holm's adjusted p-values; missing ones stay missing and do not count."""
-    known = p.dropna()
-    return pd.Series(holm(known), index=known.index)
-
-
-def holm(p: Sequence[float] | pd.Series[float]) -> list[float]:
-    """Return Holm's adjusted p-values, in the order given.
+def holm(p: pd.Series[float]) -> pd.Series[float]:
+    """Return Holm's adjusted p-values; missing ones stay missing and do not count.
 
     Rejecting those below a level keeps the family-wise error rate at that level, whatever the
     dependence between tests. Holm (1979), A simple sequentially rejective multiple test procedure,
     Scandinavian Journal of Statistics 6, 65-70.
     """
-    values = np.asarray(p, dtype=np.float64)
-    count = len(values)
-    order = np.argsort(values, kind="stable")
-    remaining = count - np.arange(count)
-    corrected = np.minimum(1.0, remaining * values[order])
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.maximum.accumulate(corrected)
-    return [float(value) for value in adjusted]
+    ascending = p.dropna().sort_values(kind="stable")
+    remaining = np.arange(len(ascending), 0, -1)
+    return (ascending * remaining).clip(upper=1.0).cummax().reindex(p.index)

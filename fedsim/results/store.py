@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from textwrap import shorten
 from typing import IO, Any, Literal
 
 from pydantic import BaseModel, create_model
@@ -141,7 +142,11 @@ class RunFolder:
                 "give a run folder, such as runs/quickstart",
             )
         if not self.manifest.exists():
-            raise UserError(str(self.manifest), "cannot be read (no such file)", RESTORE)
+            raise UserError(
+                str(self.manifest),
+                "cannot be read (no such file)",
+                RESTORE,
+            )
 
     def check_own(self) -> None:
         """Check that the folder has no foreign files, which a bench would replace or mix in.
@@ -155,16 +160,13 @@ class RunFolder:
         if not os.path.isdir(self.path) or self._has_manifest():
             return
         others = sorted(path.name for path in self.path.iterdir() if not self._precedes(path))
-        if not others:
-            return
-        examples = ", ".join(others[:3])
-        if len(others) > 3:
-            examples += ", …"
-        raise UserError(
-            str(self.path),
-            f"is not empty and has no manifest of a fedsim run (it holds {examples})",
-            "give a new or empty folder with `out`",
-        )
+        if others:
+            raise UserError(
+                str(self.path),
+                "is not empty and has no manifest of a fedsim run (it holds "
+                f"{shorten(', '.join(others), 70, placeholder=' …')})",
+                "give a new or empty folder with `out`",
+            )
 
     def _has_manifest(self) -> bool:
         """Return whether there is a manifest with fedsim's version, which every fedsim writes."""
@@ -222,15 +224,15 @@ class ResultStore:
                 file.flush()
                 yield self
             except OSError as error:
-                # These are errors of a network, not of a file.
+                # Errors of a network are no errors of a file.
                 if isinstance(error, ConnectionError | TimeoutError):
                     raise
-                # Of an atomic replace the second name is that of the file to replace.
+                # An atomic replace has two names; the second is that of the file to replace.
                 where = str(error.filename2 or error.filename or self.folder.path)
                 raise RunLost(
                     where,
                     f"cannot be written ({unread(error)})",
-                    "finished rows are kept, the same command goes on",
+                    "finished results are kept, and the same command continues",
                 ) from error
             finally:
                 self._held = None
@@ -263,7 +265,7 @@ class ResultStore:
         if encodable(path) != path:
             raise UserError(
                 ascii(path),
-                "is no path in UTF-8, which Ray and JSON need",
+                "is not a path in UTF-8, which Ray and JSON need",
                 "rename it",
             )
         if self._held is None and os.path.isfile(self.folder.lock):
@@ -285,7 +287,7 @@ class ResultStore:
             raise UserError(
                 str(self.folder.path),
                 f"{holder} is running in this folder",
-                "wait for it or stop it",
+                "wait until it ends, or stop it",
             ) from error
 
     def append(self, kind: Kind, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -298,9 +300,9 @@ class ResultStore:
         """
         path = self.folder.lines(kind)
         text = "".join(f"{dump(line)}\n" for line in lines)
-        rest = memoryview(text.encode(errors="replace"))
-        if not rest:
+        if not text:
             return
+        rest = memoryview(text.encode(errors="replace"))
         with self.lock():
             _mend(path)
             with path.open("ab", buffering=0) as file:
@@ -357,9 +359,7 @@ class ResultStore:
         Args:
             key: The key of the audit, which the lines that are returned lack.
         """
-        pairs = {line["pair"]: line for line in self.lines("pairs") if line["audit"] == key}
-        for line in pairs.values():
-            del line["audit"]
+        pairs = {line["pair"]: line for line in self.lines("pairs") if line.pop("audit") == key}
         return [pairs[number] for number in sorted(pairs)]
 
     def rounds(self) -> dict[str, list[dict[str, Any]]]:
@@ -384,7 +384,11 @@ class ResultStore:
         path = self.folder.log(cell_id)
         with self.lock():
             path.parent.mkdir(exist_ok=True)
-            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            with path.open(
+                "a",
+                encoding="utf-8",
+                errors="backslashreplace",
+            ) as file:
                 file.writelines(f"{line}\n" for line in lines)
 
 

@@ -22,22 +22,18 @@ from fedsim.plugins.registry import NOTEBOOK
 from fedsim.results.join import Entry, RunResults, read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display
-from fedsim.runs.engine import ClusterLost, Engine
-from fedsim.runs.in_process import InProcess
-from fedsim.runs.job_list import entries_of, missing_jobs
+from fedsim.runs.engine import ClusterLost, Engine, InProcess
+from fedsim.runs.job_list import claim_audits, entries_of, missing_jobs
 from fedsim.runs.jobs import CellJob, Job, RunContext
 from fedsim.runs.manifest import earlier_entries, write_manifest
-from fedsim.runs.missing import ended_cells, is_trained, missing_audits, older_trainings
-from fedsim.runs.plan_view import show_warnings
+from fedsim.runs.missing import ended_cells, is_trained, missing_audits
+from fedsim.runs.plan_view import show_time_left, show_warnings
 from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.runs.scheduler import Scheduler
-from fedsim.runs.side_jobs import claim_audits
-from fedsim.runs.time_left import time_left
 from fedsim.training.state import may_hold_key
 from fedsim.words import counted, print_line
 
 if TYPE_CHECKING:
-    from fedsim.evidence.audit.audit import ClaimAudit
     from fedsim.report.report import Report
 
 MOST_SHOWN = 12
@@ -45,7 +41,10 @@ MOST_SHOWN = 12
 
 
 def engine_for(
-    prepared: Prepared, address: str | None = None, *, in_process: bool = False
+    prepared: Prepared,
+    address: str | None = None,
+    *,
+    in_process: bool = False,
 ) -> tuple[Prepared, AbstractContextManager[Engine]]:
     """Return the engine that runs a grid, and the grid as that engine runs it.
 
@@ -61,10 +60,10 @@ def engine_for(
         return replace(prepared, parallel=1), nullcontext(here)
     if address is None and "ray" not in sys.modules:
         _protect_new_cluster()
-    from fedsim.runs.ray import RayEngine, local_ray
+    from fedsim.runs.ray import RayEngine, local_cluster
 
     if address is None:
-        return prepared, local_ray(prepared.nodes[0])
+        return prepared, local_cluster(prepared.nodes[0])
     return prepared, nullcontext(RayEngine())
 
 
@@ -97,18 +96,17 @@ def run_bench(
             an interruption.
     """
     store = ResultStore(folder)
-    cells = [Entry(t.cell.cell_id, t.cell.training_id, t.cell.label) for t in prepared.trials]
     show_warnings(prepared, console)
     # A mistake in the grid's audits must show before the folder is made.
     audits = claim_audits(prepared)
-    store.check_free()
+    entries = entries_of(prepared)
     with store.lock():
         lines = read_results(folder)
-        _show_outlook(prepared, lines, audits, console)
-        ended = ended_cells(cells, lines, retry_failed=retry_failed)
+        show_time_left(prepared, lines, console, least=60)
+        ended = ended_cells(entries, lines, retry_failed=retry_failed)
         display = Display(
             console,
-            len(cells),
+            len(entries),
             Counter(row.status for row in lines.rows_of(ended)),
             audits=len(audits),
             audits_ended=len(audits) - len(missing_audits(audits, lines.audits)),
@@ -116,28 +114,14 @@ def run_bench(
         run = RunContext(prepared, store, display)
         jobs = list(missing_jobs(run, audits, lines, retry_failed=retry_failed))
         _discard_checkpoints(run, lines)
-        _describe_run(run, lines, console)
+        _describe_run(run, entries, lines, console)
         try:
             report = _run_jobs(run, jobs, console, engine)
         except (KeyboardInterrupt, ClusterLost) as error:
-            finished = len(ended_cells(cells, read_results(folder)))
-            words = f"{finished} of {counted(len(cells), 'cell')} finished"
+            finished = len(ended_cells(entries, read_results(folder)))
+            words = f"{finished} of {counted(len(entries), 'cell')} finished"
             return _show_early_end(error, words, console)
     return _show_report(report, run, console, retry_failed=retry_failed)
-
-
-def _show_outlook(
-    prepared: Prepared, lines: RunResults, audits: Sequence[ClaimAudit], console: Console
-) -> None:
-    """Say how many trainings are of older code, and how long the run will take."""
-    older = older_trainings([trial.cell for trial in prepared.trials], lines)
-    if older:
-        print_line(console, f"left out: {counted(len(older), 'row')} of older code", "yellow")
-    if prepared.short:
-        return
-    minutes, words = time_left(prepared, lines, audits)
-    if minutes >= 1:
-        print_line(console, words)
 
 
 def _discard_checkpoints(run: RunContext, lines: RunResults) -> None:
@@ -151,39 +135,46 @@ def _discard_checkpoints(run: RunContext, lines: RunResults) -> None:
     in_grid = {trial.cell.training_id for trial in run.prepared.trials}
     for path in run.store.folder.checkpoints.glob("*"):
         # A process that died while it replaced a checkpoint left a file .ID.safetensors.PID.part.
-        training_id = path.name.removeprefix(".").partition(".")[0]
-        if is_trained(training_id, lines) or (training_id not in in_grid and may_hold_key(path)):
+        training_id, _, _ = path.name.removeprefix(".").partition(".")
+        is_left = training_id not in in_grid
+        if is_trained(training_id, lines) or (is_left and may_hold_key(path)):
             path.unlink(missing_ok=True)
 
 
-def _describe_run(run: RunContext, lines: RunResults, console: Console) -> None:
+def _describe_run(
+    run: RunContext,
+    entries: Sequence[Entry],
+    lines: RunResults,
+    console: Console,
+) -> None:
     """Write the manifest and the partitions, and say what becomes of cells of earlier grids."""
     prepared = run.prepared
     folder = run.store.folder
     kept, dropped = earlier_entries(prepared, lines)
     if kept:
-        print_line(
-            console,
-            f"the page goes on showing {counted(len(kept), 'cell')} of an earlier grid "
-            "of this data and evaluation",
-        )
+        cells = counted(len(kept), "cell")
+        print_line(console, f"the page still shows {cells} of an earlier grid of this data")
     if dropped:
+        cells = counted(len(dropped), "cell")
         print_line(
             console,
-            f"the page no longer shows {counted(len(dropped), 'cell')} of an earlier grid "
-            "(of other data, parameters, privacy or evaluation, or not ok). Their results stay "
-            f"in {folder.path}, and the page shows them again when you run that grid here; with a "
-            "folder for each grid both pages stay",
+            f"the page no longer shows {cells} of an earlier grid: their code, data, parameters, "
+            f"privacy or evaluation differ, or they are not ok. Their results stay in "
+            f"{folder.path}; run that grid here again to show them, or give each grid its own "
+            "folder",
             "yellow",
         )
-    write_manifest(folder, prepared, entries_of(run), kept)
+    write_manifest(folder, prepared, entries, kept)
     first_seed = prepared.grid.seeds[0]
     matrices = [matrix for matrix in label_matrices(prepared) if matrix.seed == first_seed]
     write_partitions(folder.partitions, matrices[:MOST_PANELS])
 
 
 def _run_jobs(
-    run: RunContext, jobs: Sequence[Job], console: Console, engine: AbstractContextManager[Engine]
+    run: RunContext,
+    jobs: Sequence[Job],
+    console: Console,
+    engine: AbstractContextManager[Engine],
 ) -> Report:
     """Run the jobs, then draw the report.
 
@@ -194,7 +185,7 @@ def _run_jobs(
         words = "the cell is finished" if count == 1 else f"all {count} cells are finished"
         print_line(console, words)
         return _draw_report(run)
-    only_evaluated = sum(isinstance(job, CellJob) and job.training is not None for job in jobs)
+    only_evaluated = sum(isinstance(job, CellJob) and not job.trains for job in jobs)
     if only_evaluated:
         cells = counted(only_evaluated, "trained cell")
         print_line(console, f"{cells} to be evaluated, without training again")
@@ -239,10 +230,9 @@ def _show_report(report: Report, run: RunContext, console: Console, *, retry_fai
     if unlisted > 0:
         print_line(console, f"and {unlisted} more that are not ok; the report lists them", "red")
     if any(row.status == "failed" for row in not_ok):
+        hint = "give --retry-failed to run failed cells again"
         if retry_failed:
             hint = "the same command runs failed cells again"
-        else:
-            hint = "run failed cells again with retry_failed"
         print_line(console, hint)
     print_line(console, f"report: {report.page}")
     if not_ok or run.prepared.refused:

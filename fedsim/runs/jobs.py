@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.errors import PluginError
+from fedsim.evaluation.evaluate import EvaluationResult
 from fedsim.files import discard
 from fedsim.json_lines import dump
 from fedsim.plugins.code_hash import is_shipped
@@ -47,32 +48,6 @@ class RunContext:
     store: ResultStore
     display: Display
 
-    def finished(self, trial: Trial, training: Line, evaluation: Line | None = None) -> None:
-        """Show how a cell ended.
-
-        Args:
-            trial: the cell.
-            training: its training line.
-            evaluation: its evaluation line; None if the training failed.
-        """
-        row = row_of(trial.cell.cell_id, trial.cell.label, training, evaluation)
-        self.display.cell_finished(row)
-
-    def refused(self, job: Job, failure: Failure) -> PluginError:
-        """Return the error for a plug-in whose first training fails.
-
-        The traceback goes to the log of the cell; no result line is written.
-        """
-        assert job.trial is not None
-        cell = job.trial.cell
-        self.store.log(cell.cell_id, [failure.traceback.rstrip("\n")])
-        grid = self.prepared.grid
-        names = [entry.name for entry in grid.algorithms]
-        where = grid.location("algorithms", names.index(cell.algorithm), "name")
-        log = self.store.folder.log(cell.cell_id)
-        what = f"its first cell failed: {failure.summary()} ({log})"
-        return PluginError(where, what, "correct it, or give keep_going for a failed row")
-
 
 @dataclass(eq=False)
 class Job:
@@ -83,13 +58,12 @@ class Job:
 
     Attributes:
         run: the grid, its run folder and its display.
-        key: it differs from the key of every other job of a bench.
+        key: it differs from the key of every other job of a bench; its first part is the kind of
+            job.
         name: the name of the job in messages.
         asked: returns the name of the worker's method that does the job, then its arguments.
         done: takes every item that the worker yields, but no failure.
         trial: a cell whose algorithm the job runs; None if it runs none.
-        any_slot: whether the job runs on a slot of any shape.
-        limited: whether the job is ended after the grid's ``cell_timeout``.
     """
 
     run: RunContext
@@ -98,8 +72,15 @@ class Job:
     asked: Callable[[Put], tuple[Any, ...]]
     done: Callable[[Item], None]
     trial: Trial | None = None
-    any_slot: bool = True
-    limited: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether the job is to train a cell.
+
+        Then it needs a slot with all actors of the cell, and it is ended after the grid's
+        ``cell_timeout``. Any other job runs on a slot of any shape.
+        """
+        return False
 
     @property
     def need(self) -> Need:
@@ -113,10 +94,6 @@ class Job:
             return ""
         return self.trial.cell.algorithm
 
-    def show_start(self) -> None:
-        """Show that the job is running."""
-        self.run.display.job_started(self.key, self.name)
-
     def take(self, item: Item) -> None:
         """Take an item from the worker; a result is written at once."""
         if isinstance(item, Failure):
@@ -126,18 +103,6 @@ class Job:
         else:
             self.done(item)
 
-    def again(self) -> Job:
-        """Return the job that is left to do after the worker was lost."""
-        return self
-
-
-@dataclass(frozen=True)
-class JobCell:
-    """A cell of a job, with its training line once there is one."""
-
-    trial: Trial
-    training: Line | None = None
-
 
 class CellJob(Job):
     """Trains and evaluates a cell; only evaluates it if its training is already recorded.
@@ -145,7 +110,7 @@ class CellJob(Job):
     Args:
         run: the grid, its run folder and its display.
         trial: the cell.
-        training: its training line if there is one.
+        trainings: the training lines of the cell and of the equal cells; empty before the training.
         equal: further cells that get the same results, because another partition cannot change
             them.
     """
@@ -156,38 +121,45 @@ class CellJob(Job):
         self,
         run: RunContext,
         trial: Trial,
-        training: Line | None = None,
-        equal: Sequence[JobCell] = (),
+        trainings: Sequence[Line] = (),
+        equal: Sequence[Trial] = (),
     ) -> None:
+        if trainings:
+            trial = as_trained(trial, trainings[0])
+        cell = trial.cell
+        point: dict[str, Any] = {
+            "alpha": cell.concentration,
+            "clients": cell.clients,
+            "epsilon": cell.epsilon,
+            "seed": cell.seed,
+        }
         super().__init__(
             run=run,
-            key=("cell", trial.cell.cell_id),
-            name=f"{trial.cell.label} (cell {trial.cell.cell_id})",
+            key=("cell", cell.cell_id),
+            name=setting(cell.label, cell.dataset.display, **point),
             asked=self._ask,
             done=self.take,
             trial=trial,
-            any_slot=training is not None,
-            limited=training is None,
         )
-        if training is not None:
-            self.trial = as_trained(trial, training)
-        self.training = training
+        self.trainings = list(trainings)
         self.equal = list(equal)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the cell has no training line yet."""
+        return not self.trainings
 
     @property
     def need(self) -> Need:
         """The actors that the job needs: all actors of the cell for a training, else one."""
-        if self.training is None:
+        if self.trains:
             return self.run.prepared.need_of(self.trial)
         return self.run.prepared.need
 
     @property
-    def cells(self) -> list[JobCell]:
+    def trials(self) -> list[Trial]:
         """All cells of the job; the first one is trained."""
-        return [JobCell(self.trial, self.training), *self.equal]
-
-    def show_start(self) -> None:
-        """Show nothing yet: a cell is shown with its setting when its worker is asked."""
+        return [self.trial, *self.equal]
 
     def take(self, item: Item) -> None:
         """Take an item from the worker, and write the lines that follow from it."""
@@ -196,18 +168,28 @@ class CellJob(Job):
         elif isinstance(item, Outcome):
             self._record_training(item)
         elif isinstance(item, Evaluated):
-            self._record_evaluation(item)
+            self._log(f"evaluated {item.evaluation}")
+            self._record_evaluation(item.evaluation, item.seconds)
         elif isinstance(item, Failure):
-            if self.training is None:
-                self._record_failed_training(item)
-            else:
-                self._record_failed_evaluation(item)
+            self._record_failure(item)
 
-    def again(self) -> Job:
-        """Return the job that is left: only the evaluation, once the training line is written."""
-        if self.training is None:
-            return self
-        return CellJob(self.run, self.trial, self.training, self.equal)
+    def refused(self, failure: Failure) -> PluginError:
+        """Return the error for a plug-in whose first training fails.
+
+        The traceback goes to the log of the cell; no result line is written.
+        """
+        self._log(failure.traceback.rstrip("\n"))
+        cell = self.trial.cell
+        grid = self.run.prepared.grid
+        names = [entry.name for entry in grid.algorithms]
+        where = grid.location("algorithms", names.index(cell.algorithm), "name")
+        log = self.run.store.folder.log(cell.cell_id)
+        what = f"its first cell failed: {failure.summary()} ({log})"
+        return PluginError(
+            where,
+            what,
+            "correct it, or give `keep_going=True` to record a failed cell and go on",
+        )
 
     @property
     def _checkpoint(self) -> Path:
@@ -216,39 +198,29 @@ class CellJob(Job):
     def _ask(self, put: Put) -> tuple[Any, ...]:
         """Return the worker's method and arguments: ``train`` or ``evaluate``."""
         data = put(self.trial.data_key)
-        if self.training is None:
-            self._show_cell("started")
+        if self.trains:
+            self._begin_log("started")
             checkpoint = self._checkpoint.read_bytes() if self._checkpoint.exists() else None
             # Within a list the data set stays a reference, which the worker hands on to the other
             # actors of its slot.
             return "train", self.trial, data, [data], checkpoint
-        self._show_cell("evaluated anew")
+        self._begin_log("evaluated anew")
         path = self.run.store.folder.state(self.trial.cell.training_id)
-        state = read_state(path, self.training["state"])
+        state = read_state(path, self.trainings[0]["state"])
         return "evaluate", self.trial, state, data
 
-    def _show_cell(self, event: str) -> None:
-        """Show the cell as running, and begin its log."""
+    def _begin_log(self, event: str) -> None:
+        """Begin the log of the cell, and refer to it in the logs of the equal cells."""
         cell = self.trial.cell
-        point: dict[str, Any] = {
-            "alpha": cell.concentration,
-            "clients": cell.clients,
-            "epsilon": cell.epsilon,
-            "seed": cell.seed,
-        }
-        label = setting(cell.label, cell.dataset.display, **point)
-        self.run.display.cell_started(cell.cell_id, label)
         self._log(
             f"{event} {now()}",
             f"cell {cell.model_dump_json()}",
             f"plan {self.trial.plan}",
             f"clients per actor {self.trial.sizes}",
         )
-        for twin in self.equal:
-            self.run.store.log(
-                twin.trial.cell.cell_id,
-                [f"equal to cell {cell.cell_id} by construction: see its log"],
-            )
+        reference = f"equal to cell {cell.cell_id} by construction: see its log"
+        for trial in self.equal:
+            self.run.store.log(trial.cell.cell_id, [reference])
 
     def _log(self, *lines: str) -> None:
         """Append lines to the log of the cell."""
@@ -256,25 +228,19 @@ class CellJob(Job):
 
     def _record_progress(self, progress: Progress) -> None:
         """Write the finished rounds, the printed text and a new checkpoint."""
-        for cell in self.cells:
-            training_id = cell.trial.cell.training_id
-            self.run.store.append(
-                "rounds",
-                (
-                    {"training_id": training_id, "round": record.round, **record.values}
-                    for record in progress.rounds
-                ),
-            )
-        texts = [
-            f"round {record.round + 1}/{record.rounds} {dump(record.values)}"
-            for record in progress.rounds
-        ]
+        texts = []
+        for record in progress.rounds:
+            texts.append(f"round {record.round + 1}/{record.rounds} {dump(record.values)}")
+            self.run.display.job_progress(self.key, record.round + 1, record.rounds)
         if progress.output:
             texts.append(progress.output.rstrip("\n"))
         self._log(*texts)
-        if progress.rounds:
-            last = progress.rounds[-1]
-            self.run.display.round_done(self.trial.cell.cell_id, last.round + 1, last.rounds)
+        for trial in self.trials:
+            facts = {"training_id": trial.cell.training_id}
+            lines = [
+                {**facts, "round": record.round, **record.values} for record in progress.rounds
+            ]
+            self.run.store.append("rounds", lines)
         if progress.checkpoint is not None:
             keep(self._checkpoint, progress.checkpoint)
 
@@ -287,14 +253,10 @@ class CellJob(Job):
         self.trial = self.trial.ended(outcome)
         self._log(f"trained {outcome}")
         # An earlier start of an equal cell may have left another checkpoint.
-        for cell in self.cells:
-            discard(store.folder.checkpoint(cell.trial.cell.training_id))
-        lines = [self._training_line_of(cell.trial, outcome) for cell in self.cells]
-        store.append("trainings", lines)
-        self.training, *other_lines = lines
-        self.equal = [
-            JobCell(twin.trial, line) for twin, line in zip(self.equal, other_lines, strict=True)
-        ]
+        for trial in self.trials:
+            discard(store.folder.checkpoint(trial.cell.training_id))
+        self.trainings = [self._training_line_of(trial, outcome) for trial in self.trials]
+        store.append("trainings", self.trainings)
 
     def _training_line_of(self, trial: Trial, outcome: Outcome) -> Line:
         """Return the training line of a cell of the job, after saving what its training left."""
@@ -317,33 +279,28 @@ class CellJob(Job):
         class_names = prepared.data[self.trial.data_key].class_names
         return training_line(trial, outcome, versions(), class_names, state, equal_to)
 
-    def _record_failed_training(self, failure: Failure) -> None:
+    def _record_failure(self, failure: Failure) -> None:
+        """Write the lines of a training or an evaluation that failed."""
+        self._log(failure.traceback.rstrip("\n"))
+        error = RowError(type=failure.type, message=failure.message, traceback=failure.traceback)
+        if self.trainings:
+            self._record_evaluation(error, 0.0)
+            return
         if not failure.goes_on:
             discard(self._checkpoint)
-        self._log(failure.traceback.rstrip("\n"))
-        for cell in self.cells:
-            line = training_line(cell.trial, error_of(failure), versions())
+        for trial in self.trials:
+            line = training_line(trial, error, versions())
             self.run.store.append("trainings", [line])
-            self.run.finished(cell.trial, line)
+            self._show_end(trial, line)
 
-    def _record_evaluation(self, evaluation: Evaluated) -> None:
-        self._log(f"evaluated {evaluation.evaluation}")
-        for cell in self.cells:
-            line = evaluation_line(cell.trial, evaluation.evaluation, evaluation.seconds)
-            self._finish(cell, line)
+    def _record_evaluation(self, end: EvaluationResult | RowError, seconds: float) -> None:
+        """Write the evaluation lines of the trained cells, and show how they ended."""
+        for trial, training in zip(self.trials, self.trainings, strict=True):
+            line = evaluation_line(trial, end, seconds)
+            self.run.store.append("evaluations", [line])
+            self._show_end(trial, training, line)
 
-    def _record_failed_evaluation(self, failure: Failure) -> None:
-        self._log(failure.traceback.rstrip("\n"))
-        for cell in self.cells:
-            self._finish(cell, evaluation_line(cell.trial, error_of(failure), 0.0))
-
-    def _finish(self, cell: JobCell, evaluation: Line) -> None:
-        """Write the evaluation line of a trained cell, and show how the cell ended."""
-        assert cell.training is not None
-        self.run.store.append("evaluations", [evaluation])
-        self.run.finished(cell.trial, cell.training, evaluation)
-
-
-def error_of(failure: Failure) -> RowError:
-    """Return a failure in the form in which a result line has it."""
-    return RowError(type=failure.type, message=failure.message, traceback=failure.traceback)
+    def _show_end(self, trial: Trial, training: Line, evaluation: Line | None = None) -> None:
+        """Show how a cell ended; it has no evaluation line if its training failed."""
+        row = row_of(trial.cell.cell_id, trial.cell.label, training, evaluation)
+        self.run.display.cell_finished(row)

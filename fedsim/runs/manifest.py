@@ -29,7 +29,6 @@ from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins.registry import check_installed, lookup, source_of_today
 from fedsim.results.join import FORMAT, Entry, RunResults, read_manifest
 from fedsim.results.store import RESTORE, RunFolder
-from fedsim.runs.missing import ended_cells, is_of_older_code
 from fedsim.runs.prepare import Prepared, prepare, this_machine
 
 RELEASE_WORDS = {
@@ -72,22 +71,29 @@ def prepared_again(folder: RunFolder, *, trust_plugin: bool) -> Prepared:
     """
     folder.check()
     manifest = read_manifest(folder.path)
+    where = str(folder.manifest)
     try:
         grid = Grid.model_validate(decode(manifest["grid"]))
         refused = {entry["algorithm"] for entry in manifest["refused"]}
     except (KeyError, ValidationError) as error:
         what = "cannot be read (it has no grid of this version)"
-        raise UserError(str(folder.manifest), what, RESTORE) from error
-    algorithms = tuple(entry for entry in grid.algorithms if entry.display not in refused)
-    grid = grid.model_copy(update={"algorithms": algorithms})
-    if not trust_plugin:
-        for entry in grid.algorithms:
-            check_installed(entry.name, str(folder.manifest))
+        raise UserError(where, what, RESTORE) from error
+    entries = []
+    for entry in grid.algorithms:
+        if entry.display in refused:
+            continue
+        if not trust_plugin:
+            check_installed(entry.name, where)
+        entries.append(entry)
+    grid = grid.model_copy(update={"algorithms": tuple(entries)})
     return prepare(grid, [this_machine()])
 
 
 def write_manifest(
-    folder: RunFolder, prepared: Prepared, entries: Sequence[Entry], kept: Sequence[Entry] = ()
+    folder: RunFolder,
+    prepared: Prepared,
+    entries: Sequence[Entry],
+    kept: Sequence[Entry] = (),
 ) -> None:
     """Write ``manifest.json``: versions, hardware, the grid, its methods and its cells.
 
@@ -133,53 +139,61 @@ def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry],
     Returns:
         The cells that the report goes on showing: they are ok, and of the grid's data, evaluation
             and today's code. A cell with a label of the grid must also have that label's
-            parameters. Second, the cells that the report no longer shows; cells of older code of
-            the grid's methods are in neither list.
+            parameters. Second, the cells that the report no longer shows.
     """
-    cells = [trial.cell for trial in prepared.trials]
-    ids_in_grid = {cell.cell_id for cell in cells}
-    evaluations = {cell.evaluation for cell in cells}
-    grid_sources: dict[str, str | None] = {cell.algorithm: cell.source for cell in cells}
-    todays_sources = dict(grid_sources)
-    pages = set[str]()
-    methods = dict[str, str]()
-    for cell in cells:
+    ids_in_grid = set()
+    evaluations = set()
+    pages = set()
+    methods: dict[str, str] = {}
+    sources: dict[str, str | None] = {}
+    for trial in prepared.trials:
+        cell = trial.cell
         fields = cell.model_dump(mode="json")
-        pages.add(_fields_as_text(fields, PAGE_FIELDS))
-        methods[cell.label] = _fields_as_text(fields, METHOD_FIELDS)
-    earlier = [entry for entry in lines.entries if entry.cell_id not in ids_in_grid]
-    ended = ended_cells(earlier, lines)
+        ids_in_grid.add(cell.cell_id)
+        evaluations.add(cell.evaluation)
+        pages.add(_text_of(fields, PAGE_FIELDS))
+        methods[cell.label] = _text_of(fields, METHOD_FIELDS)
+        sources[cell.algorithm] = cell.source
     kept = []
     dropped = []
-    for entry, row in zip(ended, lines.rows_of(ended), strict=True):
-        recorded_cell = lines.trainings[entry.training_id]["cell"]
-        algorithm = recorded_cell["algorithm"]
-        if algorithm not in todays_sources:
-            todays_sources[algorithm] = source_of_today(algorithm)
-        method = _fields_as_text(recorded_cell, METHOD_FIELDS)
+    for entry in lines.entries:
+        row = lines.row(entry)
+        if row is None or entry.cell_id in ids_in_grid:
+            continue
+        recorded = lines.trainings[entry.training_id]["cell"]
+        algorithm = recorded["algorithm"]
+        if algorithm not in sources:
+            sources[algorithm] = source_of_today(algorithm)
+        method = _text_of(recorded, METHOD_FIELDS)
+        cell_ids = {evaluation_id(entry.training_id, evaluation) for evaluation in evaluations}
         if (
             row.status == "ok"
-            and not is_of_older_code(recorded_cell, todays_sources)
+            and entry.cell_id in cell_ids
+            and _text_of(recorded, PAGE_FIELDS) in pages
             and methods.get(entry.label, method) == method
-            and _fields_as_text(recorded_cell, PAGE_FIELDS) in pages
-            and entry.cell_id
-            in {evaluation_id(entry.training_id, evaluation) for evaluation in evaluations}
+            and recorded["source"] == sources[algorithm]
         ):
             kept.append(entry)
-        elif not is_of_older_code(recorded_cell, grid_sources):
+        else:
             dropped.append(entry)
     return kept, dropped
 
 
-def _fields_as_text(cell: Mapping[str, Any], names: Sequence[str]) -> str:
+def _text_of(cell: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return some fields of a cell as a text, which is equal for equal values."""
     return dump([cell[name] for name in names])
 
 
 def _describe_method(label: str, cls: type[Algorithm]) -> dict[str, str]:
     """Return what the class says that a method is, and the paper that it follows."""
-    first_paragraph = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0]
-    text = " ".join(first_paragraph.replace("`", "").split())
-    return {"label": label, "text": text, "source": cls.source}
+    docstring = inspect.cleandoc(cls.__doc__ or "")
+    first_paragraph, _, _ = docstring.partition("\n\n")
+    words = first_paragraph.replace("`", "").split()
+    return {
+        "label": label,
+        "text": " ".join(words),
+        "source": cls.source,
+    }
 
 
 def now() -> str:

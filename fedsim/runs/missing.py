@@ -5,7 +5,7 @@ The bench, the dry run, the clean-up of checkpoints, the manifest and the worker
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Missing:
-    """The state of a cell that has no training line, so it is to be trained and evaluated."""
+    """The state of a cell that is to be trained and evaluated.
+
+    It has no training line, or what its training left was not kept.
+    """
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The state of a cell that has only a training line, so it is to be evaluated."""
+    """The state of a cell that only is to be evaluated; ``training`` is its training line."""
 
     training: Line
 
@@ -54,11 +57,14 @@ def state_of(cell: Cell | Entry, lines: RunResults) -> CellState:
     if training["error"] is not None:
         return Failed(Missing())
     evaluation = lines.evaluations.get(cell.cell_id)
-    if evaluation is None:
-        return Trained(training)
-    if evaluation["error"] is not None:
-        return Failed(Trained(training))
-    return Evaluated()
+    if evaluation is not None and evaluation["error"] is None:
+        return Evaluated()
+    state: Missing | Trained = Missing()
+    if training["state"] is not None and lines.folder.state(cell.training_id).exists():
+        state = Trained(training)
+    if evaluation is not None:
+        return Failed(state)
+    return state
 
 
 def work_left(state: CellState, *, retry_failed: bool = False) -> Missing | Trained | None:
@@ -71,14 +77,17 @@ def work_left(state: CellState, *, retry_failed: bool = False) -> Missing | Trai
 
 
 def ended_cells(
-    cells: Iterable[Entry], lines: RunResults, *, retry_failed: bool = False
+    cells: Iterable[Entry],
+    lines: RunResults,
+    *,
+    retry_failed: bool = False,
 ) -> list[Entry]:
     """Return the cells for which nothing is to be done any more, in the given order."""
-    return [
-        cell
-        for cell in cells
-        if work_left(state_of(cell, lines), retry_failed=retry_failed) is None
-    ]
+    ended = []
+    for cell in cells:
+        if work_left(state_of(cell, lines), retry_failed=retry_failed) is None:
+            ended.append(cell)
+    return ended
 
 
 def is_trained(training_id: str, lines: RunResults) -> bool:
@@ -92,26 +101,6 @@ def runs_code_of(cell: Cell) -> bool:
     return source_hash(lookup(cell.algorithm)) == cell.source
 
 
-def is_of_older_code(recorded_cell: Line, sources: Mapping[str, str | None]) -> bool:
-    """Return whether a recorded cell was trained with code that its algorithm no longer has.
-
-    Args:
-        recorded_cell: the ``cell`` of a training line.
-        sources: the hash of today's code by algorithm; other algorithms count as unchanged.
-    """
-    algorithm = recorded_cell["algorithm"]
-    return algorithm in sources and recorded_cell["source"] != sources[algorithm]
-
-
-def older_trainings(cells: Iterable[Cell], lines: RunResults) -> list[Line]:
-    """Return the recorded trainings of older code of the algorithms that have cells to train."""
-    sources: dict[str, str | None] = {}
-    for cell in cells:
-        if isinstance(state_of(cell, lines), Missing):
-            sources[cell.algorithm] = cell.source
-    return [line for line in lines.trainings.values() if is_of_older_code(line["cell"], sources)]
-
-
 def missing_audits(audits: Sequence[ClaimAudit], ended: Sequence[Line]) -> list[ClaimAudit]:
     """Return the audits that lack pairs of trainings.
 
@@ -119,8 +108,9 @@ def missing_audits(audits: Sequence[ClaimAudit], ended: Sequence[Line]) -> list[
         audits: the audits of the grid's claims.
         ended: the lines of the audits that have ended.
     """
-    most_pairs: dict[str, int] = {}
-    for line in ended:
-        key = line["audit"]
-        most_pairs[key] = max(line["pairs"], most_pairs.get(key, 0))
-    return [audit for audit in audits if most_pairs.get(audit.run.key, 0) < audit.run.count]
+    missing = []
+    for audit in audits:
+        pairs = [line["pairs"] for line in ended if line["audit"] == audit.run.key]
+        if max(pairs, default=0) < audit.run.count:
+            missing.append(audit)
+    return missing

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +18,11 @@ from fedsim.evaluation.evaluators import left_out
 from fedsim.privacy.plan import PrivacyPlan, large_delta
 from fedsim.report.terminal import frame_table
 from fedsim.results.columns import UNVERIFIED
-from fedsim.results.join import RunResults
-from fedsim.results.store import ResultStore
+from fedsim.results.join import RunResults, read_results
+from fedsim.runs.display import duration
+from fedsim.runs.missing import Missing, is_trained, state_of
 from fedsim.runs.noise_view import Parts, parts_of, signals
 from fedsim.runs.prepare import Prepared, label_matrices
-from fedsim.runs.time_left import time_left
 from fedsim.training.trial import Trial
 from fedsim.words import Printed, counted, number, print_line, wide_console
 
@@ -68,32 +70,34 @@ class Plan(Printed):
         """
         import pandas as pd
 
-        names = ("algorithm", "data", "clients", "ε")
         trials = {}
         for trial in self.prepared.trials:
             cell = trial.cell
             trials[cell.label, cell.dataset.display, cell.clients, cell.epsilon] = trial
         parts: dict[Any, Parts] = {}
         records = []
-        for values, trial in trials.items():
-            if trial.plan is None or math.isinf(trial.plan.epsilon_target):
+        for trial in trials.values():
+            cell = trial.cell
+            plan = trial.plan
+            if plan is None or math.isinf(plan.epsilon_target):
                 continue
-            method = (trial.cell.algorithm, str(trial.cell.params), trial.task)
+            method = (cell.algorithm, str(cell.params), trial.task)
             if method not in parts:
                 parts[method] = parts_of(trial)
-            for release in trial.plan.releases:
-                facts: dict[str, Any] = dict(zip(names, values, strict=True))
-                facts["release"] = release.name
-                facts["noise multiplier"] = trial.plan.mechanism(release.name).noise_multiplier
+            for release in plan.releases:
                 for signal in signals(trial, parts[method], release):
-                    records.append(
-                        {
-                            **facts,
-                            "part": signal.name,
-                            "noise / signal": signal.ratio,
-                            "signal": signal.words,
-                        }
-                    )
+                    record = {
+                        "algorithm": cell.label,
+                        "data": cell.dataset.display,
+                        "clients": cell.clients,
+                        "ε": cell.epsilon,
+                        "release": release.name,
+                        "noise multiplier": plan.mechanism(release.name).noise_multiplier,
+                        "part": signal.name,
+                        "noise / signal": signal.ratio,
+                        "signal": signal.words,
+                    }
+                    records.append(record)
         return pd.DataFrame(records)
 
     @property
@@ -137,10 +141,8 @@ class Plan(Printed):
         if self.audits:
             pairs = f"{self.audits[0].run.count} pairs of trainings each"
             print_line(console, f"audits: {counted(len(self.audits), 'claim')}, {pairs}")
-        store = ResultStore(self.folder)
-        lines = RunResults(store.folder, store.last("trainings"))
-        _, time_in_words = time_left(prepared, lines, self.audits)
-        print_line(console, f"{time_in_words}; nothing was run")
+        show_time_left(prepared, read_results(self.folder), console)
+        print_line(console, "nothing was run")
 
     def _show_tables(self, console: Console) -> None:
         """Print the tables of cells, noise and partitions."""
@@ -212,21 +214,27 @@ def _warnings(prepared: Prepared) -> Iterator[str | None]:
 
     Some warnings are yielded several times; None stands for no warning.
     """
-    data = prepared.data
+    sites = {}
+    partitions = {}
     for trial in prepared.trials:
+        cell = trial.cell
+        data = prepared.data[trial.data_key]
+        sites[trial.data_key] = cell.evaluation.unseen
+        partitions[trial.data_key, cell.clients] = trial
         if trial.plan is not None and math.isfinite(trial.plan.epsilon_target):
-            cell = trial.cell
-            name = data[trial.data_key].name
-            yield large_delta(cell.unit_name, cell.delta, trial.units, name)
-    unseen_sites = {trial.data_key: trial.cell.evaluation.unseen for trial in prepared.trials}
-    for key, site in unseen_sites.items():
-        yield untested(data[key], site)
-    if "fidelity" in prepared.grid.evaluation.evaluators:
-        for key, site in unseen_sites.items():
-            yield left_out(data[key], site)
-    partitions = {(trial.data_key, trial.cell.clients): trial for trial in prepared.trials}
+            yield large_delta(
+                cell.unit_name,
+                cell.delta,
+                trial.units,
+                data.name,
+            )
+    for key, site in sites.items():
+        data = prepared.data[key]
+        yield untested(data, site)
+        if "fidelity" in prepared.grid.evaluation.evaluators:
+            yield left_out(data, site)
     for trial in partitions.values():
-        yield alpha_without_effect(trial, data[trial.data_key])
+        yield alpha_without_effect(trial, prepared.data[trial.data_key])
 
 
 def alpha_without_effect(trial: Trial, data: Embeddings) -> str | None:
@@ -244,3 +252,76 @@ def alpha_without_effect(trial: Trial, data: Embeddings) -> str | None:
         f"alpha has no effect on {data.name} with {counted(values, 'client')}: column-dirichlet "
         f"gives each of the {values} values of '{spec.column}' a single client"
     )
+
+
+def show_time_left(
+    prepared: Prepared,
+    lines: RunResults,
+    console: Console,
+    least: float = 0.0,
+) -> None:
+    """Print how long the trainings will take that a run folder lacks.
+
+    No mistake in this estimate may end a bench, so any exception becomes a warning.
+
+    Args:
+        prepared: the grid.
+        lines: the lines of its run folder.
+        console: where to print.
+        least: a time of fewer seconds is not printed.
+    """
+    try:
+        seconds, words = time_left(prepared, lines)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        print_line(console, f"warning: the time cannot be estimated ({reason})", "yellow")
+        return
+    if seconds >= least:
+        print_line(console, f"time: {words}")
+
+
+def time_left(prepared: Prepared, lines: RunResults) -> tuple[float, str]:
+    """Return the estimated seconds of the trainings that a run folder lacks, and words for them.
+
+    A training is taken to last as long as the recorded ones of its algorithm. The words name the
+    algorithms that have not run yet; the seconds do not count them.
+    """
+    cells = _cells_to_train(prepared, lines)
+    recorded = _recorded_seconds(lines)
+    seconds = 0.0
+    known = 0
+    unknown = []
+    for name, count in sorted(cells.items()):
+        if name in recorded:
+            seconds += count * fmean(recorded[name]) / prepared.parallel
+            known += count
+        else:
+            unknown.append(name)
+    words = []
+    if known or not unknown:
+        words.append(f"about {duration(seconds)} of training for {counted(known, 'cell')}")
+    if unknown:
+        folder = lines.folder.path
+        words.append(f"not known before a cell of {', '.join(unknown)} has run in {folder}")
+    return seconds, ", ".join(words)
+
+
+def _cells_to_train(prepared: Prepared, lines: RunResults) -> Counter[str]:
+    """Return the number of cells that lack a training, by algorithm."""
+    cells = Counter[str]()
+    for trial in prepared.trials:
+        cell = trial.cell
+        is_trained_itself = prepared.equal[cell.training_id] == cell.training_id
+        if is_trained_itself and isinstance(state_of(cell, lines), Missing):
+            cells[cell.algorithm] += 1
+    return cells
+
+
+def _recorded_seconds(lines: RunResults) -> dict[str, list[float]]:
+    """Return the seconds of all trainings that ended without an error, by algorithm."""
+    seconds: dict[str, list[float]] = {}
+    for training_id, line in lines.trainings.items():
+        if is_trained(training_id, lines):
+            algorithm = line["cell"]["algorithm"]
+            seconds.setdefault(algorithm, []).append(line["seconds"])
+    return seconds

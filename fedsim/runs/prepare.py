@@ -16,7 +16,6 @@ from fedsim.errors import PluginError, UserError, at, nearest
 from fedsim.evaluation.evaluators import EVALUATORS
 from fedsim.evaluation.plans import plans_of
 from fedsim.grid.cells import (
-    client_views,
     expand,
     grid_place,
     loaded,
@@ -28,7 +27,7 @@ from fedsim.grid.cells import (
 from fedsim.grid.models import Cell, Grid, shown
 from fedsim.json_lines import dump
 from fedsim.methods.messages import Task
-from fedsim.partition import Partition, site_names
+from fedsim.partition import Partition, as_seen, site_names
 from fedsim.partition.matrix import LabelMatrix
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
@@ -94,8 +93,8 @@ class Prepared:
         nodes: the machines on which the grid is to run.
         need: what one actor needs.
         parallel: how many cells may run at a time.
-        equal: for cells whose results no other partition can change: the id of the first training
-            with equal results, by training id.
+        equal: the id of the training that gives each cell's results, by training id: the first of
+            several with equal results (:func:`equal_cells`).
         keep_going: whether a plug-in whose first training fails is recorded as a failed cell; if
             not, it ends the run.
     """
@@ -107,13 +106,13 @@ class Prepared:
     nodes: tuple[Node, ...]
     need: Need
     parallel: int
-    equal: Mapping[str, str] = field(default_factory=dict)
+    equal: Mapping[str, str]
     keep_going: bool = False
 
     @property
     def repeated(self) -> int:
         """The number of cells that are not trained because they are equal to another."""
-        return sum(training != first for training, first in self.equal.items())
+        return len(self.equal) - len(set(self.equal.values()))
 
     def capacity(self, nodes: Sequence[Node]) -> int:
         """Return how many actors the nodes have room for."""
@@ -135,14 +134,15 @@ class Prepared:
             return False
         if self.need.gpus or grid.resources.cell_timeout or grid.audit or grid.check:
             return False
-        if not all(is_shipped(lookup(trial.cell.algorithm)) for trial in self.trials):
-            return False
         work = 0.0
         for trial in self.trials:
-            algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+            name = trial.cell.algorithm
+            if not is_shipped(lookup(name)):
+                return False
+            algorithm = build_algorithm(name, trial.cell.params, trial.task)
+            rounds = len(list(algorithm.schedule()))
             trainings = max(1, len(trial.candidates))
-            rounds = sum(1 for _ in algorithm.schedule()) * trainings
-            work += rounds * trial.train_rows * trial.task.dim
+            work += rounds * trainings * trial.train_rows * trial.task.dim
         return work <= SHORT_WORK
 
 
@@ -155,7 +155,11 @@ def this_machine() -> Node:
 
 
 def prepare(
-    grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, *, keep_going: bool = False
+    grid: Grid,
+    nodes: Sequence[Node],
+    max_parallel: int | None = None,
+    *,
+    keep_going: bool = False,
 ) -> Prepared:
     """Prepare a grid: load the data, list the cells, plan every budget and lay out the actors.
 
@@ -180,29 +184,27 @@ def prepare(
         parallel = min(capacity, max(1, max_parallel))
     data = without_unseen(grid, loaded(grid))
     cells = expand(resolved, data)
-    partitions = partitioned(grid, cells, data)
-    tasks = tuple(task_of(cell, data[cell.data_key]) for cell in cells)
-    plans = planned(grid, cells, tasks)
-    sizes = laid_out(grid, cells, capacity, parallel)
-    views, keys = client_views(cells, partitions, data)
+    shared = _Shared(grid, data)
     trials = []
-    for i, cell in enumerate(cells):
-        candidates = plans[i]
+    for cell in cells:
+        task = task_of(cell, data[cell.data_key])
+        partition = shared.partition(cell)
+        candidates = shared.candidates(cell, task)
         trial = Trial(
-            cell,
+            cell=cell,
             # Public examples travel with the data, so the task does not repeat them.
-            replace(tasks[i], public=None),
-            candidates[0].plan,
-            partitions[i],
-            sizes[i],
-            keys[i],
-            candidates if cell.tuning else (),
+            task=replace(task, public=None),
+            plan=candidates[0].plan,
+            partition=partition,
+            sizes=_clients_of_actors(grid, cell.clients, len(cells), capacity, parallel),
+            data_key=shared.key_of_view(cell, partition),
+            candidates=candidates if cell.tuning else (),
         )
         trials.append(trial)
     return Prepared(
         grid=grid,
         refused=resolved.refused,
-        data=views,
+        data=shared.data,
         trials=tuple(trials),
         nodes=tuple(nodes),
         need=need,
@@ -212,21 +214,96 @@ def prepare(
     )
 
 
-def equal_cells(trials: Sequence[Trial]) -> dict[str, str]:
-    """Return the first training with equal results, by training id.
+@dataclass
+class _Shared:
+    """The partitions, the plans and the data that the cells of a grid share.
 
-    Only cells whose results no other partition can change are included, the first ones, too.
+    Attributes:
+        grid: the grid.
+        data: the data sets by key.
+        partitions: the partitions so far, by what they depend on.
+        plans: the candidates of cells so far, by what they depend on.
+    """
+
+    grid: Grid
+    data: dict[str, Embeddings]
+    partitions: dict[Any, Partition] = field(default_factory=dict)
+    plans: dict[Any, tuple[Candidate, ...]] = field(default_factory=dict)
+
+    def partition(self, cell: Cell) -> Partition:
+        """Return the partition of a cell."""
+        key = (cell.data_key, cell.alpha, cell.clients, cell.seed)
+        if key not in self.partitions:
+            with at(grid_place(self.grid, self.grid.clients.index(cell.clients))):
+                self.partitions[key] = partition_of(cell, self.data[cell.data_key])
+        return self.partitions[key]
+
+    def candidates(self, cell: Cell, task: Task) -> tuple[Candidate, ...]:
+        """Return the parameters of a cell with their privacy plan; a tuned cell has several."""
+        tuning = dump(cell.tuning and cell.tuning.model_dump())
+        params = dump(cell.params)
+        key = (cell.algorithm, params, tuning, task, cell.epsilon, cell.public_hash)
+        if key not in self.plans:
+            with at(partial(self._location_of_plan, cell)):
+                cls = lookup(cell.algorithm)
+                self.plans[key] = plans_of(
+                    cls,
+                    cell.params,
+                    cell.tuning,
+                    task,
+                    cell.epsilon,
+                    cell.delta,
+                )
+        return self.plans[key]
+
+    def _location_of_plan(self, cell: Cell, where: str) -> str:
+        """Return the place in the grid of a mistake in the plan of a cell.
+
+        Args:
+            cell: the cell.
+            where: a key of the grid, or a parameter of the cell's algorithm.
+        """
+        grid = self.grid
+        if where == "epsilon":
+            location = grid.location("epsilon", grid.epsilon.index(cell.epsilon))
+        elif where in Grid.model_fields:
+            location = grid.location(where)
+        else:
+            location = f"{grid.location('algorithms')}: {where}"
+        return f"{location} with {cell.label}"
+
+    def key_of_view(self, cell: Cell, partition: Partition) -> str:
+        """Return the key of the data that a cell reads.
+
+        Under ``feature-shift`` every client sees the examples in its own way, so each such
+        partition has a copy of the data.
+        """
+        if not cell.partition.shifts:
+            return cell.data_key
+        key = f"{cell.data_key} {partition.fingerprint}"
+        if key not in self.data:
+            whole = self.data[cell.data_key]
+            self.data[key] = as_seen(whole, partition, cell.partition, cell.seed)
+        return key
+
+
+def equal_cells(trials: Sequence[Trial]) -> dict[str, str]:
+    """Return the training that gives each cell's results, by training id.
+
+    It is the first training with equal results if no other partition can change them, else the
+    cell's own.
     """
     first_trainings: dict[str, str] = {}
     equal = {}
     for trial in trials:
-        if not _ignores_partition(trial):
-            continue
         cell = trial.cell
-        left_out = {"cell_id", "training_id", "partition", "alpha", "clients"}
-        facts = cell.model_dump(mode="json", exclude=left_out)
-        key = dump([facts, trial.data_key, trial.train_rows, trial.train_groups])
-        equal[cell.training_id] = first_trainings.setdefault(key, cell.training_id)
+        first = cell.training_id
+        if _ignores_partition(trial):
+            left_out = {"cell_id", "training_id", "partition", "alpha", "clients"}
+            facts = cell.model_dump(mode="json", exclude=left_out)
+            key = dump([facts, trial.data_key, trial.train_rows, trial.train_groups])
+            first = first_trainings.setdefault(key, first)
+        equal[cell.training_id] = first
     return equal
 
 
@@ -237,111 +314,51 @@ def _ignores_partition(trial: Trial) -> bool:
     not evaluated by client.
     """
     cell = trial.cell
-    if not is_shipped(lookup(cell.algorithm)):
+    evaluation = cell.evaluation
+    if not is_shipped(lookup(cell.algorithm)) or cell.tuning or cell.partition.shifts:
+        return False
+    if evaluation.per_client or evaluation.personal is not None:
         return False
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
-    if not algorithm.ignores_partition():
-        return False
-    if cell.tuning or cell.partition.shifts:
-        return False
-    return not cell.evaluation.per_client and cell.evaluation.personal is None
+    return algorithm.ignores_partition()
 
 
-def partitioned(
-    grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings]
-) -> list[Partition]:
-    """Return the partition of every cell.
-
-    Cells with the same data set, alpha, number of clients and seed share it.
-    """
-    by_key: dict[tuple[str, float, int, int], Partition] = {}
-    partitions = []
-    for cell in cells:
-        key = (cell.data_key, cell.alpha, cell.clients, cell.seed)
-        if key not in by_key:
-            with at(grid_place(grid, grid.clients.index(cell.clients))):
-                by_key[key] = partition_of(cell, data[cell.data_key])
-        partitions.append(by_key[key])
-    return partitions
-
-
-def planned(
-    grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task]
-) -> list[tuple[Candidate, ...]]:
-    """Return the parameters of every cell with their privacy plan.
-
-    A tuned cell has several candidates, any other cell has one. Cells that only differ in data,
-    alpha or seed share them.
-    """
-    by_key: dict[tuple[Any, ...], tuple[Candidate, ...]] = {}
-    candidates = []
-    for cell, task in zip(cells, tasks, strict=True):
-        tuning = dump(cell.tuning and cell.tuning.model_dump())
-        params = dump(cell.params)
-        key = (cell.algorithm, params, tuning, task, cell.epsilon, cell.public_hash)
-        if key not in by_key:
-            with at(partial(_location_of_plan, grid, cell)):
-                cls = lookup(cell.algorithm)
-                by_key[key] = plans_of(
-                    cls, cell.params, cell.tuning, task, cell.epsilon, cell.delta
-                )
-        candidates.append(by_key[key])
-    return candidates
-
-
-def _location_of_plan(grid: Grid, cell: Cell, where: str) -> str:
-    """Return the place in the grid of a mistake that was found when a cell's budget was planned.
-
-    Args:
-        grid: the grid.
-        cell: the cell.
-        where: a key of the grid, or a parameter of the cell's algorithm.
-    """
-    if where == "epsilon":
-        location = grid.location("epsilon", grid.epsilon.index(cell.epsilon))
-    elif where in Grid.model_fields:
-        location = grid.location(where)
-    else:
-        location = f"{grid.location('algorithms')}: {where}"
-    return f"{location} with {cell.label}"
-
-
-def laid_out(
-    grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int
-) -> list[tuple[int, ...]]:
-    """Return the clients per actor of every cell, in client order.
+def _clients_of_actors(
+    grid: Grid,
+    clients: int,
+    cells: int,
+    capacity: int,
+    parallel: int,
+) -> tuple[int, ...]:
+    """Return the clients per actor of a cell, in client order.
 
     With ``clients_per_actor: auto`` a cell has one actor if there are enough cells to use all
     machines; else its clients are spread over idle actors.
 
     Args:
         grid: the grid.
-        cells: the cells.
+        clients: the number of clients of the cell.
+        cells: the number of cells of the grid.
         capacity: the most actors at once.
         parallel: the most cells at once.
 
     Raises:
-        UserError: a cell needs more actors than the cluster has room for.
+        UserError: the cell needs more actors than the cluster has room for.
     """
+    per_actor = clients
     asked = grid.resources.clients_per_actor
-    sizes = []
-    for cell in cells:
-        if isinstance(asked, int):
-            per_actor = min(asked, cell.clients)
-        elif asked == "all" or len(cells) >= parallel:
-            per_actor = cell.clients
-        else:
-            actors_per_cell = parallel // len(cells)
-            per_actor = -(-cell.clients // actors_per_cell)
-        cell_sizes = packing(cell.clients, per_actor)
-        if len(cell_sizes) > capacity:
-            what = (
-                f"{cell.clients} clients need {len(cell_sizes)} actors at once and the cluster has "
-                f"room for {capacity}"
-            )
-            hint = "put more clients on an actor, or give actors a smaller share"
-            raise UserError(grid.location("resources", "clients_per_actor"), what, hint)
-        sizes.append(cell_sizes)
+    if isinstance(asked, int):
+        per_actor = min(asked, clients)
+    elif asked == "auto" and cells < parallel:
+        per_actor = -(-clients // (parallel // cells))
+    sizes = packing(clients, per_actor)
+    if len(sizes) > capacity:
+        what = (
+            f"{clients} clients need {len(sizes)} actors at once and the cluster has room for "
+            f"{capacity}"
+        )
+        hint = "put more clients on an actor, or give actors a smaller share"
+        raise UserError(grid.location("resources", "clients_per_actor"), what, hint)
     return sizes
 
 
@@ -368,24 +385,25 @@ def label_matrices(prepared: Prepared) -> list[LabelMatrix]:
 
     Clients that are divided by site are named after it, with a number if several share one.
     """
-    matrices: dict[tuple[Any, ...], LabelMatrix] = {}
+    matrices: dict[Any, LabelMatrix] = {}
     for trial in prepared.trials:
         cell = trial.cell
         partition = trial.partition
         data = prepared.data[trial.data_key]
-        key = (
+        place = (
             shown(cell.dataset, cell.evaluation.unseen),
             partition.scheme,
             cell.concentration,
             cell.clients,
             cell.seed,
         )
-        if key not in matrices:
-            matrices[key] = LabelMatrix(
-                *key,
-                fingerprint=partition.fingerprint,
-                counts=partition.label_counts,
-                classes=data.names,
-                sites=site_names(data, partition, cell.partition),
-            )
+        if place in matrices:
+            continue
+        matrices[place] = LabelMatrix(
+            *place,
+            fingerprint=partition.fingerprint,
+            counts=partition.label_counts,
+            classes=data.names,
+            sites=site_names(data, partition, cell.partition),
+        )
     return list(matrices.values())

@@ -101,20 +101,16 @@ It prints the cluster's address. Once its input ends, it kills all processes of 
 
 
 @contextmanager
-def local_ray(node: Node) -> Iterator[RayEngine]:
-    """Start a Ray cluster of this machine for the block, and yield its engine."""
-    with local_cluster(node):
-        yield RayEngine()
-
-
-@contextmanager
-def local_cluster(node: Node) -> Iterator[None]:
+def local_cluster(node: Node) -> Iterator[RayEngine]:
     """Start a Ray cluster of one node for the block, and connect this process to it.
 
     Only this machine can reach it. Its processes end with this one, however this one ends.
 
     Args:
         node: the CPUs and GPUs that the cluster offers.
+
+    Yields:
+        The engine that runs jobs on the cluster.
 
     Raises:
         UserError: Ray is running in this process already.
@@ -128,7 +124,9 @@ def local_cluster(node: Node) -> Iterator[None]:
         )
     # The path of a socket may have 107 bytes, of which a long TMPDIR would leave Ray too few.
     scratch = tempfile.TemporaryDirectory(
-        prefix="fedsim-ray-", dir="/tmp", ignore_cleanup_errors=True
+        prefix="fedsim-ray-",
+        dir="/tmp",
+        ignore_cleanup_errors=True,
     )
     with scratch as folder, _head(node, Path(folder)) as address, _connected():
         try:
@@ -136,7 +134,7 @@ def local_cluster(node: Node) -> Iterator[None]:
         except Exception as error:  # Ray raises exceptions of no particular type.
             raise _not_started(" ".join(str(error).split()) or type(error).__name__) from error
         with interrupts():  # Ray has replaced the handler of SIGTERM.
-            yield
+            yield RayEngine()
 
 
 def _not_started(what: str) -> RunLost:
@@ -260,22 +258,20 @@ def _connected() -> Iterator[None]:
     to end, because the cluster may not answer any more. If it has not ended then, the process
     does not wait for it at its own end either.
     """
-    early_exit_code: int | None = None
+    shutdown = threading.Thread(target=ray.shutdown, daemon=True)
     try:
         yield
-    except KeyboardInterrupt:
-        early_exit_code = INTERRUPTED
-        raise
-    except ClusterLost:
-        early_exit_code = 1
-        raise
-    finally:
-        shutdown = threading.Thread(target=ray.shutdown, daemon=True)
+    except (KeyboardInterrupt, ClusterLost) as error:
         shutdown.start()
-        shutdown.join(None if early_exit_code is None else LEAVING)
-        if early_exit_code is not None and shutdown.is_alive():
+        shutdown.join(LEAVING)
+        if shutdown.is_alive():
             atexit.unregister(ray.shutdown)
-            atexit.register(os._exit, early_exit_code)
+            atexit.register(os._exit, getattr(error, "exit_code", INTERRUPTED))
+        raise
+    except BaseException:
+        ray.shutdown()
+        raise
+    ray.shutdown()
 
 
 def live_nodes() -> tuple[Node, ...]:
@@ -328,12 +324,17 @@ class TrialWorker(Worker):
         _prepare_actor()
         self.cohorts = list(cohorts)
 
-    def pool(self, trial: Trial, data: Embeddings, held: Sequence[Any], seeds: Seeds) -> LocalPool:
+    def pool(self, held: Sequence[Any], trial: Trial, data: Embeddings, seeds: Seeds) -> LocalPool:
         """Return the clients of a cell, on all actors of the slot."""
         if len(trial.sizes) == 1:
-            return super().pool(trial, data, held, seeds)
+            return super().pool(held, trial, data, seeds)
         return RayPool(
-            self.cohorts, trial.cohorts(seeds), trial.data_key, data, held[0], self.device
+            self.cohorts,
+            trial.cohorts(seeds),
+            trial.data_key,
+            data,
+            held[0],
+            self.device,
         )
 
     def failure(self, error: Exception | SystemExit) -> Failure | None:
@@ -425,9 +426,7 @@ class RayPool(LocalPool):
         size = sum(value.nbytes for value in broadcast.values())
         on_cpu = moved(broadcast, CPU)
         sent: Any = ray.put(on_cpu) if size > IN_THE_CALL else on_cpu
-        arguments = [(round_, broadcast)]
-        for _ in self.actors:
-            arguments.append((round_, sent))
+        arguments = [(round_, broadcast)] + [(round_, sent)] * len(self.actors)
         return self.each("round", arguments)
 
 
@@ -486,7 +485,9 @@ class RayEngine(Engine):
         def actor_class(kind: type, index: int) -> Any:
             strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
             return ray.remote(kind).options(
-                num_cpus=need.cpus, num_gpus=need.gpus, scheduling_strategy=strategy
+                num_cpus=need.cpus,
+                num_gpus=need.gpus,
+                scheduling_strategy=strategy,
             )
 
         cohorts = []

@@ -20,7 +20,7 @@ from fedsim.runs.bench import engine_for
 from fedsim.runs.display import Display
 from fedsim.runs.job_list import entries_of, missing_jobs
 from fedsim.runs.jobs import RunContext
-from fedsim.runs.manifest import prepared_again, write_manifest
+from fedsim.runs.manifest import prepared_again
 from fedsim.runs.prepare import Prepared
 from fedsim.runs.scheduler import Scheduler
 from fedsim.words import counted, print_line
@@ -56,13 +56,18 @@ def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool 
     finished = _repeatable_rows(run_folder, lines, cells)
     random_order = np.random.default_rng().permutation(len(finished))
     old = [finished[i] for i in random_order[:count]]
-    drawn_cells = [cells[row.cell_id] for row in old]
-    new = _run_in_scratch_folder(prepared, drawn_cells, console)
-    names = (str(folder), "the cells run again")
-    comparison = compare(names, (old, lines.rounds()), new)
+    drawn = [cells[row.cell_id] for row in old]
+    new = _run_in_scratch_folder(prepared, drawn, console)
+    comparison = compare(
+        (str(folder), "the cells run again"),
+        (old, lines.rounds()),
+        new,
+    )
     comparison.show(console)
     same = comparison.rows_equal and len(comparison.matched) == len(old)
-    verdict = "equal to the last bit in rows and rounds" if same else "they differ"
+    verdict = "they differ"
+    if same:
+        verdict = "equal to the last bit in results and rounds"
     available = counted(len(finished), "finished cell")
     print_line(console, f"{len(old)} of {available} run again: {verdict}")
     return same
@@ -74,14 +79,13 @@ def _cells_of_today(folder: RunFolder, prepared: Prepared) -> Mapping[str, Cell]
     Cells are matched by position, because with other code a cell has another id.
     """
     listed = read_manifest(folder.path)["cells"]
-    if len(listed) != len(prepared.trials):
+    cells = [trial.cell for trial in prepared.trials]
+    if len(listed) != len(cells):
         count = counted(len(listed), "cell")
-        count_today = len(prepared.trials)
-        what = f"lists {count}, and its grid makes {count_today} with the code and data of today"
+        what = f"lists {count}, and its grid makes {len(cells)} with the code and data of today"
         hint = "verify it with the code and data that it ran on"
         raise UserError(str(folder.manifest), what, hint)
-    pairs = zip(listed, prepared.trials, strict=True)
-    return {entry["cell_id"]: trial.cell for entry, trial in pairs}
+    return {entry["cell_id"]: cell for entry, cell in zip(listed, cells, strict=True)}
 
 
 def _repeatable_rows(folder: RunFolder, lines: RunResults, cells: Mapping[str, Cell]) -> list[Row]:
@@ -98,7 +102,11 @@ def _repeatable_rows(folder: RunFolder, lines: RunResults, cells: Mapping[str, C
     return rows
 
 
-def _run_in_scratch_folder(prepared: Prepared, cells: Sequence[Cell], console: Console) -> Records:
+def _run_in_scratch_folder(
+    prepared: Prepared,
+    cells: Sequence[Cell],
+    console: Console,
+) -> Records:
     """Train and evaluate cells in a folder that is removed afterwards.
 
     Returns:
@@ -106,17 +114,18 @@ def _run_in_scratch_folder(prepared: Prepared, cells: Sequence[Cell], console: C
     """
     trainings = {cell.training_id for cell in cells}
     # Cells that share a training were trained through the first of them, so that one runs too.
-    trainings |= {prepared.equal.get(training, training) for training in trainings}
-    trials = tuple(trial for trial in prepared.trials if trial.cell.training_id in trainings)
-    prepared, engine = engine_for(replace(prepared, trials=trials))
+    trainings |= {prepared.equal[training_id] for training_id in trainings}
+    trials = [trial for trial in prepared.trials if trial.cell.training_id in trainings]
+    prepared, engine = engine_for(replace(prepared, trials=tuple(trials)))
     with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
-        store = ResultStore(Path(scratch))
-        run = RunContext(prepared, store, Display(console, len(trials)))
+        store = ResultStore(scratch)
+        display = Display(console, len(trials))
+        run = RunContext(prepared, store, display)
         jobs = missing_jobs(run, (), RunResults(store.folder))
-        with engine as running, run.display:
-            Scheduler(run, running).run(jobs)
-        write_manifest(store.folder, prepared, entries_of(run))
-        results = read_results(scratch)
+        with engine as running, display:
+            scheduler = Scheduler(run, running)
+            scheduler.run(jobs)
+        results = replace(read_results(scratch), entries=entries_of(prepared))
         cell_ids = {cell.cell_id for cell in cells}
         rows = [row for row in results.rows if row.cell_id in cell_ids]
         return rows, results.rounds()

@@ -96,10 +96,18 @@ class Slots:
 
 @dataclass
 class Running:
-    """A job on its slot; ``since`` is None until its worker has begun."""
+    """A job on its slot.
+
+    Attributes:
+        job: the job.
+        slot: its slot.
+        limited: whether the job is ended after the grid's ``cell_timeout``.
+        since: when its worker began; None before that.
+    """
 
     job: Job
     slot: Slot
+    limited: bool
     since: float | None = None
 
 
@@ -167,13 +175,13 @@ class Scheduler:
             job = self._first_that_fits()
             if job is None:
                 return
-            slot = self.slots.take(job.need, any_slot=job.any_slot, plug_in=job.plug_in)
+            slot = self.slots.take(job.need, any_slot=not job.trains, plug_in=job.plug_in)
             if slot is None:
                 return
             self.queue.remove(job)
-            job.show_start()
+            self.context.display.job_started(job.key, job.name)
             stream = self.engine.start(slot, *job.asked(self._put))
-            self.running[stream] = Running(job, slot)
+            self.running[stream] = Running(job, slot, job.trains)
         self.slots.end_idle()
 
     def _first_that_fits(self) -> Job | None:
@@ -211,15 +219,19 @@ class Scheduler:
         """
         if isinstance(item, Outcome):
             self.trained.add(job.plug_in)
-        if isinstance(item, Failure) and self._is_first_training(job):
-            raise self.context.refused(job, item)
+        if isinstance(item, Failure) and isinstance(job, CellJob):
+            self._check_first_training(job, item)
         job.take(item)
 
-    def _is_first_training(self, job: Job) -> bool:
-        """Return whether a job trains a plug-in that has trained nothing, which ends the grid."""
-        if self.context.prepared.keep_going or not isinstance(job, CellJob):
-            return False
-        return job.training is None and job.plug_in not in ("", *self.trained)
+    def _check_first_training(self, job: CellJob, failure: Failure) -> None:
+        """Let the failure of a plug-in that has trained nothing yet end the grid.
+
+        Raises:
+            PluginError: it is such a failure, and the grid is not to go on.
+        """
+        is_first = job.trains and job.plug_in not in ("", *self.trained)
+        if is_first and not self.context.prepared.keep_going:
+            raise job.refused(failure)
 
     def _look_around(self) -> None:
         """Note what is left of the cluster, and end the jobs whose time is up."""
@@ -229,7 +241,7 @@ class Scheduler:
         limit = self.resources.cell_timeout or math.inf
         for stream, running in list(self.running.items()):
             seconds = now - (running.since or now)
-            if running.job.limited and seconds > limit:
+            if running.limited and seconds > limit:
                 del self.running[stream]
                 what = f"it ran for longer than cell_timeout ({limit:g} s)"
                 failure = Failure("TimeoutError", what, "", goes_on=True)
@@ -252,7 +264,5 @@ class Scheduler:
         self.losses[job.key] += 1
         self.context.display.note(f"{job.name}: {failure.message}; it runs again")
         if isinstance(job, CellJob):
-            cell_id = job.trial.cell.cell_id
-            self.context.store.log(cell_id, [failure.message])
-            self.context.display.cell_queued(cell_id)
-        self.queue.appendleft(job.again())
+            self.context.store.log(job.trial.cell.cell_id, [failure.message])
+        self.queue.appendleft(job)

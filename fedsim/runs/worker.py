@@ -13,7 +13,6 @@ import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fedsim.data.embeddings import Embeddings
@@ -31,17 +30,10 @@ from fedsim.runs.prepare import Need
 from fedsim.runs.process import Process
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import LocalPool
+from fedsim.training.rehearsal import rehearse
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.state import Checkpoints
-from fedsim.training.trial import (
-    MADE_UP_ROWS,
-    Outcome,
-    Trial,
-    local_pool,
-    made_up_cohort,
-    run_trial,
-    train_rehearsed,
-)
+from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 
 if TYPE_CHECKING:
     from fedsim.evidence.audit.audit import AuditRun
@@ -98,13 +90,13 @@ class Worker(Process):
         self.capture = capture
         self.output = io.StringIO()
 
-    def pool(self, trial: Trial, data: Embeddings, held: Sequence[Any], seeds: Seeds) -> LocalPool:
+    def pool(self, held: Sequence[Any], trial: Trial, data: Embeddings, seeds: Seeds) -> LocalPool:
         """Return the clients of a cell.
 
         Args:
+            held: a list whose only item is the data set in the form that the engine passes on.
             trial: the cell.
             data: its data set.
-            held: a list whose only item is the data set in the form that the engine passes on.
             seeds: the seed tree of the training.
         """
         return local_pool(trial, data, seeds, self.device)
@@ -116,7 +108,11 @@ class Worker(Process):
 
     @_job
     def train(
-        self, trial: Trial, data: Embeddings, held: Sequence[Any], checkpoint: bytes | None
+        self,
+        trial: Trial,
+        data: Embeddings,
+        held: Sequence[Any],
+        checkpoint: bytes | None,
     ) -> Iterator[Item]:
         """Train a cell, then evaluate it.
 
@@ -131,15 +127,17 @@ class Worker(Process):
         """
         same_data = self.same(trial.data_key, data)
         checkpoints = Checkpoints(checkpoint, trial.cell.training_id)
-
-        def make_pool(trial: Trial, data: Embeddings, seeds: Seeds) -> LocalPool:
-            return self.pool(trial, data, held, seeds)
-
         check_source(trial.cell)
         if not is_shipped(lookup(trial.cell.algorithm)):
-            _rehearse(trial)
+            rehearse(trial)
         run = run_tuned if trial.candidates else run_trial
-        steps = run(trial, same_data, make_pool, checkpoints, self.device)
+        steps = run(
+            trial,
+            same_data,
+            functools.partial(self.pool, held),
+            checkpoints,
+            self.device,
+        )
         for group in gathered(steps):
             records = tuple(step for step in group if isinstance(step, RoundRecord))
             yield Progress(records, self.printed(), checkpoints.unsent())
@@ -238,15 +236,3 @@ class Worker(Process):
         self.output.seek(0)
         self.output.truncate()
         return text
-
-
-def _rehearse(trial: Trial) -> None:
-    """Run two rounds of a plug-in on made-up examples, before it sees real ones.
-
-    A loss that is not computed per example would void the privacy plan; the rehearsal raises an
-    error for it.
-    """
-    cell = trial.cell
-    task = replace(trial.task, clients=min(2, trial.task.clients))
-    cohort = made_up_cohort(cell.algorithm, cell.params, task, trial.plan, MADE_UP_ROWS)
-    train_rehearsed(cohort, trial.plan)

@@ -67,10 +67,12 @@ def build_algorithm(name: str, params: dict[str, Any], task: Task) -> Algorithm:
     Public examples are removed from its task unless it says that it uses them.
     """
     cls = lookup(name)
-    algorithm = cls(cls.Params.model_validate(params), task)
+    valid_params = cls.Params.model_validate(params)
+    algorithm = cls(valid_params, task)
     if task.public is None or algorithm.uses_public():
         return algorithm
-    return cls(algorithm.params, replace(task, public=None))
+    without_public = replace(task, public=None)
+    return cls(valid_params, without_public)
 
 
 class Cohort:
@@ -114,14 +116,17 @@ class Cohort:
     def round(self, round_: Round, broadcast: Tensors) -> Message:
         """Compute one round; the message includes the record of what ran."""
         clients = self.clients
+        first_step = round_.stream
         clients.ran = RoundTrace()
-        clients.steps = range(round_.stream, round_.stream + round_.release.per_round)
+        clients.steps = range(first_step, first_step + round_.release.per_round)
         phase = self.phases[round_.phase]
-        message = phase.at_clients(clients, round_, moved(broadcast, clients.device))
+        on_device = moved(broadcast, clients.device)
+        message = phase.at_clients(clients, round_, on_device)
         clients.state.update(in_order(clients.state))
         received = message.downlink_bytes
         if received is None:
-            received = len(clients.members) * sum(value.nbytes for value in broadcast.values())
+            size = sum(value.nbytes for value in broadcast.values())
+            received = size * len(clients.members)
         return replace(message, ran=clients.ran, downlink_bytes=received)
 
     def released(self, names: Sequence[str]) -> Tensors:
@@ -160,11 +165,17 @@ def client_values(
     On the CPU the parts are in memory that torch allocates, which is always aligned, because the
     rounding of matrix products may depend on alignment.
     """
+    parts = []
     if device == CPU:
-        return tuple(torch.from_numpy(values[numbers]).clone() for numbers in rows)
+        for numbers in rows:
+            part = torch.from_numpy(values[numbers])
+            parts.append(part.clone())
+        return tuple(parts)
     whole = to_device(torch.from_numpy(values), device)
-    indices = [to_device(torch.from_numpy(numbers), device) for numbers in rows]
-    return tuple(whole.index_select(0, index) for index in indices)
+    for numbers in rows:
+        index = to_device(torch.from_numpy(numbers), device)
+        parts.append(whole.index_select(0, index))
+    return tuple(parts)
 
 
 class LocalPool:
@@ -228,12 +239,13 @@ def join_clients(cohort_tensors: Sequence[Tensors]) -> Tensors:
 
 def split_clients(tensors: Tensors, sizes: Sequence[int]) -> list[Tensors]:
     """Undo :func:`join_clients` for cohorts of ``sizes`` clients."""
-    cohort_tensors: list[Tensors] = [{} for _ in sizes]
-    for name, value in tensors.items():
-        if value.dim():
-            pieces: Sequence[torch.Tensor] = torch.split(value, list(sizes))
-        else:
-            pieces = [value] * len(sizes)
-        for target, piece in zip(cohort_tensors, pieces, strict=True):
-            target[name] = piece
+    cohort_tensors = []
+    end = 0
+    for size in sizes:
+        end += size
+        members = slice(end - size, end)
+        own = {}
+        for name, value in tensors.items():
+            own[name] = value[members] if value.dim() else value
+        cohort_tensors.append(own)
     return cohort_tensors

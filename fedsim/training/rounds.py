@@ -302,32 +302,37 @@ def _diagnostics(
 
     All tensors are copied from the device together, because each copy waits for it.
     """
-    diagnostics: dict[str, list[Diagnostic]] = {}
+    numbers: dict[Any, Any] = {"signal": signal}
+    for name, value in values.items():
+        numbers["server", name] = value
+    parts: dict[str, list[Diagnostic]] = {}
     for message in messages:
-        for name, value in message.diagnostics.items():
-            diagnostics.setdefault(name, []).append(Diagnostic.of(value))
-    numbers: dict[Any, Any] = {("server", name): value for name, value in values.items()}
-    numbers["signal"] = signal
-    for name, parts in diagnostics.items():
-        for i, part in enumerate(parts):
-            numbers[name, i] = part.values
-    tensors = {key: value for key, value in numbers.items() if isinstance(value, Tensor)}
+        for name, like in message.diagnostics.items():
+            diagnostic = Diagnostic.of(like)
+            same_name = parts.setdefault(name, [])
+            numbers[name, len(same_name)] = diagnostic.values
+            same_name.append(diagnostic)
+    tensors = {key: number for key, number in numbers.items() if isinstance(number, Tensor)}
     numbers |= moved(tensors, CPU)
     sampled = sum(message.ran.sampled for message in messages)
-    drawn = sum(message.ran.noise for message in messages) + noise.fingerprint
+    drawn = sum(message.ran.noise for message in messages)
+    squares = numbers["signal"].tolist()
     record: dict[str, Any] = {
         "sampled": sampled % 2**32,
-        "noise": drawn % 2**32,
-        "signal_norm": math.sqrt(sum(numbers["signal"].tolist())),
+        "noise": (drawn + noise.fingerprint) % 2**32,
+        "signal_norm": math.sqrt(sum(squares)),
         "noise_norm": l2_norm(noise.parts),
     }
-    for name, parts in diagnostics.items():
-        # A cohort that sampled no example has no loss, so it counts for nothing here.
-        on_cpu = [replace(part, values=numbers[name, i]) for i, part in enumerate(parts)]
+    for name, diagnostics in parts.items():
+        on_cpu = []
+        for i, diagnostic in enumerate(diagnostics):
+            on_cpu.append(replace(diagnostic, values=numbers[name, i]))
         key = name
-        if parts[0].reduction == "quantiles":
+        if diagnostics[0].reduction == "quantiles":
             key = f"{name}_quantiles"
+        # A cohort that sampled no example has no loss, so it counts for nothing here.
         record[key] = Diagnostic.reduced(on_cpu)
     for name in values:
-        record[name] = float(numbers["server", name])
+        number = numbers["server", name]
+        record[name] = float(number)
     return record

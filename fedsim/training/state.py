@@ -147,8 +147,9 @@ class Checkpoints:
         Its bytes contain private client state, and the root of secret noise.
         """
         fields = dict(vars(progress))
-        del fields["tensors"]
-        tensors = {name: value.contiguous() for name, value in progress.tensors.items()}
+        tensors = {}
+        for name, value in fields.pop("tensors").items():
+            tensors[name] = value.contiguous()
         body = save(tensors, {"progress": json.dumps(fields)})
         self.content = self._digest(body) + body
 
@@ -187,7 +188,8 @@ def _read_fields(body: BinaryIO) -> dict[str, Any]:
     """
     length = int.from_bytes(body.read(8), "little")
     header = json.loads(body.read(length))
-    fields: dict[str, Any] = json.loads(header["__metadata__"]["progress"])
+    progress = header["__metadata__"]["progress"]
+    fields: dict[str, Any] = json.loads(progress)
     return fields
 
 

@@ -9,27 +9,21 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from pydantic import ValidationError
-from torch import Tensor
 
-from fedsim.data.embeddings import Embeddings, PublicRows
+from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU
-from fedsim.errors import PluginError
 from fedsim.grid.models import Cell
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Round, Task, Tensors
-from fedsim.methods.products import Generator, is_classifier
+from fedsim.methods.messages import Task, Tensors
 from fedsim.models.layers import initial_model
 from fedsim.partition import Partition
 from fedsim.partition.schemes import RowNumbers
-from fedsim.plugins.registry import lookup
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
-from fedsim.training.rounds import RoundRecord, Trained, to_the_end, train
+from fedsim.training.rounds import RoundRecord, Trained, train
 from fedsim.training.state import Checkpoint, Checkpoints
 
 SECRET_BITS = 256
@@ -236,30 +230,29 @@ def run_trial(
     pool = make_pool(trial, data, seeds)
     trained: Trained = yield from train(algorithm, pool, plan, seeds, resume, checkpoints, device)
     ledger = trained.ledger
-    spent = None
-    accountant = None
-    mechanisms = None
-    noise_at: Literal["sum", "clients"] | None = None
-    unaccounted = ""
-    if plan is not None:
-        spent, accountant = ledger.epsilon(plan.delta)
-        mechanisms = ledger.mechanisms()
-        unaccounted = ledger.unaccounted(plan, cell.clients)
-        noise_at = "sum"
-        if algorithm.noise_at_clients():
-            noise_at = "clients"
-    yield Outcome(
-        epsilon_spent=spent,
-        accountant=accountant,
-        mechanisms=mechanisms,
-        noise_at=noise_at,
-        unaccounted=unaccounted,
+    outcome = Outcome(
+        epsilon_spent=None,
+        accountant=None,
+        mechanisms=None,
+        noise_at=None,
+        unaccounted="",
         uplink_bytes=trained.uplink_bytes,
         downlink_bytes=trained.downlink_bytes,
         parameters=_trained_parameters(algorithm),
-        seconds=time.perf_counter() - started,
+        seconds=0.0,
         state=trained.state,
     )
+    if plan is not None:
+        spent, accountant = ledger.epsilon(plan.delta)
+        outcome = replace(
+            outcome,
+            epsilon_spent=spent,
+            accountant=accountant,
+            mechanisms=ledger.mechanisms(),
+            noise_at="clients" if algorithm.noise_at_clients() else "sum",
+            unaccounted=ledger.unaccounted(plan, cell.clients),
+        )
+    yield replace(outcome, seconds=time.perf_counter() - started)
 
 
 def _trained_parameters(algorithm: Algorithm) -> int:
@@ -273,95 +266,3 @@ def packing(clients: int, per_actor: int) -> tuple[int, ...]:
     actors = -(-clients // per_actor)
     smaller, larger_actors = divmod(clients, actors)
     return tuple(smaller + (i < larger_actors) for i in range(actors))
-
-
-MADE_UP_ROWS = 8
-"""Made-up examples per client in a rehearsal: a few labels, and a moment of time."""
-BRIEF_PARAMS = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
-"""Parameters of a rehearsal: every example is sampled, and local training is short."""
-
-
-def made_up_cohort(
-    name: str,
-    params: dict[str, Any],
-    task: Task,
-    plan: PrivacyPlan | None,
-    count: int,
-) -> Cohort:
-    """Return a cohort of all clients on made-up data, for a rehearsal.
-
-    Public examples are made up too, unless the task has some. :data:`BRIEF_PARAMS` replace the
-    parameters of an algorithm that allows it, so that all examples are sampled. If the unit is a
-    group, two examples are one.
-
-    Args:
-        name: the algorithm's name.
-        params: its parameters.
-        task: the public facts of the cell.
-        plan: its privacy plan.
-        count: the number of made-up examples of each client; they have unit norm.
-    """
-    if task.public is None:
-        task = replace(task, public=PublicRows.made_up(task.dim, task.classes))
-    params = _brief_params(name, params)
-    total = count * task.clients
-    x = np.random.default_rng(0).standard_normal((total, task.dim), dtype=np.float32)
-    x = x / np.linalg.norm(x, axis=1, keepdims=True)
-    y = np.arange(total) % task.classes
-    rows = tuple(np.split(np.arange(total), task.clients))
-    groups = None
-    if task.unit == "group":
-        groups = (np.arange(count) // 2,) * task.clients
-    members = tuple(range(task.clients))
-    spec = CohortSpec(name, params, task, plan, Seeds(0), members, rows, groups)
-    return Cohort(spec, x, y)
-
-
-def _brief_params(name: str, params: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters with :data:`BRIEF_PARAMS`, if the algorithm allows them together."""
-    known = lookup(name).Params
-    brief = params | known.brief(BRIEF_PARAMS, ())
-    try:
-        known.model_validate(brief)
-    except ValidationError:
-        return params
-    return brief
-
-
-def first_rounds(algorithm: Algorithm, count: int = 1) -> list[Round]:
-    """Return the first ``count`` rounds of each release."""
-    return [round_ for round_ in algorithm.schedule() if round_.step < count]
-
-
-def train_rehearsed(cohort: Cohort, plan: PrivacyPlan | None) -> None:
-    """Rehearse a training: two rounds of each release, then one sample from the generator.
-
-    With a plan, the algorithm's contract is tested after each round
-    (:meth:`fedsim.methods.algorithm.Algorithm.check_contract`). The rounds run by
-    :func:`fedsim.training.rounds.train`, as in a real training.
-
-    Raises:
-        PluginError: a function of the algorithm broke its contract.
-    """
-    algorithm: Algorithm = type(cohort.algorithm)(cohort.algorithm.params, cohort.algorithm.task)
-    tried = None
-    if plan is not None:
-        tried = algorithm
-    pool = LocalPool([cohort], tried)
-    schedule = first_rounds(algorithm, 2)
-    _, trained = to_the_end(train(algorithm, pool, plan, Seeds(0), schedule=schedule))
-    if not is_classifier(trained.made):
-        labels = torch.cat(cohort.clients.y).to(torch.int64)
-        _sample_rehearsed(trained.made, labels)
-
-
-def _sample_rehearsed(generator: Generator, labels: Tensor) -> None:
-    """Let a generator break its contract now rather than after every cell's training."""
-    try:
-        generator.sample(labels, torch.Generator().manual_seed(0))
-    except PluginError:
-        raise
-    except Exception:
-        # Two rounds on made-up data may leave numbers that nothing can be sampled from. A whole
-        # training does not.
-        return

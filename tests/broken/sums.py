@@ -275,7 +275,7 @@ class Weighed(DPGaussian):
     ) -> dict[str, OuterProduct]:
         weight = self.weights(rows)[:, None]
         return {
-            name: OuterProduct(product.left * weight, product.right)
+            name: replace(product, left=product.left * weight)
             for name, product in super().moment_products(rows, told).items()
         }
 

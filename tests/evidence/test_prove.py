@@ -214,7 +214,7 @@ def test_verify_proves_a_run_and_finds_an_edited_line(
     assert done.returncode == 1
     assert "what ran is not what was planned" in " ".join(done.stdout.split())
     statement = command("statement", str(run.folder)).stdout
-    assert "guarantee: none: a row of it contradicts itself" in statement
+    assert "guarantee: none: one of its results contradicts itself" in statement
 
 
 def released(number: int, **fields) -> Row:

@@ -240,7 +240,7 @@ def test_seeded_noise_named_secret_is_not_released(
     path.write_text(path.read_text().replace('"noise": "seeded"', '"noise": "secret"'))
     run = fedsim.load(folder)
     assert not run.verify().passed
-    assert "guarantee: none: a row of it is not proved: its training_id" in run.statement()
+    assert "guarantee: none: one of its results is not proved: its training_id" in run.statement()
     with pytest.raises(UserError, match="is not proved: its training_id is not the hash"):
         run.release(tmp_path / "package")
     assert not (tmp_path / "package").exists()

@@ -1,6 +1,4 @@
-"""A grid file: what it means, which cells it makes, and that a mistake is one message with its
-place.
-"""
+"""A grid file: what it means, which cells it makes, and where it has a mistake."""
 
 import math
 import pickle
@@ -100,45 +98,45 @@ resources: {cell_timeout: 1.5h, clients_per_actor: all, gpus_per_actor: 0.25}
 """
 
 
-def test_the_probes_penalty_follows_the_real_rows_a_class_and_feature_where_they_are_few() -> None:
-    told = [
-        Evaluation().synthetic_c(rows, dim=1280, classes=5) for rows in (10_000, 1920, 960, 192)
-    ]
-    assert told == pytest.approx([0.01, 0.01, 0.0025, 0.0001])
-    assert Evaluation().synthetic_c(10_000, dim=96, classes=5) == 0.04
-    assert Evaluation(probe_c=0.5).synthetic_c(192, 1280, 5) == 0.5
-
-
-def test_a_grid_with_everything_is_read_from_its_own_folder_and_written_as_it_was(
-    write: Write, tmp_path: Path
+@pytest.mark.parametrize(
+    ("rows", "dim", "expected"),
+    [
+        (10_000, 1280, 0.01),
+        (1920, 1280, 0.01),
+        (960, 1280, 0.0025),
+        (192, 1280, 0.0001),
+        (10_000, 96, 0.04),
+    ],
+)
+def test_penalty_of_the_probe_follows_rows_and_features(
+    rows: int, dim: int, expected: float
 ) -> None:
-    grid = load_grid(
-        write(EVERYTHING, "my_grid.yaml"), ["evaluation.per_class=50", "clients=[2, 3]"]
-    )
-    assert (grid.name, grid.clients, grid.evaluation.per_class, grid.evaluation.probe_c) == (
-        "my_grid",
-        (2, 3),
-        50,
-        0.5,
-    )
-    assert (grid.alpha, grid.epsilon, grid.seeds, grid.delta) == (
-        (0.1, 15),
-        (math.inf,),
-        (0, 1, 2, 7),
-        1e-5,
-    )
+    assert Evaluation().synthetic_c(rows, dim, classes=5) == pytest.approx(expected)
+    assert Evaluation(probe_c=0.5).synthetic_c(rows, dim, classes=5) == 0.5
+
+
+def test_grid_with_everything_is_read_and_written_as_it_was(write: Write, tmp_path: Path) -> None:
+    path = write(EVERYTHING, "my_grid.yaml")
+    grid = load_grid(path, ["evaluation.per_class=50", "clients=[2, 3]"])
+    assert grid.name == "my_grid"
+    assert grid.clients == (2, 3)
+    assert grid.evaluation.per_class == 50
+    assert grid.evaluation.probe_c == 0.5
+    assert grid.alpha == (0.1, 15)
+    assert grid.epsilon == (math.inf,)
+    assert grid.seeds == (0, 1, 2, 7)
+    assert grid.delta == 1e-5
     assert [spec.npz for spec in grid.dataset] == [tmp_path / "data/a.npz", Path("/else/b.npz")]
     assert [entry.params["beta"] for entry in grid.algorithms] == [2, 3]
-    assert (grid.unit_column, grid.unit_kind, grid.division.together) == (
-        "patient",
-        "group",
-        "patient",
-    )
+    assert grid.unit_column == "patient"
+    assert grid.unit_kind == "group"
+    assert grid.division.together == "patient"
     assert grid.resources.cell_timeout == 5400.0
     assert grid.location("clients", 1) == "set clients[1]"
-    assert grid.location("alpha", 1) == f"{tmp_path / 'my_grid.yaml'}:6: alpha[1]"
+    assert grid.location("alpha", 1) == f"{path}:6: alpha[1]"
     assert Grid.model_validate_json(grid.model_dump_json()) == grid
-    assert load_grid(write(yaml.safe_dump(grid.model_dump(mode="json")), "my_grid.yaml")) == grid
+    text = yaml.safe_dump(grid.model_dump(mode="json"))
+    assert load_grid(write(text, "my_grid.yaml")) == grid
     assert pickle.loads(pickle.dumps(grid)) == grid  # noqa: S301
 
 
@@ -239,7 +237,10 @@ BASE = "algorithms: [config-private]\n"
     ],
 )
 def test_a_mistake_is_one_message_with_its_place(
-    write: Write, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+    write: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    text: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(write(text).parent)
     with pytest.raises(UserError) as caught:
@@ -290,22 +291,22 @@ def test_long_grid_with_few_aliases_is_read() -> None:
     assert len(parse(text, "g.yaml")[0]["seeds"]) == 100_001
 
 
-def test_a_file_of_any_name_is_a_grid_whose_name_is_a_slug(write: Write) -> None:
-    names = {
-        "grille é": "grille-e",
-        "_Essai (2)": "Essai-2",
-        "as.it_is-": "as.it_is-",
-        "网格": "grid",
-    }
-    assert {name: load_grid(write(BASE, f"{name}.yaml")).name for name in names} == names
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("grille é", "grille-e"),
+        ("_Essai (2)", "Essai-2"),
+        ("as.it_is-", "as.it_is-"),
+        ("网格", "grid"),
+    ],
+)
+def test_name_of_a_grid_follows_from_its_file(write: Write, file: str, name: str) -> None:
+    assert load_grid(write(BASE, f"{file}.yaml")).name == name
 
 
-def test_a_missing_file_is_told_before_a_missing_encoder_which_is_told_where_it_stands(
-    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    save_folder(tmp_path / "pets")
-    for text, message in (
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
         (
             "dataset: {imagefolder: none}\nencoder: efficientnet-lite0",
             r"g.yaml:2: dataset\[0\]: .*there is no such folder",
@@ -322,47 +323,61 @@ def test_a_missing_file_is_told_before_a_missing_encoder_which_is_told_where_it_
             "dataset: digits\npublic: {imagefolder: pets}\nencoder: efficientnet-lite0",
             "g.yaml:4: encoder: .*`fedsim embed --make",
         ),
-    ):
-        with pytest.raises(UserError, match=message):
-            loaded(load_grid(write(BASE + text)))
-
-
-def test_a_mistake_in_an_override_or_a_file_that_is_none_names_it(
-    write: Write, tmp_path: Path
+    ],
+)
+def test_missing_data_or_encoder_is_named_by_its_place(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
-    path = write(BASE + "name: x")
-    for override, message in (
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
+    save_folder(tmp_path / "pets")
+    with pytest.raises(UserError, match=message):
+        loaded(load_grid(write(BASE + text)))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
         ("alpha=[0.3, -1]", "set alpha[1]: -1"),
         ("name.x=5", "set name.x: 'name' is not a mapping in the grid file; set name as a whole"),
         ("alpha", "set alpha: is not of the form key=value"),
-    ):
-        with pytest.raises(UserError) as caught:
-            load_grid(path, [override])
-        assert str(caught.value).startswith(message)
-    path.write_bytes(b"\xff\xfe\x00binary")
-    for file in (tmp_path / "none.yaml", path):
+    ],
+)
+def test_mistake_in_an_override_names_it(write: Write, override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_grid(write(BASE + "name: x"), [override])
+    assert str(caught.value).startswith(message)
+
+
+def test_file_that_is_no_text_cannot_be_read(tmp_path: Path) -> None:
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\xff\xfe\x00binary")
+    for file in (tmp_path / "none.yaml", binary):
         with pytest.raises(UserError, match="cannot be read"):
             load_grid(file)
 
 
-def test_epsilon_multiplies_private_algorithms_only_and_cells_of_a_partition_come_together() -> (
-    None
-):
-    cells = cells_of(grid_of(epsilon=[4, math.inf], seeds=[1, 0], clients=[2, 3]))
-    assert [(c.clients, c.seed) for c in cells[::3]] == [(2, 1), (2, 0), (3, 1), (3, 0)]
-    assert [(c.algorithm, c.epsilon) for c in cells[:3]] == [
+def test_cells_of_a_partition_come_together() -> None:
+    cells = cells_of(grid_of(seeds=[1, 0], clients=[2, 3]))
+    assert [(cell.clients, cell.seed) for cell in cells[::2]] == [(2, 1), (2, 0), (3, 1), (3, 0)]
+
+
+def test_epsilon_multiplies_private_algorithms_only() -> None:
+    cells = cells_of(grid_of(epsilon=[4, math.inf]))
+    assert [(cell.algorithm, cell.epsilon) for cell in cells] == [
         ("config-private", 4),
         ("config-private", math.inf),
         ("config-open", None),
     ]
-    assert all(Cell.model_validate_json(cell.model_dump_json()) == cell for cell in cells)
-    assert [cell.noise for cell in cells_of(grid_of(privacy={"noise": "secret"}))] == [
-        "secret",
-        "seeded",
-    ]
+    for cell in cells:
+        assert Cell.model_validate_json(cell.model_dump_json()) == cell
 
 
-def test_scan_multiplies_the_algorithms_that_have_the_parameter_and_params_are_complete() -> None:
+def test_only_private_cells_have_secret_noise() -> None:
+    cells = cells_of(grid_of(privacy={"noise": "secret"}))
+    assert [cell.noise for cell in cells] == ["secret", "seeded"]
+
+
+def test_scan_multiplies_the_algorithms_that_have_the_parameter() -> None:
     cells = cells_of(grid_of(scan={"rate": [0.1, 0.2], "beta": 3}))
     assert [cell.label for cell in cells] == [
         "config-private rate=0.1 beta=3",
@@ -419,41 +434,43 @@ def test_a_module_s_class_is_labelled_by_its_registered_name(folder: Path) -> No
     assert labels_of(folder, "baselines.dp_gaussian:DPGaussian") == ["dp-gaussian"]
 
 
-def test_a_tuned_entry_is_a_curve_each_with_the_space_of_its_parameters() -> None:
-    grid = grid_of(
-        algorithms=[{"name": "config-private", "tune": {"beta": [1, 2]}}],
-        tune={"curves": ["default", "tuned"]},
-    )
+def test_tuned_entry_has_one_variant_per_curve() -> None:
+    entry = {"name": "config-private", "tune": {"beta": [1, 2]}}
+    grid = grid_of(algorithms=[entry], tune={"curves": ["default", "tuned"]})
     default, tuned = resolve(grid).variants
-    assert (default.label, default.tuning, tuned.label) == (
-        "config-private",
-        None,
-        "config-private tuned",
-    )
+    assert default.label == "config-private"
+    assert default.tuning is None
+    assert tuned.label == "config-private tuned"
     assert tuned.tuning is not None
     assert tuned.tuning.space == {"beta": (1.0, 2.0)}
 
 
-def test_ids_ignore_what_cannot_change_a_result() -> None:
+def test_ids_ignore_the_order_of_a_grid() -> None:
     base = ids(seeds=[0, 1], epsilon=[1, 4])
+    turned = ids(seeds=[1, 0], epsilon=[4, 1], algorithms=["config-open", "config-private"])
     assert len(set(base)) == len(base)
-    assert set(
-        ids(seeds=[1, 0], epsilon=[4, 1], algorithms=["config-open", "config-private"])
-    ) == set(base)
-    assert (
-        ids(
-            seeds=[0, 1],
-            epsilon=[1, 4],
-            resources={"clients_per_actor": 3, "cpus_per_actor": 2},
-            name="x",
-        )
-        == base
-    )
-    assert ids(partition={"scheme": "iid"}, alpha=1) == ids(partition={"scheme": "iid"}, alpha=2)
-    here, there = (cells_of(grid_of(dataset={"npz": path})) for path in ("/a/x.npz", "/b/y.npz"))
-    assert [cell.cell_id for cell in here] == [cell.cell_id for cell in there]
-    for change in ({"epsilon": 7}, {"delta": 1e-9}, {"unit": "client"}, {"trust": "silo"}):
-        assert ids(algorithms="config-open", **change) == ids(algorithms="config-open")
+    assert set(turned) == set(base)
+
+
+def test_ids_ignore_name_and_resources() -> None:
+    resources = {"clients_per_actor": 3, "cpus_per_actor": 2}
+    assert ids(resources=resources, name="x") == ids()
+
+
+def test_ids_ignore_an_alpha_without_effect() -> None:
+    iid = {"scheme": "iid"}
+    assert ids(partition=iid, alpha=1) == ids(partition=iid, alpha=2)
+
+
+def test_ids_ignore_the_path_of_the_data() -> None:
+    assert ids(dataset={"npz": "/a/x.npz"}) == ids(dataset={"npz": "/b/y.npz"})
+
+
+@pytest.mark.parametrize(
+    "change", [{"epsilon": 7}, {"delta": 1e-9}, {"unit": "client"}, {"trust": "silo"}]
+)
+def test_ids_of_methods_without_privacy_ignore_the_budget(change: dict[str, Any]) -> None:
+    assert ids(algorithms="config-open", **change) == ids(algorithms="config-open")
 
 
 @pytest.mark.parametrize(
@@ -505,16 +522,17 @@ def test_no_two_cells_are_equal_or_are_called_the_same(twice: dict[str, Any]) ->
         cells_of(grid_of(**twice))
 
 
-def test_what_the_data_do_not_allow_is_named_by_place(write: Write) -> None:
+def test_partition_that_the_data_do_not_allow_is_named_by_place(write: Write) -> None:
     grid = load_grid(write(BASE + "dataset: [digits, {npz: a.npz}]\nclients:\n  - 5\n  - 40"))
-    with pytest.raises(
-        UserError, match=r"g.yaml:5: clients\[1\]: 40 clients × 2 \(partition.min_size\) = 80 rows"
-    ):
+    message = r"g.yaml:5: clients\[1\]: 40 clients × 2 \(partition.min_size\) = 80 rows"
+    with pytest.raises(UserError, match=message):
         cells_of(grid, digits=toy(rows=90), a=toy(rows=60))
+
+
+def test_column_that_the_data_lack_is_named_by_place(write: Write) -> None:
     grid = load_grid(write(BASE + "partition:\n  scheme: column\n  column: site"))
-    with pytest.raises(
-        UserError, match=r"g.yaml:4: partition.column: the data set has no column 'site'"
-    ):
+    message = r"g.yaml:4: partition.column: the data set has no column 'site'"
+    with pytest.raises(UserError, match=message):
         cells_of(grid)
 
 

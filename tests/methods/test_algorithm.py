@@ -21,7 +21,11 @@ def made(
 
 def test_a_method_refuses_a_setting_by_its_word() -> None:
     with pytest.raises(UserError, match="rows_only: clients have no plan"):
-        solved_plan(made(ClientMayBeRefused, "client", "silo", rows_only=True), math.inf, 1e-4)
+        solved_plan(
+            made(ClientMayBeRefused, "client", "silo", rows_only=True),
+            math.inf,
+            1e-4,
+        )
     with pytest.raises(UserError, match="unit: does not support 'group'"):
         solved_plan(made(ClientMayBeRefused, "group"), 1.0, 1e-4)
     (trial,) = small_cells(

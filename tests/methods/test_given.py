@@ -1,7 +1,6 @@
-"""Rows that were made elsewhere are a point on the curve, evaluated as all others, and nothing of
-their epsilon is known here.
-"""
+"""External samples are evaluated like any method, and their epsilon is stated by their author."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,73 +28,83 @@ epsilon: [1, 4, .inf]
 algorithms:
 - {rows: there/mine.npz, epsilon: 3.1, delta: 1e-4, unit: example, trust: aggregate}
 """
-STATED: dict[str, Any] = {"delta": 1e-4, "unit": "example", "trust": "aggregate"}
+STATED: dict[str, Any] = {
+    "delta": 1e-4,
+    "unit": "example",
+    "trust": "aggregate",
+}
 """What an author's epsilon holds for: the defaults of a grid."""
 
 
 def write(folder: Path, **changed: Any) -> Path:
-    """A grid file with given rows beside it."""
-    (folder / "there").mkdir(exist_ok=True)
+    """Write a grid file and external samples; a ``changed`` array of None is left out."""
+    there = folder / "there"
+    there.mkdir(exist_ok=True)
     rows = {
         "x": np.random.default_rng(0).standard_normal((100, 64), dtype=np.float32),
         "y": np.arange(100) % 10,
-    } | changed
-    np.savez(
-        folder / "there" / "mine.npz",
-        **{name: values for name, values in rows.items() if values is not None},
+    }
+    arrays = {name: values for name, values in (rows | changed).items() if values is not None}
+    np.savez(there / "mine.npz", **arrays)
+    grid = folder / "g.yaml"
+    grid.write_text(GRID)
+    return grid
+
+
+def test_samples_of_one_run_are_external_samples_of_another(folder: Path) -> None:
+    made = fedsim.bench(
+        SMALL | {"algorithms": ["dp-gaussian"], "epsilon": 4.0},
+        out="made",
     )
-    (folder / "g.yaml").write_text(GRID)
-    return folder / "g.yaml"
-
-
-def test_what_one_run_draws_is_a_given_entry_of_another(folder: Path) -> None:
-    made = fedsim.bench(SMALL | {"algorithms": ["dp-gaussian"], "epsilon": 4.0}, out="made")
     made.synth(Path("rows.npz"), per_class=50)
     theirs = {"rows": "rows.npz", "label": "theirs", "epsilon": 4.0, "claim": "heuristic"} | STATED
     grid = SMALL | {"algorithms": [theirs], "alpha": [0.1, 1.0], "privacy": {"noise": "secret"}}
     run = fedsim.bench(grid | {"epsilon": [1.0, 8.0]}, out="given")
     one, other = run.rows.to_dict("records")
-    assert (one["label"], one["status"], one["epsilon_target"], one["claim"]) == (
-        "theirs",
-        "ok",
-        4.0,
-        "heuristic",
-    )
-    assert (
-        one["balanced_accuracy"]
-        == other["balanced_accuracy"]
-        == pytest.approx(made.rows["balanced_accuracy"][0], abs=0.1)
-    )
-    assert not {"epsilon_spent", "mechanisms", "accountant", "noise"} & {
-        name for name, value in one.items() if value == value and value
-    }
+    assert one["label"] == "theirs"
+    assert one["status"] == "ok"
+    assert one["epsilon_target"] == 4.0
+    assert one["claim"] == "heuristic"
+    accuracy = one["balanced_accuracy"]
+    assert accuracy == other["balanced_accuracy"]
+    assert accuracy == pytest.approx(made.rows["balanced_accuracy"][0], abs=0.1)
+    for name in ("epsilon_spent", "mechanisms", "accountant", "noise"):
+        assert not one[name] or math.isnan(one[name])
     assert run.verify().passed
     assert "as stated by the author, not verified" in run.statement()
     with pytest.raises(UserError, match="may be released: it carries no noise of its run"):
         run.release(Path("out"), cell=one["cell_id"])
     with pytest.raises(UserError, match="give 50 at most"):
-        run.synth(Path("again.npz"), cell=one["cell_id"], per_class=51)
+        run.synth(
+            Path("again.npz"),
+            cell=one["cell_id"],
+            per_class=51,
+        )
     lines = Path("given/trainings.jsonl").read_text()
     fedsim.bench(grid | {"epsilon": [2.0]}, out="given")
     assert Path("given/trainings.jsonl").read_text() == lines
 
 
-def test_external_samples_are_one_cell_per_file(
-    folder: Path,
-) -> None:
-    first = prepare(load_grid(write(folder)), NODES)
-    assert [(t.cell.label, t.cell.epsilon, t.cell.alpha, t.plan) for t in first.trials] == [
-        ("mine", 3.1, at, None) for at in (0.1, 1.0)
-    ]
-    assert first.repeated == 1
-    again, changed = (
-        prepare(load_grid(write(folder, **rows)), NODES)
-        for rows in ({}, {"y": np.arange(100)[::-1] % 10})
-    )
-    ids = [
-        [trial.cell.cell_id for trial in prepared.trials] for prepared in (first, again, changed)
-    ]
-    assert (ids[0] == ids[1], set(ids[0]) & set(ids[2])) == (True, set())
+def test_external_samples_are_one_cell_per_partition(folder: Path) -> None:
+    prepared = prepare(load_grid(write(folder)), NODES)
+    for trial, alpha in zip(prepared.trials, (0.1, 1.0), strict=True):
+        assert trial.cell.label == "mine"
+        assert trial.cell.epsilon == 3.1
+        assert trial.cell.alpha == alpha
+        assert trial.plan is None
+    assert prepared.repeated == 1
+
+
+def cell_ids(grid: Path) -> set[str]:
+    prepared = prepare(load_grid(grid), NODES)
+    return {trial.cell.cell_id for trial in prepared.trials}
+
+
+def test_ids_of_external_samples_follow_their_file(folder: Path) -> None:
+    first = cell_ids(write(folder))
+    assert cell_ids(write(folder)) == first
+    changed = write(folder, y=np.arange(100)[::-1] % 10)
+    assert first.isdisjoint(cell_ids(changed))
 
 
 WRONG = {
@@ -110,14 +119,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_a_file_that_is_no_rows_of_the_data_set_is_one_message(words: str, folder: Path) -> None:
+def test_file_without_rows_of_the_data_set_is_one_message(words: str, folder: Path) -> None:
     with pytest.raises(UserError, match=rf"g.yaml:4: algorithms.*there/mine.npz.*{words}"):
         fedsim.bench(write(folder, **WRONG[words]), out="run")
     assert not Path("run").exists()
 
 
 def entry(folder: Path, **stated: Any) -> dict[str, Any]:
-    """A grid of external samples, for which the author states so much."""
+    """Return a grid of external samples with what their author states."""
     write(folder)
     return SMALL | {"algorithms": [{"rows": "there/mine.npz", **stated}]}
 
@@ -172,9 +181,8 @@ def test_external_samples_cannot_be_tuned(folder: Path) -> None:
 
 
 def test_no_output_calls_an_external_epsilon_proved(folder: Path) -> None:
-    stated = {"epsilon": 1e-300, **STATED}
-    grid = entry(folder, **stated) | {"epsilon": [2.0]}
-    grid["algorithms"] = [*grid["algorithms"], "dp-gaussian"]
+    grid = entry(folder, epsilon=1e-300, **STATED) | {"epsilon": [2.0]}
+    grid["algorithms"].append("dp-gaussian")
     run = fedsim.bench(grid, out="run", in_process=True)
     words = "as stated by the author, not verified"
     board = fedsim.board([Path("run")])
@@ -188,12 +196,13 @@ def test_no_output_calls_an_external_epsilon_proved(folder: Path) -> None:
     assert "unverified" in page
 
 
-def test_of_finite_rows_none_trains_the_probe_twice() -> None:
-    made = shortened(
-        FiniteRows(
-            torch.randn(400, 64, generator=torch.Generator().manual_seed(0)), torch.arange(400) % 10
-        )
+def test_no_finite_row_trains_the_probe_twice() -> None:
+    rows = torch.randn(
+        400,
+        64,
+        generator=torch.Generator().manual_seed(0),
     )
+    made = shortened(FiniteRows(rows, torch.arange(400) % 10))
     x, labels = synthesise(made, 10, 50, Seeds(0))
     assert np.bincount(labels).tolist() == [40] * 10
     assert len(np.unique(x, axis=0)) == 400

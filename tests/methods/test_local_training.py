@@ -15,9 +15,12 @@ from fedsim.training.cohort import Cohort, build_algorithm
 
 
 def cohort_of(name: str, unit: str = "client", **params: Any) -> tuple[Cohort, Any]:
-    """All four clients in one cohort, and the algorithm at the server."""
+    """Return all four clients in one cohort, and the algorithm at the server."""
     trial, data, algorithm = one_cell(
-        quick(name, **params), epsilon=4.0, unit=unit, resources={"clients_per_actor": "all"}
+        quick(name, **params),
+        epsilon=4.0,
+        unit=unit,
+        resources={"clients_per_actor": "all"},
     )
     (spec,) = trial.cohorts()
     return Cohort(spec, data.x_train, data.y_train), algorithm
@@ -26,20 +29,23 @@ def cohort_of(name: str, unit: str = "client", **params: Any) -> tuple[Cohort, A
 def test_absent_client_trains_and_sends_nothing() -> None:
     cohort, algorithm = cohort_of("weight-noise", client_rate=0.5)
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
-    seen = set()
+    state = cohort.clients.state
+    numbers_of_active = set()
     for round_ in islice(algorithm.schedule(), 6):
-        before = {name: value.clone() for name, value in cohort.clients.state.items()}
+        before = {name: value.clone() for name, value in state.items()}
         message = cohort.round(round_, broadcast)
         active = algorithm.participants(cohort.clients, round_)
-        seen.add(int(active.sum()))
-        for name, value in cohort.clients.state.items():
+        numbers_of_active.add(int(active.sum()))
+        for name, value in state.items():
             changed = (value != before[name]).flatten(1).any(1)
             assert torch.equal(changed, active > 0)
+        # A step in which a client is not sampled is one of its steps, too.
         (step,) = message.ran.steps
-        assert step.members == (0, 1, 2, 3)  # a step in which a client is not sampled is a step too
-        # who takes part is private: a count of bytes must not tell
-        assert message.uplink_bytes == 4 * 4 * sum(value.numel() for value in broadcast.values())
-    assert seen - {0, 4}, "every client by its own coin"
+        assert step.members == (0, 1, 2, 3)
+        # Who takes part is private, so bytes are counted for everyone.
+        numbers = sum(value.numel() for value in broadcast.values())
+        assert message.uplink_bytes == 4 * 4 * numbers
+    assert numbers_of_active - {0, 4}, "every client has its own coin"
 
 
 @pytest.mark.parametrize(
@@ -49,29 +55,30 @@ def test_absent_client_trains_and_sends_nothing() -> None:
 def test_client_sampling_amplifies_only_for_unit_client(
     unit: Unit, rate: float, sensitivity: float
 ) -> None:
-    algorithm = build_algorithm(
-        "weight-noise", {"client_rate": 0.25, "clip": 3.0}, Task(4, 2, 10, unit)
-    )
+    params = {"client_rate": 0.25, "clip": 3.0}
+    algorithm = build_algorithm("weight-noise", params, Task(4, 2, 10, unit))
     (release,) = algorithm.releases()
-    assert (release.sample_rate, algorithm.sensitivity()) == (rate, sensitivity)
+    assert release.sample_rate == rate
+    assert algorithm.sensitivity() == sensitivity
 
 
 def test_diverged_client_sends_what_an_absent_one_sends() -> None:
-    cohort, algorithm = cohort_of("weight-noise")
+    diverged, algorithm = cohort_of("weight-noise")
+    absent, _ = cohort_of("weight-noise")
+    x = list(diverged.clients.x)
+    y = list(absent.clients.y)
+    diverged.clients.x = (*x[:2], torch.full_like(x[2], math.nan), *x[3:])
+    absent.clients.x = (*x[:2], x[2][:0], *x[3:])
+    absent.clients.y = (*y[:2], y[2][:0], *y[3:])
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
-    x = list(cohort.clients.x)
-    x[2] = torch.full_like(x[2], math.nan)
-    cohort.clients.x = tuple(x)
-    message = cohort.round(next(algorithm.schedule()), broadcast)
-    assert all(value.isfinite().all() for value in message.sums.values())
-    others, _ = cohort_of("weight-noise")
-    for held in ("x", "y"):
-        setattr(
-            others.clients,
-            held,
-            tuple(v[:0] if i == 2 else v for i, v in enumerate(getattr(others.clients, held))),
+    first_round = next(algorithm.schedule())
+    sums = diverged.round(first_round, broadcast).sums
+    expected = absent.round(first_round, broadcast).sums
+    for name, value in sums.items():
+        assert value.isfinite().all()
+        torch.testing.assert_close(
+            value,
+            expected[name],
+            atol=1e-6,
+            rtol=1e-5,
         )
-    without = others.round(next(algorithm.schedule()), broadcast)
-    assert all(
-        torch.allclose(value, without.sums[name], atol=1e-6) for name, value in message.sums.items()
-    )

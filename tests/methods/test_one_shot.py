@@ -1,3 +1,5 @@
+"""Statistics are received with the noise that they got, and share the budget of one release."""
+
 from collections.abc import Mapping
 
 import pytest
@@ -10,59 +12,76 @@ from fedsim.privacy.plan import PrivacyPlan, Trust
 from fedsim.seeds import Purpose, Seeds
 
 CLIENTS = 4
+NUMBERS = 40_000
 
 
 @pytest.mark.parametrize("trust", ["aggregate", "silo"])
 @pytest.mark.parametrize("clip", [1.0, 0.25])
 def test_receive_gets_the_noise_deviation_in_units_of_each_sum(clip: float, trust: Trust) -> None:
-    """Nothing is sent but noise; what is received has its size, the weights divided out."""
-    received: dict[str, Tensors | Mapping[str, float]] = {}
-
-    def receive(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        received.update(sums=sums, std=std)
-
+    """Nothing but noise is sent; its weights are divided out before it is received."""
+    received: list[tuple[Tensors, Mapping[str, float]]] = []
     statistic = Statistic(
-        "both", 1.0, {"large": 1.0, "small": 0.1}, lambda rows, broadcast: {}, receive
+        "both",
+        1.0,
+        {"large": 1.0, "small": 0.1},
+        lambda rows, broadcast: {},
+        lambda server, sums, std: received.append((sums, std)),
     )
-    phase = statistic_phase(statistic, clip, Task(3, 2, CLIENTS, trust=trust), lambda server: {})
+    task = Task(3, 2, CLIENTS, trust=trust)
+    phase = statistic_phase(statistic, clip, task, lambda server: {})
     plan = PrivacyPlan(
-        2.0,
-        1e-4,
-        "example",
-        trust,
-        "joint",
-        "proved",
-        "rdp",
-        3.0,
-        (phase.release,),
-        clip,
-        clip,
-        2.0,
+        epsilon_target=2.0,
+        delta=1e-4,
+        unit="example",
+        trust=trust,
+        scope="joint",
+        claim="proved",
+        accountant="rdp",
+        sigma=3.0,
+        releases=(phase.release,),
+        clip=clip,
+        sensitivity=clip,
+        epsilon_reached=2.0,
     )
     server = Server(torch.nn.Module(), Seeds(0), plan=plan)
-    shapes = {"large": (40_000,), "small": (40_000,)}
-    draws = [
-        gaussian(shapes, plan.noise_std("both"), Seeds(0).keystream(Purpose.NOISE, 0, k)).parts
-        for k in range(CLIENTS if trust == "silo" else 1)
-    ]
+    shapes = {"large": (NUMBERS,), "small": (NUMBERS,)}
+    noise = {name: torch.zeros(NUMBERS) for name in shapes}
+    senders = CLIENTS if trust == "silo" else 1
+    for client in range(senders):
+        stream = Seeds(0).keystream(Purpose.NOISE, 0, client)
+        draw = gaussian(shapes, plan.noise_std("both"), stream)
+        for name, part in draw.parts.items():
+            noise[name] += part
     phase.at_server(
         server,
         Round(0, 0, 0, 0, phase.release),
-        {name: torch.stack([draw[name] for draw in draws]).sum(0) for name in shapes},
+        noise,
     )
-    for name in shapes:
-        assert float(received["sums"][name].std()) == pytest.approx(received["std"][name], rel=0.02)
-    assert received["std"]["small"] == pytest.approx(10 * received["std"]["large"])
+    ((sums, std),) = received
+    for name, value in sums.items():
+        assert float(value.std()) == pytest.approx(std[name], rel=0.02)
+    assert std["small"] == pytest.approx(10 * std["large"])
 
 
-def test_many_steps_share_what_one_step_would_have() -> None:
-    phases = [statistic_phase(overall_mean(0.5), 1.0, Task(3, 2, 4), lambda server: {})]
+def precision(statistic: Statistic) -> float:
+    """Return the 1 / sigma^2 of all steps of a statistic together."""
+    phase = statistic_phase(
+        statistic,
+        1.0,
+        Task(3, 2, CLIENTS),
+        lambda server: {},
+    )
+    return phase.release.steps / phase.release.relative_noise**2
+
+
+def test_steps_divide_the_share_of_their_statistic() -> None:
     several = Statistic(
-        "em", 0.5, {"a": 1.0}, lambda rows, broadcast: {}, lambda server, sums, std: None, steps=4
+        "em",
+        0.5,
+        {"a": 1.0},
+        lambda rows, broadcast: {},
+        lambda server, sums, std: None,
+        steps=4,
     )
-    phases.append(statistic_phase(several, 1.0, Task(3, 2, 4), lambda server: {}))
-    # the parts' 1 / sigma^2 add up to that of one release of everything
-    assert sum(
-        phase.release.steps / phase.release.relative_noise**2 for phase in phases
-    ) == pytest.approx(1.0)
-    assert [phase.release.steps for phase in phases] == [1, 4]
+    assert precision(several) == pytest.approx(0.5)
+    assert precision(overall_mean(0.5)) == pytest.approx(0.5)

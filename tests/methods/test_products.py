@@ -1,5 +1,8 @@
-"""What an algorithm yields says itself what it is."""
+"""Products with a version per client, rows of limited length, and reduced diagnostics."""
 
+from typing import Any
+
+import pytest
 import torch
 
 from fedsim.methods.messages import Diagnostic
@@ -7,7 +10,7 @@ from fedsim.methods.products import is_personal, own, shortened
 
 
 class Rows:
-    """Three rows of norm 5, 1 and 0.5, whatever is asked for."""
+    """A generator of three rows of norm 5, 1 and 0.5."""
 
     def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
         return torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.3, 0.4]])
@@ -21,25 +24,30 @@ class OwnRows(Rows):
 def test_shortened_scales_only_rows_that_are_too_long() -> None:
     expected = torch.tensor([[0.72, 0.96], [0.6, 0.8], [0.3, 0.4]])
     for made in (shortened(Rows()), own(shortened(OwnRows()), 1)):
-        torch.testing.assert_close(made.sample(torch.zeros(3), torch.Generator()), expected)  # type: ignore[union-attr]
-    assert [is_personal(shortened(made)) for made in (Rows(), OwnRows())] == [False, True]
+        rows = made.sample(
+            torch.zeros(3),
+            torch.Generator(),
+        )  # type: ignore[union-attr]
+        torch.testing.assert_close(rows, expected)
 
 
-def test_a_diagnostic_is_reduced_as_it_says() -> None:
-    parts = [[1.0, 2.0], [6.0]]
-    assert Diagnostic.reduced([Diagnostic(part) for part in parts]) == 3.0
-    assert Diagnostic.reduced([Diagnostic(part, "quantiles") for part in parts])[2] == 2.0
-    # pairs (0,0)-(3,4), (0,0)-(0,0), (3,4)-(0,0): squared distances 25, 0, 25
-    assert (
-        abs(
-            Diagnostic.reduced([Diagnostic([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]], "spread")])
-            - 50 / 3
-        )
-        < 1e-12
-    )
-    empty = [
-        Diagnostic.reduced([Diagnostic([])]),
-        Diagnostic.reduced([Diagnostic([], "quantiles")]),
-        Diagnostic.reduced([Diagnostic([[1.0]], "spread")]),
-    ]
-    assert empty == [None, [], None]
+def test_shortened_keeps_the_versions_of_clients() -> None:
+    assert is_personal(shortened(OwnRows()))
+    assert not is_personal(shortened(Rows()))
+
+
+def reduced(reduction: Any, *parts: Any) -> Any:
+    return Diagnostic.reduced([Diagnostic(part, reduction) for part in parts])
+
+
+def test_diagnostics_are_reduced_over_all_parts() -> None:
+    assert reduced("mean", [1.0, 2.0], [6.0]) == 3.0
+    assert reduced("quantiles", [1.0, 2.0], [6.0])[2] == 2.0
+    # The squared distances of the three pairs are 25, 0 and 25.
+    assert reduced("spread", [[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]]) == pytest.approx(50 / 3)
+
+
+def test_diagnostics_without_enough_values_have_no_reduction() -> None:
+    assert reduced("mean", []) is None
+    assert reduced("quantiles", []) == []
+    assert reduced("spread", [[1.0]]) is None

@@ -96,7 +96,12 @@ CONTRACTS = {
 def batch_of(rows: int) -> Batch:
     """A batch of one client's rows of zeros."""
     labels = torch.zeros(rows, dtype=torch.long)
-    return Batch(torch.zeros(rows, 2), labels, {}, Layout(labels, 1))
+    return Batch(
+        torch.zeros(rows, 2),
+        labels,
+        {},
+        Layout(labels, 1),
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +126,11 @@ def expected(mistake: str) -> str:
 
 def test_bench_names_the_contract_that_a_plug_in_broke(folder: Path, mistake: str) -> None:
     name = write(folder, mistake, ALL[mistake][0])
-    grid: dict[str, Any] = {**SMALL, "epsilon": 4, "seeds": 0}
+    grid: dict[str, Any] = {
+        **SMALL,
+        "epsilon": 4,
+        "seeds": 0,
+    }
     grid["algorithms"] = [{"name": name, "params": {"rounds": 2}}]
     with pytest.raises(UserError, match=expected(mistake)):
         fedsim.bench(grid, in_process=True, out=folder / "run")
@@ -136,7 +145,11 @@ def test_check_names_the_contract_that_a_plug_in_broke(folder: Path, mistake: st
 
 def test_a_generator_in_coordinates_names_the_contract_too(folder: Path) -> None:
     name = write(folder, "as_numpy", GENERATORS["as_numpy"][0])
-    grid: dict[str, Any] = {**SMALL, "epsilon": 4, "seeds": 0}
+    grid: dict[str, Any] = {
+        **SMALL,
+        "epsilon": 4,
+        "seeds": 0,
+    }
     grid["algorithms"] = [{"name": name, "params": {"rounds": 2, "precondition": 0.2}}]
     with pytest.raises(UserError, match=expected("as_numpy")):
         fedsim.bench(grid, in_process=True, out=folder / "run")
@@ -148,7 +161,11 @@ def test_an_error_inside_the_loss_stays_what_it_is() -> None:
             raise TypeError("of its own")
 
     with pytest.raises(TypeError, match="of its own"):
-        loss_parts(Method(), torch.nn.Identity(), batch_of(3))
+        loss_parts(
+            Method(),
+            torch.nn.Identity(),
+            batch_of(3),
+        )
 
 
 def test_a_version_of_a_client_without_sample_is_refused() -> None:

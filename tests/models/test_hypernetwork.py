@@ -1,8 +1,14 @@
+"""A modulated layer is the plain layer with generated weights, and its penalty a Jacobian."""
+
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from fedsim.models.hypernetwork import ConditionalPrior, ModulatedLinear
 
@@ -13,62 +19,66 @@ CODE = 2
 ROWS = 5
 
 
-def random_(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Away from the zero heads that it starts with."""
+def randomised(module: Any, seed: int = 0) -> Any:
+    """Return the module away from the zero heads with which it starts."""
     stream = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=stream))
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, generator=stream)
     return module
 
 
-def draw(*shape: int, seed: int = 1) -> torch.Tensor:
+def draw(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def generated(layer: ModulatedLinear, code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weights and biases that the layer stands for at one code, as its docstring writes
-    them.
-    """
+def generated(
+    layer: Any,
+    code: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the weights and biases that the layer stands for at one code."""
     scale = 1 + layer.scale.weight @ code
-    return scale[:, None] * layer.rows.weight, scale * layer.rows.bias + layer.shift.weight @ code
+    shift = layer.shift.weight @ code
+    return scale[:, None] * layer.rows.weight, scale * layer.rows.bias + shift
 
 
-def test_a_modulated_layer_is_the_plain_layer_with_generated_weights():
-    layer = random_(ModulatedLinear(LATENT, DIM, CODE))
+def test_modulated_layer_is_the_plain_layer_with_generated_weights() -> None:
+    layer = randomised(ModulatedLinear(LATENT, DIM, CODE))
     h = draw(ROWS, 2, LATENT)
     codes = draw(ROWS, CODE, seed=2)
-    found = layer(h, codes)
-    for row in range(ROWS):
-        assert torch.allclose(
-            found[row], F.linear(h[row], *generated(layer, codes[row])), atol=1e-5
-        )
+    outputs = layer(h, codes)
+    for output, inputs, code in zip(outputs, h, codes, strict=True):
+        assert torch.allclose(output, F.linear(inputs, *generated(layer, code)), atol=1e-5)
 
 
-def squared_jacobian(outputs, code: torch.Tensor) -> torch.Tensor:
-    return sum(part.square().sum() for part in torch.func.jacrev(outputs)(code))
+def squared_jacobian(
+    outputs: Callable[[Tensor], Any],
+    code: Tensor,
+) -> Tensor:
+    jacobians = torch.func.jacrev(outputs)(code)
+    return sum(jacobian.square().sum() for jacobian in jacobians)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_layers_lipschitz_penalty_is_its_squared_jacobian(seed):
-    layer = random_(ModulatedLinear(LATENT, DIM, CODE), seed)
-    code = draw(CODE, seed=seed)
-    right = squared_jacobian(lambda v: generated(layer, v), code)
-    assert torch.allclose(layer.lipschitz(), right, rtol=1e-5)
+def test_penalty_of_a_layer_is_its_squared_jacobian(seed: int) -> None:
+    layer = randomised(ModulatedLinear(LATENT, DIM, CODE), seed)
+    expected = squared_jacobian(
+        lambda code: generated(layer, code),
+        draw(CODE, seed=seed),
+    )
+    assert torch.allclose(layer.lipschitz(), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_the_priors_penalty_is_the_squared_jacobian_over_all_classes(full):
-    prior = random_(ConditionalPrior(LATENT, CLASSES, CODE, full))
-    code = 1e-3 * draw(CODE)
+def test_penalty_of_the_prior_is_the_squared_jacobian_over_all_classes(full: bool) -> None:
+    prior = randomised(ConditionalPrior(LATENT, CLASSES, CODE, full))
     with torch.no_grad():
-        prior.log_var.weight *= (
-            0.1  # inside the clamp, where the Jacobian is that of the linear map
-        )
+        # Inside the clamp the Jacobian is that of the linear map.
+        prior.log_var.weight *= 0.1
 
-    def parameters(v):
-        mean, root = prior(torch.arange(CLASSES), v.expand(CLASSES, -1))
-        return mean, -2 * torch.diagonal(root, dim1=1, dim2=2).log(), root.tril(-1)
+    def parameters(code: Tensor) -> tuple[Tensor, ...]:
+        mean, root = prior(torch.arange(CLASSES), code.expand(CLASSES, -1))
+        diagonal = torch.diagonal(root, dim1=1, dim2=2)
+        return mean, -2 * diagonal.log(), root.tril(-1)
 
-    right = squared_jacobian(parameters, code)
-    assert torch.allclose(prior.lipschitz(), right, rtol=1e-5)
+    expected = squared_jacobian(parameters, 1e-3 * draw(CODE))
+    assert torch.allclose(prior.lipschitz(), expected, rtol=1e-5)

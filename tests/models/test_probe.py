@@ -6,47 +6,59 @@ from fedsim.models.probe import fit_path, fit_probe, fit_probes, predict_each
 
 
 def rows(n, dim, classes, seed=0):
-    """Noisy rows of ``classes`` classes, every one of them there."""
+    """Return noisy rows of ``classes`` classes, each of which occurs."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % classes
     centres = rng.normal(size=(classes, dim))
-    return (centres[y] + rng.normal(size=(n, dim))).astype(np.float32), y.astype(np.int64)
+    x = centres[y] + rng.normal(size=(n, dim))
+    return x.astype(np.float32), y.astype(np.int64)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_few_rows_of_many_features_get_the_weights_that_minimise_the_objective(classes):
+def test_few_rows_of_many_features_minimise_the_objective(classes):
     x, y = rows(40, 80, classes)
     x[classes : 2 * classes] = x[:classes]
     probe = fit_probe(x, y, 0.1, balanced=True)
     features = (x - probe.mean) / probe.scale
-    converged = LogisticRegression(C=0.1, class_weight="balanced", tol=1e-10, max_iter=10_000).fit(
-        features, y
+    converged = LogisticRegression(
+        C=0.1,
+        class_weight="balanced",
+        tol=1e-10,
+        max_iter=10_000,
     )
-    np.testing.assert_allclose(probe.weight, converged.coef_.T, atol=1e-6)
-    np.testing.assert_allclose(probe.bias, converged.intercept_, atol=1e-5)
+    converged.fit(features, y)
+    np.testing.assert_allclose(
+        probe.weight,
+        converged.coef_.T,
+        atol=1e-6,
+    )
+    np.testing.assert_allclose(
+        probe.bias,
+        converged.intercept_,
+        atol=1e-5,
+    )
     assert probe.weight.dtype == probe.bias.dtype == np.float32
 
 
 @pytest.mark.parametrize("n", [9, 60])
 @pytest.mark.parametrize("classes", [1, 2, 3])
-def test_probes_of_several_strengths_are_those_of_each(n, classes):
-    (x, y), (other, _) = rows(n, 80, classes), rows(50, 80, 3, seed=1)
+def test_probes_of_several_strengths_equal_single_ones(n, classes):
+    x, y = rows(n, 80, classes)
+    other, _ = rows(50, 80, 3, seed=1)
     strengths = (0.01, 1.0)
     together = list(fit_probes(x, y, strengths))
-    for probe, strength, predicted in zip(
-        together, strengths, predict_each(together, other), strict=True
-    ):
+    predictions = predict_each(together, other)
+    for probe, strength, predicted in zip(together, strengths, predictions, strict=True):
         alone = fit_probe(x, y, strength)
         for name, value in vars(alone).items():
             np.testing.assert_array_equal(vars(probe)[name], value)
         np.testing.assert_array_equal(predicted, alone.predict(other))
-    assert len(together) == len(strengths)
 
 
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("classes", [1, 2, 3, 10])
 @pytest.mark.parametrize("n", [60, 400])
-def test_probes_along_the_path_predict_nearly_what_each_probe_predicts(n, classes, balanced):
+def test_probes_along_the_path_nearly_equal_exact_probes(n, classes, balanced):
     x, y = rows(n, 80, classes)
     other = rows(1000, 80, classes)[0]  # of the same classes
     strengths = (0.001, 0.01, 0.1, 1.0)
@@ -57,7 +69,7 @@ def test_probes_along_the_path_predict_nearly_what_each_probe_predicts(n, classe
         assert np.abs(difference).max() < 0.05
 
 
-def test_rows_of_a_generator_that_diverged_are_named():
+def test_rows_of_a_diverged_generator_are_named():
     x, y = rows(10, 4, 2)
     x[3, 1] = np.nan
     with pytest.raises(ValueError, match="1 of 10 training rows of the probe hold NaN or infinite"):

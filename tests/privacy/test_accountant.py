@@ -42,16 +42,21 @@ def pld_epsilon(mechanisms, delta, pessimistic):
     return total.get_epsilon_for_delta(delta)
 
 
-def analytic_gaussian_epsilon(mechanisms, delta):
-    """Balle & Wang 2018, theorem 8: delta(epsilon) of Gaussian mechanisms on all units,
-    inverted.
-    """
-    mu = math.sqrt(sum(one.count / one.noise_multiplier**2 for one in mechanisms))
+def analytic_gaussian_epsilon(mechanism, delta):
+    """Invert delta(epsilon) of a Gaussian mechanism on all units (Balle & Wang 2018, theorem 8)."""
+    mu = math.sqrt(mechanism.count) / mechanism.noise_multiplier
 
     def excess(eps):
-        return norm.cdf(mu / 2 - eps / mu) - math.exp(eps + norm.logcdf(-mu / 2 - eps / mu)) - delta
+        likely = norm.cdf(mu / 2 - eps / mu)
+        unlikely = math.exp(eps + norm.logcdf(-mu / 2 - eps / mu))
+        return likely - unlikely - delta
 
-    return brentq(excess, 0, mu * mu / 2 + 40 * mu, xtol=1e-12)
+    return brentq(
+        excess,
+        0,
+        mu * mu / 2 + 40 * mu,
+        xtol=1e-12,
+    )
 
 
 @pytest.mark.parametrize(("mechanisms", "delta", "golden"), GOLDEN)
@@ -69,25 +74,38 @@ def test_golden_epsilons(mechanisms, delta, golden):
     steps=st.sampled_from([1, 7, 60]),
     first=st.booleans(),
 )
-def test_agrees_with_pld_is_never_below_it_and_a_step_more_or_less_noise_costs_more(
-    noise, rate, steps, first
-):
-    mechanisms = [Mechanism(noise, rate, steps)] + ([Mechanism(2 * noise)] if first else [])
+def test_epsilon_agrees_with_pld_and_is_monotone(noise, rate, steps, first):
+    mechanisms = [Mechanism(noise, rate, steps)]
+    if first:
+        mechanisms.append(Mechanism(2 * noise))
     spent, _ = epsilon(mechanisms, 1e-4)
-    assert (
-        pld_epsilon(mechanisms, 1e-4, pessimistic=False)
-        <= spent
-        <= 1.01 * pld_epsilon(mechanisms, 1e-4, pessimistic=True) + 2e-3
-    )
-    assert spent < epsilon([*mechanisms, Mechanism(noise, rate)], 1e-4)[0]
-    assert spent < epsilon([one.scaled(0.95) for one in mechanisms], 1e-4)[0]
+    lower_bound = pld_epsilon(mechanisms, 1e-4, pessimistic=False)
+    upper_bound = pld_epsilon(mechanisms, 1e-4, pessimistic=True)
+    assert lower_bound <= spent <= 1.01 * upper_bound + 2e-3
+    one_step_more = [*mechanisms, Mechanism(noise, rate)]
+    less_noise = [one.scaled(0.95) for one in mechanisms]
+    assert spent < epsilon(one_step_more, 1e-4)[0]
+    assert spent < epsilon(less_noise, 1e-4)[0]
 
 
-def test_trivial_compositions():
-    nothing = [Mechanism(1.0, 0.1, 0), Mechanism(1.0, 0.0, 5), Mechanism(math.inf, 0.1, 5)]
-    assert epsilon([], 1e-5) == epsilon(nothing, 1e-5) == (0.0, "none")
-    assert epsilon([Mechanism(0.0, 0.1), Mechanism(5.0, 0.1, 100)], 1e-5) == (math.inf, "none")
-    assert rdp_epsilon([], 1e-5) == rough_epsilon([], 1e-5) == 0.0
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        [],
+        [Mechanism(1.0, 0.1, 0)],
+        [Mechanism(1.0, 0.0, 5)],
+        [Mechanism(math.inf, 0.1, 5)],
+    ],
+)
+def test_what_releases_nothing_costs_nothing(nothing):
+    assert epsilon(nothing, 1e-5) == (0.0, "none")
+    assert rdp_epsilon(nothing, 1e-5) == 0.0
+    assert rough_epsilon(nothing, 1e-5) == 0.0
+
+
+def test_a_mechanism_without_noise_has_no_finite_epsilon():
+    mechanisms = [Mechanism(0.0, 0.1), Mechanism(5.0, 0.1, 100)]
+    assert epsilon(mechanisms, 1e-5) == (math.inf, "none")
 
 
 @pytest.mark.parametrize(
@@ -100,7 +118,7 @@ def test_trivial_compositions():
     ids=["delta below the transform's rounding", "mesh too fine", "error too large for the domain"],
 )
 def test_falls_back_to_rdp_and_says_so(mechanism, delta):
-    exact = analytic_gaussian_epsilon([mechanism], delta)
+    exact = analytic_gaussian_epsilon(mechanism, delta)
     spent, name = epsilon([mechanism], delta)
     assert name == "rdp"
     assert exact <= spent <= 1.15 * exact

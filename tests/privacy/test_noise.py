@@ -1,50 +1,66 @@
+"""Noise is Gaussian of its standard deviation, independent, and the same for the same stream."""
+
 import pytest
 import torch
 from scipy.stats import kstest, norm
 
-from fedsim.privacy.noise import CHUNK, fingerprint, gaussian
-from fedsim.seeds import SERVER, Purpose, Seeds
+from fedsim.privacy.noise import CHUNK, Noise, fingerprint, gaussian
+from fedsim.seeds import SERVER, Keystream, Purpose, Seeds
 
-SHAPES = {"weight": (40, 50), "bias": torch.Size([50]), "scale": ()}
-
-
-def stream(seed=0, round_=0, client=SERVER):
-    return Seeds(seed).keystream(Purpose.NOISE, round_, client)
-
-
-def drawn(*which, shapes=SHAPES):
-    return gaussian(shapes, 1.0, stream(*which)).parts
+SHAPES = {
+    "weight": (40, 50),
+    "bias": torch.Size([50]),
+    "scale": (),
+}
 
 
-@pytest.mark.parametrize("sigma", [0.01, 1.0, 7.5])
-def test_the_noise_is_gaussian_of_its_sigma_and_of_no_other(sigma):
-    noise = gaussian({"a": (100, 30), "b": (2000,)}, sigma, stream()).parts
-    values = torch.cat([part.flatten() for part in noise.values()]).double().numpy()
-    assert kstest(values, norm(0, sigma).cdf).pvalue > 0.01
-    for wrong in (2 / 3 * sigma, 3 / 2 * sigma):
+def stream(seed: int = 0) -> Keystream:
+    return Seeds(seed).keystream(Purpose.NOISE, 0, SERVER)
+
+
+def noise_of(count: int, std: float = 1.0, seed: int = 0) -> Noise:
+    return gaussian({"a": (count,)}, std, stream(seed))
+
+
+@pytest.mark.parametrize("std", [0.01, 1.0, 7.5])
+def test_noise_is_gaussian_of_its_deviation_and_of_no_other(std):
+    parts = gaussian({"a": (100, 30), "b": (2000,)}, std, stream()).parts
+    values = torch.cat([parts["a"].flatten(), parts["b"]]).double().numpy()
+    assert kstest(values, norm(0, std).cdf).pvalue > 0.01
+    for wrong in (2 / 3 * std, 3 / 2 * std):
         assert kstest(values, norm(0, wrong).cdf).pvalue < 1e-6
 
 
-def test_the_tails_are_those_of_a_gaussian():
-    values = drawn(shapes={"a": (2_000_000,)})["a"]
-    for beyond in (3.0, 4.0, 4.5):
-        expected = 2_000_000 * 2 * norm.sf(beyond)
-        assert abs(float((values.abs() > beyond).sum()) - expected) < 5 * expected**0.5
-    assert 4.7 < float(values.abs().max()) < 6.8
+def test_tails_are_those_of_a_gaussian():
+    values = noise_of(2_000_000).parts["a"].abs()
+    for threshold in (3.0, 4.0, 4.5):
+        beyond = float((values > threshold).sum())
+        expected = 2 * len(values) * norm.sf(threshold)
+        assert abs(beyond - expected) < 5 * expected**0.5
+    assert 4.7 < float(values.max()) < 6.8
+
+
+def correlation(left: torch.Tensor, right: torch.Tensor) -> float:
+    """Return the correlation in units of its standard deviation for independent numbers."""
+    matrix = torch.corrcoef(torch.stack([left, right]))
+    return abs(float(matrix[0, 1])) * len(left) ** 0.5
 
 
 def test_parts_and_coordinates_are_independent():
-    noise = drawn(shapes={"a": (20_000,), "b": (20_000,)})
+    noise = gaussian({"a": (20_000,), "b": (20_000,)}, 1.0, stream()).parts
     a = noise["a"]
-    half = CHUNK // 2
-    pairs = [(a, noise["b"]), (a[1:], a[:-1])]
-    # the two numbers of a pair, and the squares of them, which a common radius would tie together
-    pairs += [(a[:half], a[half:CHUNK]), (a[:half].square(), a[half:CHUNK].square())]
-    for left, right in pairs:
-        assert abs(torch.corrcoef(torch.stack([left, right]))[0, 1]) < 4 / len(left) ** 0.5
+    assert correlation(a, noise["b"]) < 4
+    assert correlation(a[1:], a[:-1]) < 4
 
 
-def test_a_second_draw_differs_and_the_global_random_state_is_left_alone():
+def test_the_two_numbers_of_a_pair_are_independent():
+    first, second = noise_of(CHUNK).parts["a"].chunk(2)
+    assert correlation(first, second) < 4
+    # A common radius would tie the squares together.
+    assert correlation(first.square(), second.square()) < 4
+
+
+def test_second_draw_differs_and_the_global_state_stays():
     generator = stream()
     before = torch.get_rng_state()
     one = gaussian(SHAPES, 1.0, generator)
@@ -55,14 +71,13 @@ def test_a_second_draw_differs_and_the_global_random_state_is_left_alone():
 
 
 @pytest.mark.parametrize("std", [-1.0, float("nan"), float("inf"), 1e-31, 1e31])
-def test_refuses_what_is_no_standard_deviation(std):
+def test_impossible_standard_deviation_is_refused(std):
     with pytest.raises(ValueError, match="standard deviation"):
         gaussian(SHAPES, std, stream())
 
 
-def test_the_noises_fingerprint_is_that_of_its_stream_whatever_its_size_of_step():
-    one, two = (gaussian({"a": (40_000,)}, std, stream()) for std in (1.0, 2.5))
-    assert (
-        one.fingerprint == two.fingerprint != gaussian({"a": (40_000,)}, 1.0, stream(1)).fingerprint
-    )
+def test_fingerprint_is_that_of_the_stream_for_any_deviation():
+    one = noise_of(40_000)
     assert one.fingerprint == 3059526390  # on every processor
+    assert noise_of(40_000, std=2.5).fingerprint == one.fingerprint
+    assert noise_of(40_000, seed=1).fingerprint != one.fingerprint

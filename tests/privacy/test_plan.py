@@ -23,7 +23,7 @@ def solve(epsilon, *releases, delta=1e-4, clip=1.0, sensitivity=1.0):
 
 
 def spent(plan):
-    """The cost of all of the plan's releases, at the multipliers that an algorithm uses."""
+    """Return the cost of the plan's releases, at the multipliers that an algorithm uses."""
     return accountant.epsilon(plan.mechanisms, plan.delta)
 
 
@@ -49,7 +49,8 @@ maybe_first = st.one_of(
     first=maybe_first,
 )
 def test_a_plan_spends_its_budget_and_no_more(epsilon, delta, release, first):
-    plan = solve(epsilon, *([first] if first else []), release, delta=delta)
+    releases = filter(None, (first, release))
+    plan = solve(epsilon, *releases, delta=delta)
     assert spent(plan) == (plan.epsilon_reached, plan.accountant)
     assert 0.99 * epsilon <= plan.epsilon_reached <= epsilon
 
@@ -57,73 +58,85 @@ def test_a_plan_spends_its_budget_and_no_more(epsilon, delta, release, first):
 # Sigma by dp-accounting 0.6's calibrate_dp_mechanism over its PLD accountant
 @pytest.mark.parametrize(("epsilon", "golden"), [(1.0, 11.2111), (4.0, 3.4629), (8.0, 2.0423)])
 def test_golden_sigmas_for_300_steps(epsilon, golden):
-    assert (
-        golden - 1e-4
-        <= solve(epsilon, Release("step", 0.2, 300), delta=0.9e-4).sigma
-        <= 1.005 * golden
-    )
+    plan = solve(epsilon, Release("step", 0.2, 300), delta=0.9e-4)
+    assert golden - 1e-4 <= plan.sigma <= 1.005 * golden
 
 
-def test_releases_keep_their_ratio_and_the_sensitivity_scales_the_noise_and_not_the_multiplier():
-    releases = Release("means", 1.0, 1, relative_noise=4.0), Release("step", 0.2, 40)
-    half = solve(2.0, *releases, sensitivity=0.5)
-    one = solve(2.0, *releases)
+STEPS = Release("step", 0.2, 40)
+MEANS = Release("means", 1.0, 1, relative_noise=4.0)
+
+
+def test_releases_keep_their_ratio():
+    plan = solve(2.0, MEANS, STEPS)
+    multipliers = [mechanism.noise_multiplier for mechanism in plan.mechanisms]
+    assert multipliers == [4 * plan.sigma, plan.sigma]
+
+
+def test_sensitivity_scales_the_noise_and_not_the_multiplier():
+    one = solve(2.0, MEANS, STEPS)
+    half = solve(2.0, MEANS, STEPS, sensitivity=0.5)
     assert half.sigma == one.sigma
-    assert [mechanism.noise_multiplier for mechanism in half.mechanisms] == [
-        4 * half.sigma,
-        half.sigma,
-    ]
     assert half.noise_std("means") == 4 * half.sigma * 0.5
 
 
 def test_an_infinite_epsilon_has_no_noise_and_claims_nothing():
-    plan = solve(math.inf, Release("step", 0.2, 40), clip=math.inf, sensitivity=math.inf)
-    assert (plan.sigma, plan.accountant, plan.claim, plan.epsilon_reached) == (
-        0.0,
-        "none",
-        "none",
+    plan = solve(
         math.inf,
+        STEPS,
+        clip=math.inf,
+        sensitivity=math.inf,
     )
-    assert plan.mechanism("step").noise_multiplier == plan.noise_std("step") == 0.0
+    assert plan.sigma == 0.0
+    assert plan.claim == "none"
+    assert plan.mechanism("step").noise_multiplier == 0.0
+    assert plan.noise_std("step") == 0.0
     assert spent(plan) == (math.inf, "none")
+    assert (plan.epsilon_reached, plan.accountant) == spent(plan)
 
 
 @pytest.mark.parametrize(
     ("epsilon", "delta", "release"),
     [
-        (0.0, 1e-4, Release("step", 0.2, 40)),
-        (math.nan, 1e-4, Release("step", 0.2, 40)),
-        (1.0, 1.0, Release("step", 0.2, 40)),
+        (0.0, 1e-4, STEPS),
+        (math.nan, 1e-4, STEPS),
+        (1.0, 1.0, STEPS),
         (1.0, 1e-4, Release("step", 0.2, 0)),
         (1.0, 1e-4, Release("step", 1.2, 40)),
         (1.0, 1e-4, Release("step", 0.2, 40, relative_noise=0.0)),
-        (1e-6, 1e-4, Release("step", 0.2, 40)),
+        (1e-6, 1e-4, STEPS),
         (1.0, 1e-2, Release("step", 1e-3, 5)),
     ],
 )
-def test_impossible_budgets_are_the_users_mistake(epsilon, delta, release):
+def test_impossible_budget_is_refused(epsilon, delta, release):
     with pytest.raises(UserError):
         solve(epsilon, release, delta=delta)
 
 
 @pytest.mark.parametrize(
-    "bad", [{"clip": 0.0}, {"clip": math.inf}, {"sensitivity": -1.0}, {"sensitivity": math.nan}]
+    ("name", "value"),
+    [
+        ("clip", 0.0),
+        ("clip", math.inf),
+        ("sensitivity", -1.0),
+        ("sensitivity", math.nan),
+    ],
 )
-def test_noise_needs_a_bound(bad):
-    with pytest.raises(UserError, match=next(iter(bad))):
-        solve(1.0, Release("step", 0.2, 40), **bad)
+def test_noise_needs_a_bound(name, value):
+    with pytest.raises(UserError, match=name):
+        solve(1.0, STEPS, **{name: value})
 
 
 @pytest.mark.parametrize(
     ("unit", "delta", "units", "words"),
     [
         ("example", 1e-4, 10_000, "the 10000 training rows of digits"),
-        ("example", 1e-4, 9_999, None),
         ("client", 0.1, 10, "the 10 clients of digits"),
         ("writer", 1e-2, 100, "the 100 groups by writer of digits"),
     ],
 )
-def test_a_delta_of_1_over_n_is_large(unit, delta, units, words):
-    text = large_delta(unit, delta, units, "digits")
-    assert (text is None) == (words is None)
-    assert words is None or words in text
+def test_delta_of_1_over_n_is_large(unit, delta, units, words):
+    assert words in large_delta(unit, delta, units, "digits")
+
+
+def test_delta_below_1_over_n_is_not_large():
+    assert large_delta("example", 1e-4, 9_999, "digits") is None

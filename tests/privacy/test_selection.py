@@ -1,8 +1,7 @@
-"""The best of a random number of trainings: its cost against exact divergences, and the number
-against its distribution.
-"""
+"""The best of a random number of trainings: its cost, and how many trainings there are."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from dp_accounting import (
 )
 from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
+from scipy.stats import geom, logser
 
 from fedsim.privacy.accountant import ORDERS
 from fedsim.privacy.mechanism import Mechanism
@@ -34,7 +34,7 @@ EVENTS = [Mechanism(4.0), Mechanism(3.0, 0.1, 40)]
 
 
 @pytest.mark.parametrize("distribution", SHAPES)
-def test_one_setting_costs_what_the_event_of_dp_accounting_does(distribution: Distribution) -> None:
+def test_one_setting_costs_the_same_as_in_dp_accounting(distribution: Distribution) -> None:
     base = ComposedDpEvent(
         [
             GaussianDpEvent(4.0),
@@ -47,47 +47,66 @@ def test_one_setting_costs_what_the_event_of_dp_accounting_does(distribution: Di
     assert spent == pytest.approx(accountant.get_epsilon(DELTA), rel=1e-3)
 
 
-def test_a_setting_more_never_costs_less_and_the_dearer_of_training_and_score_is_spent() -> None:
-    one = tuple(EVENTS)
-    other = (Mechanism(3.0, 1.0, 2),)
-    costs = [
-        Selection(10, "geometric", trainings, 9.0).epsilon(DELTA)
-        for trainings in ((one,), (other,), (one, other))
-    ]
-    assert max(costs[:2]) <= costs[2]
-    assert Selection(10, "geometric", (one,), 0.5).epsilon(DELTA) > costs[0]
-    assert Selection(10, "geometric", (one,), 0.0).epsilon(DELTA) == math.inf
+ONE = tuple(EVENTS)
+OTHER = (Mechanism(3.0, 1.0, 2),)
+
+
+def cost(*trainings: tuple[Mechanism, ...], score: float = 9.0) -> float:
+    return Selection(10, "geometric", trainings, score).epsilon(DELTA)
+
+
+def test_a_further_setting_never_costs_less() -> None:
+    assert cost(ONE, OTHER) >= max(cost(ONE), cost(OTHER))
+
+
+def test_a_score_that_costs_more_than_training_is_spent() -> None:
+    assert cost(ONE, score=0.5) > cost(ONE)
+    assert cost(ONE, score=0.0) == math.inf
+
+
+def runs_distribution(mean: float, distribution: Distribution) -> Any:
+    """Return scipy's distribution of the number of runs."""
+    if distribution == "geometric":
+        return geom(1 / mean)
+    return logser(brentq(lambda p: logser.mean(p) - mean, 1e-3, 1 - 1e-9))
 
 
 @pytest.mark.parametrize("distribution", SHAPES)
 @pytest.mark.parametrize("mean", [1.5, 30])
-def test_every_quantile_has_the_number_of_runs_that_its_distribution_says(
-    distribution: Distribution, mean: float
+def test_every_quantile_has_the_number_of_runs_of_its_distribution(
+    distribution: Distribution,
+    mean: float,
 ) -> None:
-    if distribution == "geometric":
-        rate = 1 / mean
-    else:
-        rate = brentq(lambda gamma: (1 / gamma - 1) / math.log(1 / gamma) - mean, 1e-9, 0.999)
-    number = 1
-    below = 0.0
-    if distribution == "geometric":
-        weight = rate
-    else:
-        weight = (1 - rate) / -math.log(rate)
-    for quantile in [0.0, *(np.arange(500) + 0.5) / 500, 0.9999]:
-        while below + weight < quantile:
-            below += weight
-            weight *= (1 - rate) * (1 if distribution == "geometric" else number / (number + 1))
-            number += 1
-        assert runs_at(quantile, mean, distribution) == number
+    quantiles = [*(np.arange(500) + 0.5) / 500, 0.9999]
+    numbers = np.arange(1, 2000)
+    cumulative = runs_distribution(mean, distribution).pmf(numbers).cumsum()
+    expected = numbers[np.searchsorted(cumulative, quantiles)]
+    assert [runs_at(quantile, mean, distribution) for quantile in quantiles] == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("distribution", "mean", "most"),
+    [
+        ("geometric", 1.5, 120),
+        ("geometric", 30, 2400),
+        ("logarithmic", 1.5, 91),
+        ("logarithmic", 30, 12_000),
+    ],
+)
+def test_number_of_runs_is_bounded(distribution: Distribution, mean: float, most: int) -> None:
+    assert runs_at(0.0, mean, distribution) == 1
     assert runs_at(0.999, 1, distribution) == 1
-    assert runs_at(1 - 2**-53, mean, distribution) < 80 * mean * (
-        1 if distribution == "geometric" else math.log(1 / rate)
-    )
+    assert runs_at(1 - 2**-53, mean, distribution) < most
 
 
 @pytest.mark.parametrize("distribution", SHAPES)
 def test_noise_is_solved_for_the_whole_search(distribution: Distribution) -> None:
-    sigma = solved_noise(10, distribution, 2.0, DELTA, lambda sigma: [Mechanism(sigma, 1.0, 3)])
-    spent = converted(selected(curve_of([Mechanism(sigma, 1.0, 3)]), 10, distribution), DELTA)
+    def run_of(sigma: float) -> list[Mechanism]:
+        return [Mechanism(sigma, 1.0, 3)]
+
+    sigma = solved_noise(10, distribution, 2.0, DELTA, run_of)
+    spent = converted(
+        selected(curve_of(run_of(sigma)), 10, distribution),
+        DELTA,
+    )
     assert 0.99 * 2 < spent <= 2

@@ -38,14 +38,25 @@ def board(*rows: Row) -> Board:
 
 def test_board_is_sorted_by_data_set_epsilon_and_score() -> None:
     rows = [
-        scored("a", 0.4, epsilon_target=4.0, tuning=TUNED | {"free": True}, claim="heuristic"),
+        scored(
+            "a",
+            0.4,
+            epsilon_target=4.0,
+            tuning=TUNED | {"free": True},
+            claim="heuristic",
+        ),
         scored("b", 0.6, epsilon_target=4.0, tuning=TUNED | {"free": False}),
         scored("c", 0.1, epsilon_target=1.0, epsilon_spent=1.0),
         scored("d", 0.9, epsilon_target=4.0, dataset="another"),
     ]
     found = board(*rows).frame
     assert found["method"].tolist() == ["d", "c", "b", "a (heuristic ε)"]
-    assert found["tuned"].fillna("-").tolist() == ["-", "-", "for its price", "free, on test rows"]
+    assert found["tuned"].fillna("-").tolist() == [
+        "-",
+        "-",
+        "private tuning (included in ε)",
+        "tuning on test data (not private)",
+    ]
     facts = board(scored("a", 0.4, seed=0), scored("a", 0.6, seed=1)).frame.iloc[0]
     assert (facts["balanced accuracy"], facts["seeds"], facts["sd"]) == (
         pytest.approx(0.5),
@@ -79,8 +90,8 @@ def test_external_samples_stand_under_a_heading_of_their_own() -> None:
 def test_a_board_counts_no_external_sample_as_proved() -> None:
     made = Board.of([external("theirs", 0.9), Proof(scored("ours", 0.5), "proved")])
     notes = made.table.notes
-    assert "1 row, each finite ε proved from the row alone by fedsim verify" in notes[1]
-    assert notes[2] == f"1 row of external samples: {UNDER_OWN_HEADING}"
+    assert notes[1].startswith("1 result; fedsim verify proved each finite ε")
+    assert notes[2] == f"1 result of external samples: {UNDER_OWN_HEADING}."
 
 
 @pytest.mark.parametrize("as_", ["md", "html", "csv"])
@@ -92,7 +103,7 @@ def test_every_format_says_which_epsilon_nobody_verified(as_: Any) -> None:
 
 def test_a_board_of_external_samples_alone_proves_nothing() -> None:
     table = Board.of([external("theirs", 0.9)]).table
-    assert "0 rows, each" in table.notes[1]
+    assert table.notes[1].startswith("0 results;")
     assert len(table.texts) == 1
 
 
@@ -100,16 +111,21 @@ def test_unproved_results_are_left_out_of_a_board_and_counted() -> None:
     good = scored("good", 0.5)
     bad = scored("bad", 0.9)
     made = Board.of(
-        [Proof(good, "proved"), Proof(bad, "differs", "ε is 0.5 of what its mechanisms spend")]
+        [
+            Proof(good, "proved"),
+            Proof(
+                bad,
+                "differs",
+                "ε is 0.5 of what its mechanisms spend",
+            ),
+        ]
     )
     assert made.frame["method"].tolist() == ["good"]
-    assert (
-        made.table.notes[-1]
-        == f"1 × bad on {bad.dataset} (differs: ε is 0.5 of what its mechanisms spend)"
-    )
+    reason = "differs: ε is 0.5 of what its mechanisms spend"
+    assert made.table.notes[-1] == f"Left out: 1 result of bad on {bad.dataset} ({reason})."
     none = Board.of([Proof(bad, "not proved", "it is old")]).table
     assert none.numbers.empty
-    assert "left out: 1" in none.text("md")
+    assert "Left out: 1 result" in none.text("md")
 
 
 @pytest.mark.parametrize(
@@ -118,4 +134,4 @@ def test_unproved_results_are_left_out_of_a_board_and_counted() -> None:
 def test_board_escapes_labels_and_warns_of_exact_scores(as_: Any, text: str) -> None:
     said = board(scored("<b>|x", 0.5)).table.text(as_)
     assert text in said
-    assert as_ == "csv" or "exact functions of real rows" in said
+    assert as_ == "csv" or "computed from real examples without noise" in said

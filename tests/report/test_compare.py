@@ -36,7 +36,14 @@ def compared(first: Records, second: Records) -> Comparison:
 
 
 def test_repeated_run_is_equal_whatever_its_times_and_ids() -> None:
-    again = [changed(row, seconds=9.0, cell_id=f"again{row.cell_id}") for row in rows_of(0, 1)]
+    again = [
+        changed(
+            row,
+            seconds=9.0,
+            cell_id=f"again{row.cell_id}",
+        )
+        for row in rows_of(0, 1)
+    ]
     rounds = [
         record | {"cell_id": f"again{record['cell_id']}"} for record in rounds_of(0, 1, loss=0.4)
     ]
@@ -64,9 +71,10 @@ def test_every_score_that_differs_by_one_bit_is_named() -> None:
     "other", [rounds_of(0, sampled=5), rounds_of(0, noise=1), rounds_of(0)[:1], []]
 )
 def test_rounds_are_equal_if_samples_and_noise_are(other: list[dict[str, Any]]) -> None:
-    assert compared((rows_of(0), rounds_of(0)), (rows_of(0), other)).matched["rounds"].tolist() == [
-        False
-    ]
+    assert compared(
+        (rows_of(0), rounds_of(0)),
+        (rows_of(0), other),
+    ).matched["rounds"].tolist() == [False]
 
 
 @pytest.mark.parametrize(
@@ -122,14 +130,15 @@ def test_comparison_of_folders_prints_what_differs(
     tmp_path: Path,
 ) -> None:
     one, same = (folder_with(tmp_path / name, rows_of(0, 1)) for name in "ab")
-    assert repr(compare_folders(one, same)).startswith("equal to the last bit: everything (2 rows)")
+    equal = repr(compare_folders(one, same))
+    assert equal.startswith("Equal to the last bit: everything (2 results)")
     other = folder_with(
         tmp_path / "c", [*rows_of(0), *rows_of(2), *rows_of(1, balanced_accuracy=0.25)]
     )
     text = repr(compare_folders(one, other))
     for words in (
         f"only in {other}: fedhypevae · digits",
-        "1 of 2 shared rows (1 row)",
+        "1 of 2 shared results (1 result)",
         "-0.25",
         "balanced_accuracy",
     ):

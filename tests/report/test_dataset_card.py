@@ -19,7 +19,10 @@ from fedsim.results.store import ResultStore
 
 @pytest.fixture
 def run(bench: Callable[..., Ran]) -> Path:
-    return bench(small_grid("dp-gaussian", epsilon=4.0, privacy={"noise": "secret"}), "run").folder
+    return bench(
+        small_grid("dp-gaussian", epsilon=4.0, privacy={"noise": "secret"}),
+        "run",
+    ).folder
 
 
 @pytest.fixture
@@ -31,9 +34,11 @@ def hub(run: Path, tmp_path: Path) -> Path:
 def test_the_hub_loads_the_folder_as_it_is(hub: Path, run: Path, tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    rows = load_dataset(str(hub), split="train", cache_dir=str(tmp_path / "cache")).with_format(
-        "numpy"
-    )
+    rows = load_dataset(
+        str(hub),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    ).with_format("numpy")
     x, y = load_generator(run).synthesise(5)
     np.testing.assert_array_equal(rows["embedding"][:], x)
     np.testing.assert_array_equal(rows["label"][:], y)
@@ -49,10 +54,10 @@ def test_card_states_budget_and_what_is_not_covered(hub: Path) -> None:
     )
     assert "differential-privacy" in front["tags"]
     assert "50 synthetic embeddings of 64 dimensions and 10 classes" in card
-    assert "scale real embeddings to norm 1 before you put them beside these" in card
+    assert "Scale real embeddings to norm 1 before you compare them with these" in card
     assert re.search(r"\*\*budget\*\*: ε = 3\.9\d* \(target 4\) at δ = 0\.0001", card)
     assert "**claim**: proved: (ε, δ) is a theorem for this method" in card
-    assert "### Not covered\n\n- a person with several rows" in card
+    assert "### Not covered\n\n- a person with several examples" in card
     assert "a second release from the same data" in card
     assert (
         r"Trained on digits\[:200\] (scikit-learn, UCI). Licence of that data set: CC BY 4.0."
@@ -81,7 +86,10 @@ def test_seeded_noise_and_filled_folders_are_refused(
     bench: Callable[..., Ran], hub: Path, run: Path, tmp_path: Path
 ) -> None:
     seeded = bench(small_grid("dp-gaussian", epsilon=4.0), "seeded").folder
-    with pytest.raises(UserError, match="may not be released: the seed of its noise is known"):
+    with pytest.raises(
+        UserError,
+        match="may not be released: the seed of its noise is known",
+    ):
         write_hub_folder(load_generator(seeded), tmp_path / "other")
     assert not (tmp_path / "other").exists()
     with pytest.raises(UserError, match="is there and not empty"):

@@ -3,6 +3,7 @@ needs.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,29 +18,44 @@ from fedsim.errors import UserError
 from fedsim.evaluation.measures import MEASURES
 from fedsim.partition import PartitionSpec, make_partition
 from fedsim.partition.matrix import LabelMatrix
+from fedsim.plugins.registry import known, lookup
 from fedsim.report.figures import (
     caption_of,
     communication,
-    epsilon_axis,
+    diagnostics,
     fidelity,
-    inches,
-    looks,
     over_parameter,
-    save_figure,
-    save_pdf,
+    partitions,
     sites,
     utility,
 )
-from fedsim.report.partitions import draw_partitions
-from fedsim.report.rounds import diagnostics, round_frame
+from fedsim.report.findings import round_frame
+from fedsim.report.panels import (
+    FIXED_LOOKS,
+    epsilon_axis,
+    inches,
+    look_numbers,
+    looks,
+    save_figure,
+    save_pdf,
+)
 from fedsim.results.columns import Row
 from fedsim.results.stats import SeedGroups
+
+SHIPPED = ("algorithms", "baselines")
+"""The packages of shipped methods."""
 
 
 def shown(figure: Any) -> list[Any]:
     """The panels that are drawn."""
     assert figure is not None
     return [axes for axes in figure.axes if axes.axison]
+
+
+def figure_of(settings: SeedGroups, width: float | None = None) -> Any:
+    figure = utility(settings, width=width)
+    assert figure is not None
+    return figure
 
 
 def titles(figure: Any) -> list[str]:
@@ -51,50 +67,109 @@ def legend(figure: Any) -> list[str]:
 
 
 def line(axes: Any, *points: Any) -> bool:
-    """Whether a line is drawn through these points."""
+    """Whether a line is drawn through these points, but for the shift of methods side by side."""
     wanted = np.array(points, dtype=float)
     return any(
-        drawn.get_xydata().shape == wanted.shape and np.allclose(drawn.get_xydata(), wanted)
+        drawn.get_xydata().shape == wanted.shape
+        and np.allclose(drawn.get_xydata(), wanted, rtol=1e-5, atol=[0.02, 1e-8])
         for drawn in axes.lines
     )
 
 
-def test_utility_draws_means_over_epsilon_and_references(
-    quickstart: list[Row],
-) -> None:
+def levels(axes: Any) -> dict[float, Any]:
+    """The horizontal lines of a panel, by their height."""
+    return {
+        round(drawn.get_ydata()[0], 3): drawn
+        for drawn in axes.lines
+        if len(set(drawn.get_ydata())) == 1 and list(drawn.get_xdata()) == [0, 1]
+    }
+
+
+def written(axes: Any) -> list[str]:
+    """The references that are written at the edges of a panel."""
+    return [text for each in axes.texts for text in each.get_text().splitlines()]
+
+
+def test_utility_draws_means_over_epsilon(quickstart: list[Row]) -> None:
     settings = SeedGroups.of(quickstart)
     figure = utility(settings)
-    assert titles(figure) == ["α = 0.1", "α = 1"]
-    assert legend(figure) == [
-        "fedhypevae",
-        "weight-noise",
-        "fedavg-cvae (not private)",
-        "ceiling",
-        "local-only",
-        "chance",
-    ]
     means = settings.facts.join(settings.mean("balanced_accuracy")).query(
         "label == 'fedhypevae' and alpha == 0.1"
     )["balanced_accuracy"]
     at, ticks = epsilon_axis(settings.facts["epsilon_target"])
-    assert ([*ticks.values()], at[math.inf] > at[4.0] + 0.3) == (["1", "4", "∞"], True)
+    assert [*ticks.values()] == ["1", "4", "∞"]
+    assert at[math.inf] > at[4.0] + 0.3
     assert line(shown(figure)[0], *zip(at.values(), means, strict=True))
-    levels = {
-        round(drawn.get_ydata()[0], 3)
-        for drawn in shown(figure)[1].lines
-        if len(set(drawn.get_ydata())) == 1
-    }
-    assert {0.953, 0.71, 0.1} <= levels
     assert "95 % confidence interval over 3 seeds" in caption_of(settings)
 
 
-def test_levels_are_drawn_where_the_partition_has_no_alpha() -> None:
-    figure = utility(
-        SeedGroups.of(
-            [make_row(scheme="disjoint", alpha=None, ceiling_balanced_accuracy=0.83, chance=0.1)]
+def test_utility_names_data_and_partition_in_its_title(quickstart: list[Row]) -> None:
+    figure = utility(SeedGroups.of(quickstart))
+    assert figure is not None
+    assert figure.get_suptitle() == "digits · dirichlet · 10 clients"
+    assert titles(figure) == ["α = 0.1", "α = 1"]
+
+
+def test_near_references_are_lines_in_the_legend(quickstart: list[Row]) -> None:
+    figure = utility(SeedGroups.of(quickstart))
+    assert {0.953, 0.71, 0.1} <= set(levels(shown(figure)[1]))
+    assert legend(figure)[2:] == ["fedavg-cvae (not private)", "ceiling", "local-only", "chance"]
+
+
+def test_far_references_are_written_at_the_edge() -> None:
+    rows = [
+        make_row(
+            cell_id=f"{score}",
+            label=f"{score}",
+            balanced_accuracy=score,
+            local_only_balanced_accuracy=0.51,
+            ceiling_balanced_accuracy=0.9,
+            chance=0.1,
         )
+        for score in (0.5, 0.52)
+    ]
+    figure = utility(SeedGroups.of(rows))
+    (axes,) = shown(figure)
+    assert written(axes) == ["↓ chance 0.100", "↑ ceiling 0.900"]
+    assert legend(figure)[2:] == ["local-only"]
+    low, high = axes.get_ylim()
+    assert 0.4 < low < high < 0.6
+
+
+def test_methods_at_one_epsilon_stand_side_by_side() -> None:
+    rows = [
+        make_row(cell_id=f"{label}{epsilon}", label=label, epsilon_target=epsilon)
+        for label in ("a", "b", "c")
+        for epsilon in (1.0, 2.0)
+    ]
+    (axes,) = shown(utility(SeedGroups.of(rows)))
+    places = [drawn.get_xdata()[0] for drawn in axes.lines if len(drawn.get_xdata()) == 2]
+    assert places[0] < places[1] < places[2]
+    assert max(map(abs, places[:3])) < 0.03
+
+
+def test_methods_at_a_single_epsilon_stand_side_by_side() -> None:
+    rows = [make_row(cell_id=label, label=label) for label in ("a", "b")]
+    (axes,) = shown(utility(SeedGroups.of(rows)))
+    first, second = [drawn.get_xdata()[0] for drawn in axes.lines if drawn.get_marker() != "None"]
+    assert first < 0 < second
+
+
+def test_axis_is_broken_before_infinity(quickstart: list[Row]) -> None:
+    (axes, _) = shown(utility(SeedGroups.of(quickstart)))
+    at, _ = epsilon_axis(pd.Series([1.0, 4.0, math.inf]))
+    (mark,) = [drawn.get_xdata() for drawn in axes.lines if list(drawn.get_ydata()) == [0, 0]]
+    assert all(at[4.0] < place < at[math.inf] for place in mark)
+
+
+def test_levels_are_drawn_where_the_partition_has_no_alpha() -> None:
+    row = make_row(
+        scheme="disjoint",
+        alpha=None,
+        ceiling_balanced_accuracy=0.51,
+        local_only_balanced_accuracy=0.49,
     )
-    assert {0.83, 0.1} <= {drawn.get_ydata()[0] for drawn in shown(figure)[0].lines}
+    assert {0.51, 0.49} <= set(levels(shown(utility(SeedGroups.of([row])))[0]))
 
 
 def test_method_labelled_as_a_reference_has_a_line_of_its_own() -> None:
@@ -103,22 +178,50 @@ def test_method_labelled_as_a_reference_has_a_line_of_its_own() -> None:
         epsilon_target=None,
         yields="classifier",
         balanced_accuracy=0.33,
-        local_only_balanced_accuracy=0.4,
+        local_only_balanced_accuracy=0.34,
     )
     figure = utility(SeedGroups.of([method]))
-    drawn = {drawn.get_ydata()[0]: drawn for drawn in shown(figure)[0].lines}
-    assert drawn[0.33].get_color() != drawn[0.4].get_color()
+    drawn = levels(shown(figure)[0])
+    assert drawn[0.33].get_color() != drawn[0.34].get_color()
     names = legend(figure)
     assert "local-only (classifier, not private)" in names
     assert "local-only (reference)" in names
 
 
-@pytest.mark.parametrize("measure", [name for name, each in MEASURES.items() if each.references])
+@pytest.mark.parametrize(
+    "measure",
+    [name for name, each in MEASURES.items() if each.references],
+)
 def test_every_reference_of_a_measure_can_be_drawn(measure: str) -> None:
-    levels = {column: 0.4 for _, column in MEASURES[measure].references}
-    figure = utility(SeedGroups.of([make_row(**{measure: 0.5} | levels)]), measure)
+    references = {column: 0.5 for _, column in MEASURES[measure].references}
+    figure = utility(
+        SeedGroups.of([make_row(**{measure: 0.5} | references)]),
+        measure,
+    )
     for name, _ in MEASURES[measure].references:
         assert name in legend(figure)
+
+
+def test_shipped_methods_have_distinct_fixed_looks() -> None:
+    assert len(set(FIXED_LOOKS.values())) == len(FIXED_LOOKS)
+    shipped = {name for name in known() if lookup(name).__module__.split(".")[0] in SHIPPED}
+    assert shipped - set(FIXED_LOOKS) == set()
+
+
+def test_look_does_not_depend_on_other_methods_without_a_collision() -> None:
+    alone = look_numbers(["mine"])["mine"]
+    assert look_numbers(["fedhypevae", "dp-gaussian", "mine"])["mine"] == alone
+    assert look_numbers(["mine", "fedhypevae"])["fedhypevae"] == FIXED_LOOKS["fedhypevae"]
+
+
+def test_a_colliding_method_gets_the_next_free_colour() -> None:
+    first, second = look_numbers(["ab", "ba"]).values()
+    assert second[0] == (first[0] + 1) % 10
+
+
+def test_methods_beyond_the_colours_differ_in_markers() -> None:
+    found = look_numbers([f"method {number}" for number in range(15)])
+    assert len(set(found.values())) == 15
 
 
 def test_line_is_dashed_if_its_claim_is_no_theorem() -> None:
@@ -127,7 +230,16 @@ def test_line_is_dashed_if_its_claim_is_no_theorem() -> None:
         for claim in ("proved", "stated", "heuristic")
     ]
     found = looks(
-        SeedGroups.of([*rows, make_row(cell_id="f", label="found", check="failed")]).facts
+        SeedGroups.of(
+            [
+                *rows,
+                make_row(
+                    cell_id="f",
+                    label="found",
+                    check="failed",
+                ),
+            ]
+        ).facts
     )
     styles = {label: look.style["linestyle"] for label, look in found.items()}
     assert styles["proved"] == "-"
@@ -138,7 +250,12 @@ def test_line_is_dashed_if_its_claim_is_no_theorem() -> None:
 def test_audited_bound_has_a_tick_and_bars_are_clipped() -> None:
     scores = (0.6, 0.99, 1.0)
     rows = [
-        make_row(cell_id=f"{seed}", seed=seed, balanced_accuracy=score, audit_epsilon_lower=0.5)
+        make_row(
+            cell_id=f"{seed}",
+            seed=seed,
+            balanced_accuracy=score,
+            audit_epsilon_lower=0.5,
+        )
         for seed, score in enumerate(scores)
     ]
     (axes,) = shown(utility(SeedGroups.of(rows)))
@@ -151,28 +268,26 @@ def test_audited_bound_has_a_tick_and_bars_are_clipped() -> None:
     assert max(ends) == 1.0
 
 
-def test_nothing_to_draw_is_no_figure() -> None:
-    settings = SeedGroups.of([make_failed()])
-    assert [
-        utility(settings),
-        fidelity(settings),
-        communication(settings),
-        sites(settings, pd.DataFrame()),
-    ] == [None] * 4
-    assert [diagnostics(settings, round_frame(settings, [])), draw_partitions([])] == [None] * 2
-    assert (
-        len(
-            shown(
-                draw_partitions(
-                    [matrix(alpha=alpha, seed=seed) for alpha in (0.1, 1.0) for seed in (0, 1)]
-                )
-            )
-        )
-        == 2
-    )
-    assert [fidelity(SeedGroups.of([make_row()])), communication(SeedGroups.of([make_row()]))] == [
-        None
-    ] * 2
+@pytest.mark.parametrize("draw", [utility, fidelity, communication])
+def test_without_finished_results_there_is_no_figure(draw: Callable[..., Any]) -> None:
+    assert draw(SeedGroups.of([make_failed()])) is None
+
+
+@pytest.mark.parametrize("draw", [fidelity, communication])
+def test_without_scores_or_costs_to_compare_there_is_no_figure(draw: Callable[..., Any]) -> None:
+    assert draw(SeedGroups.of([make_row()])) is None
+
+
+def test_without_clients_rounds_or_partitions_there_is_no_figure() -> None:
+    settings = SeedGroups.of([make_row()])
+    assert sites(settings, pd.DataFrame()) is None
+    assert diagnostics(settings, round_frame(settings, [])) is None
+    assert partitions([]) is None
+
+
+def test_partitions_of_the_first_seed_are_drawn() -> None:
+    matrices = [matrix(alpha=alpha, seed=seed) for alpha in (0.1, 1.0) for seed in (0, 1)]
+    assert len(shown(partitions(matrices))) == 2
 
 
 def test_fidelity_has_a_panel_per_measure_and_place() -> None:
@@ -187,21 +302,34 @@ def test_fidelity_has_a_panel_per_measure_and_place() -> None:
     figure = fidelity(
         SeedGroups.of(
             [
-                make_row(cell_id=f"{each}", alpha=each[0], epsilon_target=each[1], **scores)
+                make_row(
+                    cell_id=f"{each}",
+                    alpha=each[0],
+                    epsilon_target=each[1],
+                    **scores,
+                )
                 for each in places
             ]
         )
     )
-    words = [
-        "frechet distance (lower is better)",
-        "squared mmd (lower is better)",
-        "density (as real rows: 1)",
-    ]
-    assert (
-        titles(figure)
-        == [*words, "coverage (higher is better)", "real or synthetic (ideal: 0.5)"] * 2
-    )
+    words = [" ".join(title.split()) for title in titles(figure)]
+    ideals = {
+        "frechet_distance": " (lower is better)",
+        "squared_mmd": " (lower is better)",
+        "density": " (real data has 1)",
+        "coverage": " (higher is better)",
+        "real_or_synthetic": "",
+    }
+    assert words == [MEASURES[name].title + ideal for name, ideal in ideals.items()] * 2
     assert [axes.get_ylabel() for axes in shown(figure)[::5]] == ["α = 0.1", "α = 1"]
+
+
+def test_heat_map_names_class_client_and_seed() -> None:
+    (axes,) = shown(partitions([matrix(seed=3)]))
+    assert axes.get_xlabel() == "client"
+    assert axes.get_ylabel() == "class"
+    (title,) = titles(axes.figure)
+    assert " ".join(title.split()).endswith("seed 3")
 
 
 def test_communication_is_per_client_in_megabytes() -> None:
@@ -237,7 +365,10 @@ def test_sites_draws_one_dot_per_client() -> None:
         own, columns=["cell_id", "name", "own_balanced_accuracy", "shared_balanced_accuracy"]
     )
     (axes,) = shown(
-        sites(SeedGroups.of([make_row(cell_id="a"), make_row(cell_id="b", seed=1)]), clients)
+        sites(
+            SeedGroups.of([make_row(cell_id="a"), make_row(cell_id="b", seed=1)]),
+            clients,
+        )
     )
     assert line(axes, (0.5, 0.5), (0.5, 0.7))
 
@@ -269,7 +400,13 @@ def test_scanned_parameter_or_cost_is_the_axis() -> None:
     assert legend(figure) == ["dp-cvae", "dp-gmm"]
     assert line(shown(figure)[0], (5, 0.5105), (20, 0.5205), (80, 0.5005))
     for over, places in {"bytes": [1e-4, 2e-4], "seconds": [2.0, 4.0]}.items():
-        (axes,) = shown(over_parameter(scan(rounds=[5, 20]), over, "balanced_accuracy"))
+        (axes,) = shown(
+            over_parameter(
+                scan(rounds=[5, 20]),
+                over,
+                "balanced_accuracy",
+            )
+        )
         assert line(axes, *zip(places, (0.5005, 0.5105), strict=True))
     figure = over_parameter(
         scan(observation=["shared", "own"]), "observation", "balanced_accuracy", width=3.35
@@ -277,7 +414,8 @@ def test_scanned_parameter_or_cost_is_the_axis() -> None:
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["own", "shared"]
     assert figure.get_figwidth() == 3.35
     with pytest.raises(
-        UserError, match=r"over latent: no two cells .* differ in it; scan a parameter in the grid"
+        UserError,
+        match=r"over latent: no two results .* differ in it; scan a parameter in the grid",
     ):
         over_parameter(scan(rounds=[5, 20]), "latent", "balanced_accuracy")
     with pytest.raises(UserError, match="did you mean 'rounds'"):
@@ -286,7 +424,10 @@ def test_scanned_parameter_or_cost_is_the_axis() -> None:
 
 def test_a_whole_number_in_a_scan_of_shares_is_on_its_line() -> None:
     rows = [
-        replace(row, values={**row.values, "params": {"clip": float(row.params["clip"])}})
+        replace(
+            row,
+            values={**row.values, "params": {"clip": float(row.params["clip"])}},
+        )
         for row in scan(clip=[0, 0.5])
     ]
     figure = over_parameter(rows, "clip", "balanced_accuracy")
@@ -295,7 +436,13 @@ def test_a_whole_number_in_a_scan_of_shares_is_on_its_line() -> None:
 
 def test_diagnostics_are_means_of_the_rounds() -> None:
     settings = SeedGroups.of(
-        [make_row(cell_id=f"{epsilon}", epsilon_target=epsilon) for epsilon in (1.0, 4.0)]
+        [
+            make_row(
+                cell_id=f"{epsilon}",
+                epsilon_target=epsilon,
+            )
+            for epsilon in (1.0, 4.0)
+        ]
     )
     records = [
         *make_rounds("1.0", kl=2.0),
@@ -338,18 +485,36 @@ def matrix(clients: int = 5, seed: int = 0, alpha: float = 0.3) -> LabelMatrix:
 
 def test_a_figure_is_written_as_the_same_bytes_again(tmp_path: Path) -> None:
     settings = SeedGroups.of(scan(rounds=[5, 20]))
-    svgs = [save_figure(utility(settings), tmp_path / f"{name}.png") for name in "ab"]  # type: ignore[arg-type]
+    svgs = [
+        save_figure(
+            figure_of(settings),
+            tmp_path / f"{name}.png",
+        )
+        for name in "ab"
+    ]
     assert svgs[0] == svgs[1] == (tmp_path / "a.svg").read_bytes()
     assert imread(tmp_path / "a.png").shape[1] == 1800
-    pdfs = [
-        save_pdf(utility(settings, width=inches("column")), tmp_path / f"{name}.pdf").read_bytes()
+
+
+def test_a_pdf_is_the_same_again_and_has_text_in_fonts(tmp_path: Path) -> None:
+    settings = SeedGroups.of(scan(rounds=[5, 20]))
+    paths = [
+        save_pdf(
+            figure_of(settings, inches("column")),
+            tmp_path / f"{name}.pdf",
+        )
         for name in "ab"
-    ]  # type: ignore[arg-type]
-    assert pdfs[0] == pdfs[1]
-    assert b"/CIDFontType2" in pdfs[0]  # an embedded font, TrueType as fonttype 42 has it
-    assert b"/MediaBox [ 0 0 241.2 " in pdfs[0]
-    for width in ("wide", "0", "nan", "100"):
-        with pytest.raises(
-            UserError, match=rf"width {width}: is not a width; give column, page, or inches"
-        ):
-            inches(width)
+    ]
+    pdf = paths[0].read_bytes()
+    assert pdf == paths[1].read_bytes()
+    assert b"/CIDFontType2" in pdf  # an embedded font, TrueType as fonttype 42 has it
+    assert b"/MediaBox [ 0 0 241.2 " in pdf
+
+
+@pytest.mark.parametrize("width", ["wide", "0", "nan", "100"])
+def test_an_unknown_width_is_an_error(width: str) -> None:
+    with pytest.raises(
+        UserError,
+        match=f"width {width}: is not a width; give column, page, or",
+    ):
+        inches(width)

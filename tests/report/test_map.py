@@ -10,8 +10,8 @@ from rows import make_row
 from fedsim.data.sources.load import load
 from fedsim.data.spec import DatasetSpec
 from fedsim.evaluation.evaluators import Labelled
-from fedsim.report.figures import SERIES
 from fedsim.report.map import POINTS, draw_map, shown_rows
+from fedsim.report.panels import SERIES
 
 INF = float("inf")
 
@@ -27,7 +27,14 @@ def test_map_shows_methods_at_their_largest_finite_epsilon(
         for seed in (3, 4)
         for epsilon in epsilons
     ]
-    rows.append(make_row(cell_id="classifier", label="dp-linear", yields="classifier", seed=3))
+    rows.append(
+        make_row(
+            cell_id="classifier",
+            label="dp-linear",
+            yields="classifier",
+            seed=3,
+        )
+    )
     assert [(row.epsilon_target, row.seed) for row in shown_rows(rows)] == [(shown, 3)]
 
 
@@ -40,7 +47,10 @@ def test_map_axes_depend_on_synthetic_data_alone() -> None:
     digits = load(DatasetSpec(name="digits"))
     generator = np.random.default_rng(0)
     panels = {
-        name: Labelled(generator.normal(size=(40, 64)).astype(np.float32), np.repeat([0, 1], 20))
+        name: Labelled(
+            generator.normal(size=(40, 64)).astype(np.float32),
+            np.repeat([0, 1], 20),
+        )
         for name in ("a", "b")
     }
     figure = draw_map(panels, digits)

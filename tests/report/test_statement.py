@@ -8,9 +8,10 @@ from rows import NOISE, changed, make_failed, make_row
 from fedsim.evidence.prove import Proof, Verdict
 from fedsim.plugins.registry import EXTERNAL
 from fedsim.report.statement import statements
+from fedsim.results.columns import Row
 
 
-def told(*rows) -> dict[str, str]:
+def stated(*rows: Row) -> dict[str, str]:
     return {each.method: "\n".join(each.lines) for each in statements(rows)}
 
 
@@ -20,7 +21,7 @@ def test_method_has_one_statement_with_a_line_per_budget() -> None:
         for epsilon in (1.0, 4.0)
         for seed in (0, 1)
     ]
-    found = told(*rows, make_row(cell_id="inf", epsilon_target=math.inf))
+    found = stated(*rows, make_row(cell_id="inf", epsilon_target=math.inf))
     assert list(found) == ["fedhypevae"]
     assert found["fedhypevae"].count("budget: ε =") == 2
     assert "target 4" in found["fedhypevae"]
@@ -28,8 +29,8 @@ def test_method_has_one_statement_with_a_line_per_budget() -> None:
 
 def test_statement_says_where_noise_is_added() -> None:
     at_sum, at_clients = (make_row(noise_at=place, label=place) for place in ("sum", "clients"))
-    found = told(at_sum, at_clients)
-    assert "noise is added once to it" in found["sum"]
+    found = stated(at_sum, at_clients)
+    assert "noise is added once to the sum" in found["sum"]
     assert "sees single clients' messages" in found["sum"]
     assert "every client adds the full noise" in found["clients"]
     assert "sees single clients' messages" not in found["clients"]
@@ -46,10 +47,10 @@ def test_tuned_result_trusts_whoever_sees_all_trainings() -> None:
         "trained": 2,
     }
     for place in ("sum", "clients"):
-        found = told(make_row(noise_at=place, tuning=search))["fedhypevae"]
-        assert "shows nobody, clients included, any but the best" in found
-        assert "silo as well" not in found
-        assert "whoever sees a message or a score of a training that was not the best" in found
+        found = stated(make_row(noise_at=place, tuning=search))["fedhypevae"]
+        assert "shows only the best one to anybody" in found
+        assert "aggregate and silo" not in found
+        assert "anybody who sees a message or a score of a training that was not the best" in found
 
 
 @pytest.mark.parametrize("verdict", ["differs", "not proved"])
@@ -57,89 +58,150 @@ def test_a_method_that_is_not_proved_has_no_guarantee(verdict: Verdict) -> None:
     rows = [make_row(cell_id="a"), make_row(cell_id="b", label="other")]
     proofs = [Proof(rows[0], verdict, "why it is not"), Proof(rows[1], "proved")]
     found = {each.method: "\n".join(each.lines) for each in statements(rows, proofs)}
-    assert re.search("guarantee: none: a row of it .*: why it is not", found["fedhypevae"])
+    assert re.search(
+        "guarantee: none: one of its results .*: why it is not",
+        found["fedhypevae"],
+    )
     assert "budget: ε =" not in found["fedhypevae"]
     assert "budget: ε =" in found["other"]
 
 
 def test_a_heuristic_claim_is_no_guarantee_and_says_so() -> None:
-    assert "No (ε, δ) below is a guarantee" in told(make_row(claim="heuristic"))["fedhypevae"]
-    assert "guarantee" not in told(make_row())["fedhypevae"]
+    assert "No (ε, δ) below is a guarantee" in stated(make_row(claim="heuristic"))["fedhypevae"]
+    assert "guarantee" not in stated(make_row())["fedhypevae"]
+
+
+def cited(*rows: Row) -> str:
+    """The sentences for a paper; empty if there are none."""
+    statement = statements(rows)[0]
+    return dict(statement.parts).get("for a paper", "")
+
+
+def test_a_proved_method_has_sentences_for_a_paper() -> None:
+    rows = [
+        make_row(
+            cell_id=f"{epsilon}",
+            epsilon_target=epsilon,
+        )
+        for epsilon in (1.0, 4.0)
+    ]
+    assert cited(*rows) == (
+        "fedhypevae satisfies (ε, δ)-differential privacy with ε = 1 or 4 and δ = 0.0001. "
+        "Neighbouring data sets differ in one training example (add or remove). The adversary sees "
+        "only the sum of the clients' messages. ε was computed with the PRV accountant (Gopi, Lee "
+        "& Wutschitz, 2021) from the steps that were run. The noise was "
+        "simulated from a known seed, and nothing was released."
+    )
+
+
+def test_sentences_for_a_paper_name_author_group_and_trust() -> None:
+    text = cited(
+        make_row(
+            claim="stated",
+            unit="patient",
+            trust="silo",
+            noise="secret",
+        )
+    )
+    assert text.startswith("According to its author, fedhypevae satisfies")
+    assert "the examples of one client with one value of patient" in text
+    assert "sees every message of every client" in text
+    assert "known seed" not in text
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"claim": "heuristic"}, {"check": "failed"}, {"status": "overspent"}, {"status": "refuted"}],
+)
+def test_without_a_guarantee_there_is_nothing_to_cite(fields: dict[str, Any]) -> None:
+    assert cited(make_row(**fields)) == ""
+
+
+def test_a_method_refuted_at_another_budget_is_not_cited() -> None:
+    refuted = changed(make_row(cell_id="r", epsilon_target=4.0), status="refuted")
+    assert cited(make_row(), refuted) == ""
 
 
 def test_methods_without_noise_guarantee_nothing() -> None:
-    found = told(
+    found = stated(
         make_row(label="fedavg", epsilon_target=None),
         make_row(label="loud", epsilon_target=math.inf),
     )
-    assert "guarantee: none: it adds no noise" in found["fedavg"]
+    assert "guarantee: none: the method adds no noise" in found["fedavg"]
     assert "guarantee: none: it ran without noise" in found["loud"]
 
 
 def test_method_without_valid_results_has_no_guarantee() -> None:
     unknown = [
-        changed(make_row(label=status), status=status) for status in ("unaccounted", "refuted")
+        changed(
+            make_row(label=status),
+            status=status,
+        )
+        for status in ("unaccounted", "refuted")
     ]
-    found = told(make_failed(), *unknown)
-    assert found["fedhypevae"].endswith("guarantee: none: no cell of it has finished")
+    found = stated(make_failed(), *unknown)
+    assert found["fedhypevae"].endswith("guarantee: none: no experiment with it has finished")
     assert found["unaccounted"].endswith(
-        "guarantee: none: what ran is not what was planned, so nothing is known of its ε"
+        "guarantee: none: what ran differs from what was planned, so its ε is not known"
     )
-    assert found["refuted"].endswith("guarantee: none: an audit refutes what it claims")
+    assert found["refuted"].endswith("guarantee: none: an audit refutes its claim")
 
 
 def test_statement_names_an_audit_that_refutes_another_budget() -> None:
     refuted = changed(make_row(cell_id="r", epsilon_target=4.0), status="refuted")
-    assert "no (ε, δ) here is a guarantee" in told(make_row(), refuted)["fedhypevae"]
+    assert "no (ε, δ) here is a guarantee" in stated(make_row(), refuted)["fedhypevae"]
     short = changed(refuted, audit_params={"rounds": 6, "hidden": [8]})
     assert (
         "at another budget, of a short form: rounds 6, hidden [8]: no"
-        in told(make_row(), short)["fedhypevae"]
+        in stated(make_row(), short)["fedhypevae"]
     )
 
 
 def test_overspent_training_is_not_for_release() -> None:
     row = changed(make_row(noise="secret"), status="overspent", epsilon_spent=1.5)
-    found = told(row)["fedhypevae"]
-    assert (
-        "counted from the steps that ran, and more than the plan that was solved before the first"
-        in found
-    )
+    found = stated(row)["fedhypevae"]
+    assert "counted from the steps that ran, and is larger than the ε that was planned" in found
     assert "nothing made here may be released" in found
 
 
 def test_a_group_is_said_by_its_column() -> None:
     row = changed(make_row(), unit="patient")
     assert (
-        "one group: neighbouring data sets differ in all rows of one client that have one "
-        "value of patient" in told(row)["fedhypevae"]
+        "one group: neighbouring data sets differ in all examples of one client that have the "
+        "same value of patient" in stated(row)["fedhypevae"]
     )
 
 
 def test_spent_epsilon_is_never_rounded_down() -> None:
     almost_all = make_row(epsilon_target=2.0, epsilon_spent=1.99912)
-    assert "ε = 2 (target 2)" in told(almost_all)["fedhypevae"]
+    assert "ε = 2 (target 2)" in stated(almost_all)["fedhypevae"]
     less = make_row(epsilon_target=2.0, epsilon_spent=1.2341)
-    assert "ε = 1.235 (target 2)" in told(less)["fedhypevae"]
+    assert "ε = 1.235 (target 2)" in stated(less)["fedhypevae"]
 
 
 def test_statement_says_when_two_data_sets_are_neighbours() -> None:
-    found = told(make_row())["fedhypevae"]
-    assert "relation: add-or-remove-one: neighbours differ in the presence of one unit" in found
-
-
-def test_statement_names_the_effect_of_a_unit_on_an_update() -> None:
-    assert "clip: a unit's contribution is clipped to L2 norm 1;" in told(make_row())["fedhypevae"]
-    found = told(make_row(plan=NOISE | {"sensitivity": 2.0}))["fedhypevae"]
+    found = stated(make_row())["fedhypevae"]
     assert (
-        "clip: an update is clipped to L2 norm 1, and replacing one unit's data changes it "
-        "by at most 2;" in found
+        "relation: add-or-remove-one: one of two neighbouring data sets has one unit more" in found
     )
 
 
+def test_statement_names_the_effect_of_a_unit_on_an_update() -> None:
+    assert (
+        "clip: a unit's contribution is clipped to L2 norm 1;" in stated(make_row())["fedhypevae"]
+    )
+    found = stated(make_row(plan=NOISE | {"sensitivity": 2.0}))["fedhypevae"]
+    assert "clip: an update is clipped to L2 norm 1, and one unit changes it by at most 2;" in found
+
+
 def test_an_external_epsilon_is_the_authors_statement() -> None:
-    theirs = make_row(label="theirs", algorithm=EXTERNAL, claim="stated", epsilon_target=3.1)
-    text = told(theirs)["theirs"]
+    theirs = make_row(
+        label="theirs",
+        algorithm=EXTERNAL,
+        claim="stated",
+        epsilon_target=3.1,
+    )
+    text = stated(theirs)["theirs"]
     assert "ε = 3.1 at δ = 0.0001 (unit example, trust aggregate)" in text
     assert "as stated by the author, not verified" in text
     assert "proved" not in text
@@ -147,7 +209,7 @@ def test_an_external_epsilon_is_the_authors_statement() -> None:
 
 def test_external_samples_without_an_epsilon_guarantee_nothing() -> None:
     theirs = make_row(label="theirs", algorithm=EXTERNAL, epsilon_target=math.inf)
-    text = told(theirs)["theirs"]
+    text = stated(theirs)["theirs"]
     assert "guarantee: none: external samples" in text
     assert "nothing of them may be released as private" in text
 
@@ -162,8 +224,8 @@ def test_external_samples_without_an_epsilon_guarantee_nothing() -> None:
 )
 def test_statement_warns_of_large_delta_without_a_count(fields: dict[str, Any], unit: str) -> None:
     row = make_row(delta=0.01, train_rows=223, **fields)
-    (stated,) = statements([row])
-    (warning,) = [text for term, text in stated.parts if term == "warning"]
+    (statement,) = statements([row])
+    (warning,) = [text for term, text in statement.parts if term == "warning"]
     assert warning.startswith(f"δ = 0.01 is not below 1/n, where n is the number of {unit}: ")
-    assert "223" not in "\n".join(stated.lines)
-    assert f"{1 / 223:.2g}" not in "\n".join(stated.lines)
+    assert "223" not in "\n".join(statement.lines)
+    assert f"{1 / 223:.2g}" not in "\n".join(statement.lines)

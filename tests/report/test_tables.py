@@ -10,14 +10,12 @@ from rows import make_failed, make_row
 
 from fedsim.errors import UserError
 from fedsim.plugins.registry import EXTERNAL
+from fedsim.report.table import MOST_LINES, Table, show_briefly
 from fedsim.report.tables import (
-    MOST_LINES,
-    Table,
     chosen_pair,
     difference_table,
     measures_of,
     results_table,
-    show_briefly,
     site_table,
     tuned_table,
 )
@@ -36,7 +34,11 @@ def lines_of(table: Table | None) -> list[tuple[str, ...]]:
     assert table is not None
     return [
         (*key, *texts)
-        for key, texts in zip(table.texts.index, table.texts.to_numpy().tolist(), strict=True)
+        for key, texts in zip(
+            table.texts.index,
+            table.texts.to_numpy().tolist(),
+            strict=True,
+        )
     ]
 
 
@@ -73,7 +75,11 @@ def test_table_has_methods_by_place_and_references_below(
 
 
 def test_reference_is_marked_where_a_method_has_its_name() -> None:
-    row = make_row(label="ceiling", balanced_accuracy=0.5, ceiling_balanced_accuracy=0.9)
+    row = make_row(
+        label="ceiling",
+        balanced_accuracy=0.5,
+        ceiling_balanced_accuracy=0.9,
+    )
     texts = table_of([row]).texts
     assert texts.loc[("", "ceiling"), "ε = 1"] == "0.500"
     assert texts.loc[("", "ceiling (reference)"), "no ε"] == "0.900"
@@ -87,12 +93,17 @@ def test_reference_is_marked_where_a_method_has_its_name() -> None:
             "ci95",
             (0.5, 0.6, 0.7),
             "0.600±0.248",
-            "mean ± half-width of the Student-t 95 % confidence interval over 3 seeds",
+            "Mean ± half-width of the Student-t 95 % confidence interval over 3 seeds",
         ),
-        ("ci95", (0.5, 0.6), "0.550", "mean over 2 seeds, without an interval"),
-        ("range", (0.5, 0.6), "0.550±0.050", "mean ± half the range over 2 seeds"),
-        ("ci95", (0.5,), "0.500", "one seed, so no interval"),
-        ("ci95", (0.5, 0.5, 0.5), "0.500", "mean ± half-width"),
+        (
+            "ci95",
+            (0.5, 0.6),
+            "0.550",
+            "Mean of 2 seeds; no confidence interval (needs at least 3 seeds).",
+        ),
+        ("range", (0.5, 0.6), "0.550±0.050", "Mean ± half the range over 2 seeds"),
+        ("ci95", (0.5,), "0.500", "One seed, so no confidence interval."),
+        ("ci95", (0.5, 0.5, 0.5), "0.500", "Mean ± half-width"),
     ],
 )
 def test_a_value_is_a_mean_with_its_spread(
@@ -101,7 +112,7 @@ def test_a_value_is_a_mean_with_its_spread(
     table = table_of(seeds(*values), spread=spread)
     assert table.texts.iloc[0, 0] == text
     assert table.notes[0].startswith(note)
-    assert ("no ±: each seed gave the same" in table.notes) == (
+    assert ("No ±: all seeds gave the same value." in table.notes) == (
         len(values) == 3 and len({*values}) == 1
     )
 
@@ -120,20 +131,13 @@ def test_table_names_missing_results() -> None:
     rows += [make_failed(cell_id="g", epsilon_target=32.0, seed=1)]
     table = table_of(rows)
     assert table.texts.iloc[0].tolist()[:-1] == ["0.600±0.248", "0.500 (n=1)", *ends.values()]
-    assert (
-        "in no mean: 3 failed and 1 overspent and 1 unaccounted and 1 refuted (the report says why)"
-        in table.notes
-    )
-    evaluated = table_of(
-        [
-            make_row(cell_id="a", evaluation_source="1"),
-            make_row(cell_id="b", seed=1, evaluation_source="2"),
-        ]
-    )
-    assert any(
-        note.startswith("scores are from 2 revisions of the evaluation code")
-        for note in evaluated.notes
-    )
+    left_out = "3 failed and 1 overspent and 1 unaccounted and 1 refuted experiments"
+    assert f"{left_out} are left out of the averages." in table.notes
+
+
+def test_table_counts_a_single_missing_result() -> None:
+    table = table_of([make_row(), make_failed(cell_id="b", seed=1)])
+    assert "1 failed experiment is left out of the averages." in table.notes
 
 
 def test_measures_with_values_have_tables_and_references() -> None:
@@ -165,7 +169,12 @@ def test_measures_with_values_have_tables_and_references() -> None:
         assert measures_of(settings, terminal=True) == ["balanced_accuracy", *shown]
     # a reference is the mean of partitions, however many rows each has
     rows = [
-        make_row(cell_id=name, label=name, partition_hash="one", local_only_balanced_accuracy=0.2)
+        make_row(
+            cell_id=name,
+            label=name,
+            partition_hash="one",
+            local_only_balanced_accuracy=0.2,
+        )
         for name in "abc"
     ]
     rows.append(
@@ -180,8 +189,8 @@ def test_a_note_says_that_references_use_a_choice_of_many_rows() -> None:
     whole = make_row(reference_rows=50_000, train_rows=50_000)
     choice = make_row(reference_rows=50_000, train_rows=1_281_167)
     note = (
-        "ceiling and local-only are computed on a fixed choice of about 50,000 training rows, with "
-        "classes as equally frequent as possible"
+        "Ceiling and local-only are computed on a fixed choice of about 50,000 training examples, "
+        "with classes as equally frequent as possible."
     )
     assert note in table_of([choice]).notes
     assert note not in table_of([whole]).notes
@@ -199,10 +208,29 @@ def test_best_of_each_kind_is_bold_if_its_claim_holds() -> None:
         )
         for each in settings
     ]
-    rows += [make_row(cell_id="h", label="heuristic", claim="heuristic", balanced_accuracy=0.9)]
-    rows += [make_row(cell_id="f", label="found", check="failed", balanced_accuracy=0.9)]
     rows += [
-        make_row(cell_id=label, label=label, yields="classifier", balanced_accuracy=score)
+        make_row(
+            cell_id="h",
+            label="heuristic",
+            claim="heuristic",
+            balanced_accuracy=0.9,
+        )
+    ]
+    rows += [
+        make_row(
+            cell_id="f",
+            label="found",
+            check="failed",
+            balanced_accuracy=0.9,
+        )
+    ]
+    rows += [
+        make_row(
+            cell_id=label,
+            label=label,
+            yields="classifier",
+            balanced_accuracy=score,
+        )
         for label, score in (("c", 0.7), ("d", 0.8))
     ]
     table = table_of(rows)
@@ -223,7 +251,15 @@ def test_best_of_each_kind_is_bold_if_its_claim_holds() -> None:
     assert best["ε = 1"].tolist() == [True, False]
     assert (
         table_of(
-            [make_row(cell_id=label, label=label, density=0.5) for label in "ab"], "density"
+            [
+                make_row(
+                    cell_id=label,
+                    label=label,
+                    density=0.5,
+                )
+                for label in "ab"
+            ],
+            "density",
         ).best
         is None
     )
@@ -231,14 +267,35 @@ def test_best_of_each_kind_is_bold_if_its_claim_holds() -> None:
 
 def test_claims_are_named_beside_labels_and_explained_below() -> None:
     rows = [
-        make_row(cell_id=word, label=word, claim=word) for word in ("proved", "stated", "heuristic")
+        make_row(
+            cell_id=word,
+            label=word,
+            claim=word,
+        )
+        for word in ("proved", "stated", "heuristic")
     ]
     rows += [
         make_row(cell_id="r", label="refuted"),
         make_row(cell_id="s", label="refuted", epsilon_target=4.0, status="refuted"),
     ]
-    rows += [make_row(cell_id="p", label="helped", public="BloodMNIST", public_hash="0")]
-    table = table_of([*rows, make_row(cell_id="n", label="open", epsilon_target=None)])
+    rows += [
+        make_row(
+            cell_id="p",
+            label="helped",
+            public="BloodMNIST",
+            public_hash="0",
+        )
+    ]
+    table = table_of(
+        [
+            *rows,
+            make_row(
+                cell_id="n",
+                label="open",
+                epsilon_target=None,
+            ),
+        ]
+    )
     names = [
         "proved",
         "stated (stated ε)",
@@ -248,19 +305,26 @@ def test_claims_are_named_beside_labels_and_explained_below() -> None:
         "open (not private)",
     ]
     assert methods_of(table)[:6] == names
-    told = " ".join(table.notes)
+    notes = " ".join(table.notes)
     for words in (
-        "stated ε: the author states the theorem",
-        "heuristic ε: the number is not a theorem",
+        "stated ε: the method's author states that ε is a theorem",
+        "heuristic ε: ε is no theorem",
         "refuted ε: an audit refutes",
     ):
-        assert words in told
-    assert table.notes[-1] == "†: uses public data: BloodMNIST"
+        assert words in notes
+    assert table.notes[-1] == "†: uses public data: BloodMNIST."
 
 
 @pytest.mark.parametrize("author_says", ["stated", "heuristic"])
 def test_the_best_external_samples_are_not_bold(author_says: str) -> None:
-    rows = [make_row(cell_id=label, label=label, balanced_accuracy=0.6) for label in ("a", "b")]
+    rows = [
+        make_row(
+            cell_id=label,
+            label=label,
+            balanced_accuracy=0.6,
+        )
+        for label in ("a", "b")
+    ]
     rows[0] = make_row(cell_id="a", label="a", balanced_accuracy=0.5)
     theirs = make_row(
         cell_id="t", label="theirs", algorithm=EXTERNAL, claim=author_says, balanced_accuracy=0.9
@@ -280,9 +344,12 @@ def test_external_samples_are_named_unverified() -> None:
 
 
 def test_unknown_measures_are_errors() -> None:
-    with pytest.raises(UserError, match="there is no measure 'acuracy'; did you mean 'accuracy'"):
+    with pytest.raises(
+        UserError,
+        match="there is no measure 'acuracy'; did you mean 'accuracy'",
+    ):
         table_of([make_row()], "acuracy")
-    with pytest.raises(UserError, match="no row that is ok has a coverage"):
+    with pytest.raises(UserError, match="no finished experiment has a coverage"):
         table_of([make_row()], "coverage")
 
 
@@ -310,6 +377,28 @@ def test_what_users_wrote_is_text_in_every_format(as_: Any, text: str) -> None:
         assert words in table
 
 
+def test_latex_caption_says_what_a_paper_needs() -> None:
+    rows = seeds(0.5, 0.6, 0.7, dataset="ham (dinov2)")
+    failed = make_failed(cell_id="f", label="failed", dataset="ham (dinov2)")
+    caption, footnote = table_of([*rows, failed]).text("latex").split(r"\footnotesize")
+    for words in (
+        r"\caption{Balanced accuracy.",
+        r"Data and encoder: ham (dinov2); partition dirichlet; $\alpha$ = 0.1; 10 clients",
+        r"$\delta$ = 0.0001; unit example; trust aggregate.",
+        r"Mean $\pm$ half-width of the Student-t 95 \% confidence interval over 3 seeds.",
+        "Ceiling: a linear probe trained on all real training examples.",
+        "Local-only: the mean over clients of",
+    ):
+        assert words in caption
+    assert "1 failed experiment is left out" in footnote
+    assert "Student-t" not in footnote
+
+
+def test_latex_has_no_footnote_without_marks() -> None:
+    latex = table_of(seeds(0.5, 0.6, measure="density"), "density").text("latex")
+    assert "footnotesize" not in latex
+
+
 def test_a_terminal_takes_labels_as_text_and_loses_no_value(quickstart: list[Row]) -> None:
     console = Console(file=(file := io.StringIO()), width=80)
     table_of(quickstart).show(console)
@@ -330,7 +419,10 @@ def test_differences_are_paired_and_written_with_their_p_values() -> None:
     assert table is not None
     assert table.numbers[["first", "second", "seeds"]].to_numpy().tolist() == [["good", "poor", 3]]
     assert difference_table(SeedGroups.of(rows[:4])) is None
-    turned = difference_table(SeedGroups.of(rows), compared=chosen_pair("poor", "good"))
+    turned = difference_table(
+        SeedGroups.of(rows),
+        compared=chosen_pair("poor", "good"),
+    )
     assert lines_of(turned)[0][1:] == ("poor − good", "-0.350±0.329 p=0.044")
     budgets = [("dp", 1.0), ("dp", math.inf), ("open", None)]
     rows = [
@@ -351,7 +443,11 @@ def test_what_tuned_cells_chose_has_a_table() -> None:
         "free": False,
     }
     rows = [
-        make_row(cell_id=f"{n}", seed=n, tuning={**tuned, "chosen": {"clip": 1}, "trained": n + 1})
+        make_row(
+            cell_id=f"{n}",
+            seed=n,
+            tuning={**tuned, "chosen": {"clip": 1}, "trained": n + 1},
+        )
         for n in range(2)
     ]
     assert lines_of(tuned_table(SeedGroups.of(rows))) == [
@@ -377,11 +473,11 @@ def test_site_table_has_means_by_site_and_over_all_sites() -> None:
     assert lines_of(table) == [
         ("ε = 1", "fedhypevae", "0.500±0.248", "0.700", "0.600±0.124"),
         ("", "open (not private)", "0.900", "0.800", "0.850"),
-        ("", "the site's own real rows", "0.600", "0.600", "0.600"),
+        ("", "the site's own real examples", "0.600", "0.600", "0.600"),
     ]
     assert table is not None
     assert table.title.startswith(
-        "Balanced accuracy by site · on the site's own test rows · digits"
+        "Balanced accuracy by site · on the site's own test examples · digits"
     )
     assert site_table(SeedGroups.of(rows), pd.DataFrame()) is None
 
@@ -414,23 +510,28 @@ def printed(table: Table, width: int) -> str:
 def test_no_word_or_number_of_a_table_is_broken(width: int, clients: int) -> None:
     table = hospitals(clients)
     whole = set(printed(table, 1000).split())
-    note = "left out, because the terminal is too narrow; the table as csv has all columns"
+    note = "The terminal is too narrow for . --format csv writes all columns."
     text = printed(table, width)
     broken = {word for word in text.split() if "─" not in word} - whole - {*note.split()}
-    assert broken <= {"column", "columns", *map(str, range(10))}
+    assert broken <= {"column.", "columns.", *map(str, range(10))}
     assert all(len(line) <= width for line in text.splitlines())
 
 
 def test_columns_that_do_not_fit_are_counted_and_the_mean_stays() -> None:
     text = printed(hospitals(8), 80)
-    assert "5 columns left out, because the terminal is too narrow" in text
+    assert "The terminal is too narrow for 5 columns." in text
     assert len([line for line in text.splitlines() if line.rstrip().endswith(" mean")]) == 2
-    assert "columns left out" not in printed(hospitals(8), 200)
+    assert "too narrow" not in printed(hospitals(8), 200)
 
 
 def many_places(alphas: int) -> list[Row]:
     return [
-        make_row(cell_id=f"{n}", alpha=0.1 + n, client_balanced_accuracy=0.5) for n in range(alphas)
+        make_row(
+            cell_id=f"{n}",
+            alpha=0.1 + n,
+            client_balanced_accuracy=0.5,
+        )
+        for n in range(alphas)
     ]
 
 
@@ -445,15 +546,15 @@ def briefly(rows: list[Row]) -> str:
 def test_a_terminal_shows_every_table_of_a_small_grid() -> None:
     text = briefly(many_places(1))
     assert text.count("Balanced accuracy") == 3
-    assert "in the report page" not in text
+    assert "the report page" not in text
 
 
 def test_terminal_says_how_to_print_tables_without_room() -> None:
     text = briefly(many_places(4))
     assert text.count("ceiling") == 4
-    assert "Balanced accuracy by site: in the report page, and printed by:\n" in text
-    assert "\n  fedsim report runs/mine --table sites\n" in text
-    assert "\n  fedsim report runs/mine --measure client_balanced_accuracy\n" in text
+    assert "Only in the report page: Balanced accuracy by site.\n" in text
+    assert "\nTo print it: fedsim report runs/mine --table sites\n" in text
+    assert "\nTo print it: fedsim report runs/mine --measure client_balanced_accuracy\n" in text
 
 
 def test_a_long_main_table_is_cut_between_its_parts() -> None:
@@ -461,8 +562,8 @@ def test_a_long_main_table_is_cut_between_its_parts() -> None:
     assert len(text.splitlines()) <= MOST_LINES + 10
     shown = text.count("ceiling")
     assert 1 <= shown < 20
-    assert f"{20 - shown} of 20 parts of this table: in the report page, and printed by:" in text
-    assert "\n  fedsim report runs/mine --measure balanced_accuracy\n" in text
+    assert f"Only in the report page: {20 - shown} of 20 parts of this table." in text
+    assert "\nTo print it: fedsim report runs/mine --measure balanced_accuracy\n" in text
 
 
 def test_methods_stand_as_given_the_best_first_or_by_name() -> None:
@@ -492,5 +593,5 @@ def test_sites_that_were_left_out_have_a_table_with_their_mean() -> None:
     assert [texts for _, _, *texts in lines_of(table)] == [["0.550±0.050", "0.650±0.050", "0.600"]]
     assert table is not None
     assert table.title.startswith(
-        "Balanced accuracy by site · on a site that took no part · digits · "
+        "Balanced accuracy by site · on a site that took no part in training · digits · "
     )

@@ -18,7 +18,7 @@ def line(reference: str = "a", **fields: Any) -> dict[str, Any]:
     return {"reference": reference, "kind": "ceiling", **fields}
 
 
-def test_a_folder_without_results_or_manifest_is_a_users_mistake(tmp_path: Path) -> None:
+def test_folder_without_results_or_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there are no results here"):
         fedsim.load(tmp_path)
     ResultStore(tmp_path).append("trainings", [{"training_id": "a", "cell": {}, "error": ERROR}])
@@ -26,48 +26,37 @@ def test_a_folder_without_results_or_manifest_is_a_users_mistake(tmp_path: Path)
         fedsim.load(tmp_path)
 
 
-def test_numbers_and_arrays_come_back_and_infinity_on_disk_is_a_word(tmp_path: Path) -> None:
+def test_numbers_and_arrays_come_back(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
-    store.append(
-        "references",
-        [
-            line(score=math.inf, norms=np.float32([1, np.inf]), loss=np.float64(np.nan)),
-            line("b", score=None),
-        ],
-    )
-    assert [
-        json.loads(text)["score"]
-        for text in (tmp_path / "references.jsonl").read_text().splitlines()
-    ] == ["inf", None]
-    first, second = store.last("references").values()
-    assert (first["score"], first["norms"], math.isnan(first["loss"]), second["score"]) == (
-        math.inf,
-        [1.0, math.inf],
-        True,
-        None,
-    )
+    norms = np.array([1, np.inf], np.float32)
+    store.append("references", [line(score=math.inf, norms=norms, loss=None)])
+    (read,) = store.last("references").values()
+    assert read["score"] == math.inf
+    assert read["norms"] == [1.0, math.inf]
+    assert read["loss"] is None
+    (text,) = (tmp_path / "references.jsonl").read_text().splitlines()
+    assert json.loads(text)["score"] == "inf"
 
 
-def test_a_training_that_succeeded_stands_before_attempts_that_failed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("errors", [(ERROR, None), (None, ERROR), (None, None, ERROR)])
+def test_failed_attempt_never_replaces_a_training(
+    tmp_path: Path, errors: tuple[dict[str, str] | None, ...]
+) -> None:
     store = ResultStore(tmp_path)
-    attempts = [("a", ERROR, 1), ("b", None, 1), ("a", None, 2), ("b", ERROR, 2)]
-    store.append(
-        "trainings",
-        [
-            {"training_id": name, "cell": {}, "error": error, "run": run}
-            for name, error, run in attempts
-        ],
-    )
-    assert {name: found["run"] for name, found in store.last("trainings").items()} == {
-        "a": 2,
-        "b": 1,
-    }
+    for attempt, error in enumerate(errors):
+        training = {
+            "training_id": "a",
+            "cell": {},
+            "error": error,
+            "attempt": attempt,
+        }
+        store.append("trainings", [training])
+    last_success = max(attempt for attempt, error in enumerate(errors) if error is None)
+    assert store.last("trainings")["a"]["attempt"] == last_success
 
 
 @pytest.mark.parametrize("kept", [0, 1, 20, -2])
-def test_a_torn_last_line_is_ignored_and_cut_before_the_next_append(
-    tmp_path: Path, kept: int
-) -> None:
+def test_torn_last_line_is_ignored_and_cut(tmp_path: Path, kept: int) -> None:
     store = ResultStore(tmp_path)
     path = tmp_path / "references.jsonl"
     path.write_text(json.dumps(line("a")))  # which lacks only its newline
@@ -79,7 +68,7 @@ def test_a_torn_last_line_is_ignored_and_cut_before_the_next_append(
     assert path.read_bytes() == whole + json.dumps(line("c")).encode() + b"\n"
 
 
-def test_what_cannot_be_written_ends_the_run_and_is_told_by_its_own_name(tmp_path: Path) -> None:
+def test_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
     store.folder.log("a").mkdir(parents=True)
     with pytest.raises(RunLost, match=r"a\.log: cannot be written \(is a directory\)"):
@@ -96,40 +85,47 @@ def test_what_cannot_be_written_ends_the_run_and_is_told_by_its_own_name(tmp_pat
         '{"training_id": "a", "round": []}',
     ],
 )
-def test_a_line_that_is_none_of_its_kind_is_named(tmp_path: Path, text: str) -> None:
+def test_line_of_another_kind_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "rounds.jsonl").write_text(f'{{"training_id": "a", "round": 0}}\n{text}\n')
     with pytest.raises(UserError, match=r"rounds\.jsonl:2: cannot be read"):
         ResultStore(tmp_path).rounds()
 
 
-def test_rounds_of_a_training_that_ran_again_replace_the_earlier_from_there_on(
-    tmp_path: Path,
-) -> None:
+def test_rounds_that_run_again_replace_the_earlier_ones(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
-    for training, numbers, run in (
-        ("a", range(5), 1),
-        ("b", range(1), 1),
-        ("a", range(3, 6), 2),
-        ("b", range(2), 2),
-    ):
-        store.append(
-            "rounds", [{"training_id": training, "round": number, "run": run} for number in numbers]
-        )
-    assert {name: [each["run"] for each in own] for name, own in store.rounds().items()} == {
-        "a": [1, 1, 1, 2, 2, 2],
-        "b": [2, 2],
-    }
+    for attempt, rounds in enumerate([range(5), range(3, 6)]):
+        for round_ in rounds:
+            record = {"training_id": "a", "round": round_, "attempt": attempt}
+            store.append("rounds", [record])
+    store.append("rounds", [{"training_id": "b", "round": 0}])
+    assert [record["attempt"] for record in store.rounds()["a"]] == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
+
+
+HOLDER = """
+import sys
+from fedsim.results.store import ResultStore
+with ResultStore(sys.argv[1]).lock():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
 
 
 def test_only_one_process_holds_a_folder(tmp_path: Path) -> None:
-    hold = (
-        f"with ResultStore({str(tmp_path)!r}).lock():\n    print('held', flush=True)\n    "
-        "sys.stdin.read()"
-    )
-    holder = f"import sys\nfrom fedsim.results.store import ResultStore\n{hold}"
     store = ResultStore(tmp_path)
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    pipe = subprocess.PIPE
     with subprocess.Popen(
-        [sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        stdin=pipe,
+        stdout=pipe,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"

@@ -64,7 +64,9 @@ def the_same_command_gives(undisturbed: Undisturbed, folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_signal_leaves_no_process_and_the_run_can_continue(
-    grid: Path, undisturbed: Undisturbed, number: signal.Signals
+    grid: Path,
+    undisturbed: Undisturbed,
+    number: signal.Signals,
 ) -> None:
     with bench(grid) as process:
         when(lambda: trained(grid), process)
@@ -92,7 +94,9 @@ def test_interruption_while_ray_starts_leaves_no_process(grid: Path) -> None:
 
 @pytest.mark.parametrize("service", ["raylet/raylet", "gcs/gcs_server"])
 def test_a_killed_service_of_ray_ends_a_bench_in_order(
-    grid: Path, undisturbed: Undisturbed, service: str
+    grid: Path,
+    undisturbed: Undisturbed,
+    service: str,
 ) -> None:
     with bench(grid) as process:
         when(lambda: len(rows(grid)) >= 1, process)
@@ -118,7 +122,10 @@ def test_local_cluster_is_private_and_ends_with_its_driver() -> None:
     for killed in (True, False):
         command = [sys.executable, "-c", CLUSTER]
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "started\n"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cells import quick, small_cells
@@ -13,82 +14,107 @@ from fedsim.results.join import RunResults
 from fedsim.results.lines import RowError, keep_state
 from fedsim.results.store import ResultStore, RunFolder
 from fedsim.runs.display import Display
-from fedsim.runs.job_list import missing_jobs
+from fedsim.runs.job_list import entries_of, missing_jobs
 from fedsim.runs.jobs import CellJob, RunContext
 from fedsim.runs.prepare import Prepared
-from fedsim.runs.side_jobs import references_of
 
 DATA = [{"name": "digits", "limit": limit} for limit in (200, 300)]
 ERROR = RowError(type="ValueError", message="no", traceback="")
 
 
-def context(prepared: Prepared, folder: Path) -> RunContext:
-    return RunContext(prepared, ResultStore(folder), Display(Console(quiet=True), 1))
-
-
-def test_references_depend_on_data_probe_and_partition_alone(
-    tmp_path: Path,
-) -> None:
-    depends_on: dict[str, set[tuple[object, ...]]] = {}
+def test_references_depend_on_data_probe_and_partition_alone() -> None:
+    ceilings: dict[str, set[Any]] = {}
+    local_only: dict[str, set[Any]] = {}
     for probe_c in (0.1, 0.3):
-        evaluation = {"per_class": 10, "probe_c": probe_c}
         prepared = small_cells(
-            "local-only", "fedavg-linear", dataset=DATA, alpha=[0.1, 1.0], evaluation=evaluation
+            "local-only",
+            "fedavg-linear",
+            dataset=DATA,
+            alpha=[0.1, 1.0],
+            evaluation={"per_class": 10, "probe_c": probe_c},
         )
-        for trial in prepared.trials:
-            ceiling, local_only = references_of(context(prepared, tmp_path), trial)
-            depends_on.setdefault(ceiling.key[-1], set()).add((trial.data_key, probe_c))
-            depends_on.setdefault(local_only.key[-1], set()).add(
-                (trial.data_key, probe_c, trial.partition.fingerprint)
-            )
-    assert all(len(each) == 1 for each in depends_on.values())
-    assert len(depends_on) == 2 * 2 + 2 * 2 * 2
+        for trial, entry in zip(prepared.trials, entries_of(prepared), strict=True):
+            facts = (trial.data_key, probe_c)
+            ceilings.setdefault(entry.ceiling, set()).add(facts)
+            partition = trial.partition.fingerprint
+            local_only.setdefault(entry.local_only, set()).add((*facts, partition))
+    assert [len(facts) for facts in ceilings.values()] == [1] * 4
+    assert [len(facts) for facts in local_only.values()] == [1] * 8
 
 
-def kinds(
-    prepared: Prepared, lines: RunResults, folder: Path, *, retry_failed: bool = False
-) -> list[str]:
-    jobs = missing_jobs(context(prepared, folder), (), lines, retry_failed=retry_failed)
-    return [
-        "training" if job.training is None else "evaluating"
-        for job in jobs
-        if isinstance(job, CellJob)
-    ]
+def kinds(prepared: Prepared, lines: RunResults, *, retry_failed: bool = False) -> list[str]:
+    """Whether each cell that has a job is to be trained or only to be evaluated."""
+    store = ResultStore(lines.folder.path)
+    display = Display(Console(quiet=True), 1)
+    run = RunContext(prepared, store, display)
+    found = []
+    for job in missing_jobs(run, (), lines, retry_failed=retry_failed):
+        if isinstance(job, CellJob):
+            found.append("training" if job.trains else "evaluating")
+    return found
 
 
-def test_jobs_follow_from_the_training_and_evaluation_lines(tmp_path: Path) -> None:
-    prepared = small_cells(quick("dp-gaussian"), epsilon=4.0)
+@pytest.fixture
+def prepared() -> Prepared:
+    return small_cells(quick("dp-gaussian"), epsilon=4.0)
+
+
+@pytest.fixture
+def finished(prepared: Prepared, tmp_path: Path) -> RunResults:
+    """The lines of the cell after its evaluation, in a folder that keeps its tensors."""
     (trial,) = prepared.trials
     outcome, evaluation = ran(prepared, trial)
-    keep_state(ResultStore(tmp_path).folder.state(trial.cell.training_id), outcome.state)
-    assert kinds(prepared, RunResults(RunFolder(tmp_path)), tmp_path) == ["training"]
-    trained = lines_of(trial, outcome)
-    kept = replace(
-        trained,
-        trainings={
-            trial.cell.training_id: {**trained.trainings[trial.cell.training_id], "state": "0"}
-        },
+    lines = lines_of(trial, outcome, evaluation)
+    folder = RunFolder(tmp_path)
+    training_id = trial.cell.training_id
+    digest = keep_state(folder.state(training_id), outcome.state)
+    training = {**lines.trainings[training_id], "state": digest}
+    return replace(
+        lines,
+        folder=folder,
+        trainings={training_id: training},
     )
-    assert kinds(prepared, kept, tmp_path) == ["evaluating"]
-    assert kinds(prepared, lines_of(trial, outcome, evaluation), tmp_path) == []
-    for failed in (
-        lines_of(trial, ERROR),
-        replace(kept, evaluations=lines_of(trial, outcome, ERROR).evaluations),
-    ):
-        assert kinds(prepared, failed, tmp_path) == []
-    assert kinds(prepared, lines_of(trial, ERROR), tmp_path, retry_failed=True) == ["training"]
-    assert kinds(
-        prepared,
-        replace(kept, evaluations=lines_of(trial, outcome, ERROR).evaluations),
-        tmp_path,
-        retry_failed=True,
-    ) == ["evaluating"]
 
 
-def test_cell_with_secret_noise_is_not_trained_twice(tmp_path: Path) -> None:
+def test_cell_without_lines_is_trained(prepared: Prepared, tmp_path: Path) -> None:
+    assert kinds(prepared, RunResults(RunFolder(tmp_path))) == ["training"]
+
+
+def test_trained_cell_is_only_evaluated(prepared: Prepared, finished: RunResults) -> None:
+    assert kinds(prepared, replace(finished, evaluations={})) == ["evaluating"]
+
+
+def test_trained_cell_without_its_tensors_is_trained_again(
+    prepared: Prepared,
+    finished: RunResults,
+    tmp_path: Path,
+) -> None:
+    elsewhere = RunFolder(tmp_path / "other")
+    assert kinds(prepared, replace(finished, evaluations={}, folder=elsewhere)) == ["training"]
+
+
+def test_evaluated_cell_has_no_job(prepared: Prepared, finished: RunResults) -> None:
+    assert kinds(prepared, finished) == []
+
+
+def test_failed_training_runs_again_on_request(prepared: Prepared) -> None:
+    failed = lines_of(prepared.trials[0], ERROR)
+    assert kinds(prepared, failed) == []
+    assert kinds(prepared, failed, retry_failed=True) == ["training"]
+
+
+def test_failed_evaluation_runs_again_on_request(prepared: Prepared, finished: RunResults) -> None:
+    (cell_id,) = finished.evaluations
+    line = finished.evaluations[cell_id] | {"error": ERROR.model_dump()}
+    failed = replace(finished, evaluations={cell_id: line})
+    assert kinds(prepared, failed) == []
+    assert kinds(prepared, failed, retry_failed=True) == ["evaluating"]
+
+
+def test_cell_with_secret_noise_is_not_trained_twice() -> None:
     prepared = small_cells(quick("dp-gaussian"), epsilon=4.0, privacy={"noise": "secret"})
     (trial,) = prepared.trials
-    with pytest.raises(
-        UserError, match="a second training would be a second release of the same rows"
-    ):
-        kinds(prepared, lines_of(trial, ran(prepared, trial)[0]), tmp_path)
+    trained = lines_of(trial, ran(prepared, trial)[0])
+    message = "a second training would be a second release of the same rows"
+    with pytest.raises(UserError, match=message):
+        kinds(prepared, trained)

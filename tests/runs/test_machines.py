@@ -119,7 +119,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def bench(
-    folder: Path, address: str, *options: str, **variables: str
+    folder: Path,
+    address: str,
+    *options: str,
+    **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     command = [FEDSIM, "bench", "--grid", "g.yaml", "--address", address, *options]
     return subprocess.run(
@@ -134,7 +137,8 @@ def bench(
 
 @pytest.mark.skipif(not may_mount(), reason="namespaces need root")
 def test_plug_ins_and_checkpoints_travel_between_machines(
-    project: Path, cluster: Callable[..., list[subprocess.Popen[bytes]]]
+    project: Path,
+    cluster: Callable[..., list[subprocess.Popen[bytes]]],
 ) -> None:
     workers = cluster()
     command = [FEDSIM, "bench", "--grid", "g.yaml", "--address", f"[::1]:{PORT}"]
@@ -166,7 +170,8 @@ def test_plug_ins_and_checkpoints_travel_between_machines(
 
 
 def test_a_token_is_asked_for_and_what_to_set_is_said(
-    project: Path, cluster: Callable[..., list[subprocess.Popen[bytes]]]
+    project: Path,
+    cluster: Callable[..., list[subprocess.Popen[bytes]]],
 ) -> None:
     cluster(**SECRET)
     refused = bench(
@@ -178,7 +183,10 @@ def test_a_token_is_asked_for_and_what_to_set_is_said(
     assert refused.returncode == 2
     assert "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH" in refused.stderr
     let_in = bench(
-        project, f"127.0.0.1:{PORT}", "--dry-run", RAY_AUTH_TOKEN=SECRET["RAY_AUTH_TOKEN"]
+        project,
+        f"127.0.0.1:{PORT}",
+        "--dry-run",
+        RAY_AUTH_TOKEN=SECRET["RAY_AUTH_TOKEN"],
     )
     assert let_in.returncode == 0, let_in.stderr
     assert "ε reached" in let_in.stdout

@@ -1,73 +1,72 @@
+"""The tables and warnings of a dry run."""
+
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from cells import digits_of_sites, quick, small_cells, small_grid
+from cells import digits_of_sites, one_cell, quick, small_cells, small_grid
 
 from fedsim.api.run import Run
-from fedsim.results.join import RunResults
-from fedsim.results.store import RunFolder
 from fedsim.runs.noise_view import parts_of
 from fedsim.runs.plan_view import Plan
-from fedsim.runs.time_left import time_left
-from fedsim.training.trial import run_trial
-
-EMPTY = RunResults(RunFolder(Path("none")))
-"""The lines of a run folder that does not exist."""
+from fedsim.training.trial import Trial, run_trial
 
 
-def noise_of(name, **keys):
-    """The trial, and its plan's noise over signal by part."""
-    prepared = small_cells(name, **keys)
+def noise_of(entry: Any, **keys: Any) -> tuple[Trial, dict[str, float]]:
+    """The only cell, and its plan's noise over signal by part."""
+    prepared = small_cells(entry, **keys)
+    (trial,) = prepared.trials
     frame = Plan(prepared, Path("none")).noise
-    return prepared.trials[0], dict(zip(frame["part"], frame["noise / signal"], strict=True))
+    by_part = frame.set_index("part")
+    return trial, by_part["noise / signal"].to_dict()
 
 
-@pytest.mark.parametrize("keys", [{}, {"unit": "client"}])
-def test_a_gradients_noise_is_the_one_that_a_training_adds(keys) -> None:
-    prepared = small_cells(quick("fedhypevae", rounds=12, sample_rate=0.5), epsilon=4.0, **keys)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    drawn = next(step for step in run_trial(trial, data) if step.values["main"]).values[
-        "noise_norm"
-    ]
-    (told,) = Plan(prepared, Path("none")).noise.query("part.str.startswith('sum of')")[
-        "noise / signal"
-    ]
-    if keys:
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_noise_of_a_gradient_is_what_a_training_adds(unit: str) -> None:
+    entry = quick("fedhypevae", rounds=12, sample_rate=0.5)
+    trial, noise = noise_of(entry, epsilon=4.0, unit=unit)
+    _, data, _ = one_cell(entry, epsilon=4.0, unit=unit)
+    records = run_trial(trial, data)
+    record = next(step for step in records if step.values["main"])
+    part = "sum of gradients"
+    units = trial.train_rows * 0.5
+    if unit == "client":
+        part = "sum of updates"
         units = trial.task.clients
-    else:
-        units = trial.train_rows * 0.5
-    assert told * units * trial.plan.clip == pytest.approx(drawn, rel=0.06)
+    drawn = record.values["noise_norm"]
+    expected = noise[part] * units * trial.plan.clip
+    assert expected == pytest.approx(drawn, rel=0.06)
 
 
 def test_noise_of_class_means_halves_with_twice_the_examples() -> None:
-    trial, found = noise_of("dp-gaussian", epsilon=1.0)
+    trial, noise = noise_of("dp-gaussian", epsilon=1.0)
     weight = 1 / math.sqrt(1 + 0.15**2 + 0.7**2)
-    expected = (
-        trial.plan.mechanism("moments").noise_multiplier
-        / weight
-        * math.sqrt(64)
-        / (trial.train_rows / 10)
-    )
-    assert found["class means"] == pytest.approx(expected)
-    more = noise_of("dp-gaussian", epsilon=1.0, dataset={"name": "digits", "limit": 400})[1]
-    assert all(more[name] == pytest.approx(found[name] / 2) for name in found)
+    multiplier = trial.plan.mechanism("moments").noise_multiplier
+    rows_of_a_class = trial.train_rows / 10
+    expected = multiplier / weight * math.sqrt(64) / rows_of_a_class
+    assert noise["class means"] == pytest.approx(expected)
+    dataset = {"name": "digits", "limit": 400}
+    _, halved = noise_of("dp-gaussian", epsilon=1.0, dataset=dataset)
+    for part, ratio in noise.items():
+        assert halved[part] == pytest.approx(ratio / 2)
 
 
-def test_a_second_moments_noise_is_told_in_spectral_norm() -> None:
-    trial, found = noise_of("dp-gaussian", epsilon=1.0)
-    std = trial.plan.noise_std("moments") / (
-        trial.plan.clip * parts_of(trial)[0].phases[-1].weights["second"]
-    )
-    drawn = std * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
-    assert found["second"] == pytest.approx(
-        float(torch.linalg.matrix_norm(drawn, 2)) / trial.train_rows, rel=0.1
-    )
+def test_noise_of_a_second_moment_is_in_spectral_norm() -> None:
+    trial, noise = noise_of("dp-gaussian", epsilon=1.0)
+    cohort, _ = parts_of(trial)
+    weight = cohort.phases[-1].weights["second"]
+    std = trial.plan.noise_std("moments") / (trial.plan.clip * weight)
+    stream = torch.Generator().manual_seed(0)
+    drawn = std * torch.randn(64, 64, generator=stream)
+    norm = torch.linalg.matrix_norm(drawn, 2)
+    expected = float(norm) / trial.train_rows
+    assert noise["second"] == pytest.approx(expected, rel=0.1)
 
 
-@pytest.mark.parametrize(("clients", "told"), [(3, True), (4, False)])
-def test_a_plan_says_where_alpha_has_no_effect(tmp_path: Path, clients: int, told: bool) -> None:
+@pytest.mark.parametrize(("clients", "warned"), [(3, True), (4, False)])
+def test_plan_warns_where_alpha_has_no_effect(tmp_path: Path, clients: int, warned: bool) -> None:
     dataset = {"npz": str(digits_of_sites(tmp_path)), "name": "sites", "overlap": "keep"}
     partition = {"scheme": "column-dirichlet", "column": "site"}
     prepared = small_cells("dp-gaussian", dataset=dataset, partition=partition, clients=clients)
@@ -75,7 +74,7 @@ def test_a_plan_says_where_alpha_has_no_effect(tmp_path: Path, clients: int, tol
         "warning: alpha has no effect on sites with 3 clients: column-dirichlet gives each of the "
         "3 values of 'site' a single client"
     )
-    assert (warning in repr(Plan(prepared, tmp_path / "run"))) == told
+    assert (warning in repr(Plan(prepared, tmp_path / "run"))) == warned
 
 
 PAPER = {"name": "fedhypevae", "label": "paper", "params": {"form": "paper", "rounds": 3}}
@@ -83,29 +82,9 @@ SCANNED = {"name": "dp-linear", "params": {"rounds": 3}, "scan": {"precondition"
 
 
 @pytest.mark.parametrize("entries", [(PAPER, quick("fedhypevae")), (SCANNED,)])
-def test_time_is_estimated_where_releases_differ(entries) -> None:
-    prepared = small_cells(*entries, epsilon=4.0)
-    _, words = time_left(prepared, EMPTY)
-    assert words.endswith("of training for the 2 cells left")
-
-
-@pytest.mark.parametrize("entries", [(PAPER, quick("fedhypevae")), (SCANNED,)])
-def test_entries_with_other_releases_stand_in_one_report(bench, entries) -> None:
-    run = bench(small_grid(*entries, epsilon=[2, 4, 8]))
-    assert [row.status for row in run.rows] == ["ok"] * 6
-    assert len(Run(run.folder).table().numbers) == 6
-    page = Run(run.folder).report()
-    assert "method" in str(page)
-
-
-def test_cells_with_equal_releases_share_one_warm_up(monkeypatch) -> None:
-    warmed = []
-
-    def seconds(trial, prepared):
-        warmed.append(trial.cell.label)
-        return {"dp-sgd": 1.0, "mean": 1.0}
-
-    monkeypatch.setattr("fedsim.runs.time_left.seconds_a_round", seconds)
-    entry = {"name": "dp-linear", "scan": {"learning_rate": [0.1, 0.2]}}
-    time_left(small_cells(entry, epsilon=[1, 4]), EMPTY)
-    assert warmed == ["dp-linear learning_rate=0.1"]
+def test_entries_of_one_method_may_differ_in_their_releases(bench, entries) -> None:
+    ran = bench(small_grid(*entries, epsilon=[2, 4, 8]))
+    assert [row.status for row in ran.rows] == ["ok"] * 6
+    run = Run(ran.folder)
+    assert len(run.table().numbers) == 6
+    assert "method" in str(run.report())

@@ -1,8 +1,7 @@
-"""What is found out before a cell runs: partitions, plans, layout, memory, and what the manifest
-says of it.
-"""
+"""What is found out before a cell runs: partitions, plans, layout and the manifest."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cells import NODES, digits_of_sites, quick, small_grid
@@ -11,118 +10,133 @@ from fedsim.errors import UserError
 from fedsim.results.join import read_manifest
 from fedsim.results.store import RunFolder
 from fedsim.runs.manifest import write_manifest
-from fedsim.runs.prepare import Need, Node, label_matrices, prepare
+from fedsim.runs.prepare import Need, label_matrices, prepare
 
 
-def test_cells_of_other_method_or_epsilon_share_a_partition() -> None:
-    trials = prepare(
-        small_grid("dp-gaussian", "weight-noise", epsilon=[1.0, 4.0], seeds=[0, 1]), NODES
-    ).trials
+def test_cells_of_one_seed_share_a_partition() -> None:
+    grid = small_grid("dp-gaussian", "weight-noise", epsilon=[1.0, 4.0], seeds=[0, 1])
+    trials = prepare(grid, NODES).trials
     assert len(trials) == 8
-    assert len({id(trial.partition) for trial in trials}) == 2
-    assert all(
-        len({id(t.partition) for t in trials if t.cell.seed == seed}) == 1 for seed in (0, 1)
-    )
+    assert len({(trial.cell.seed, id(trial.partition)) for trial in trials}) == 2
 
 
-def test_mistakes_in_plan_or_layout_name_the_key_of_the_grid() -> None:
-    with pytest.raises(
-        UserError,
-        match=r"^unit with fedhypevae-sites: does not support 'client'; supported: example, group",
-    ):
-        prepare(small_grid("fedhypevae-sites", unit="client"), NODES)
-    with pytest.raises(UserError, match=r"^epsilon\[1\] with dp-gaussian: 1e-06 is too small"):
-        prepare(small_grid("dp-gaussian", "dp-gmm", epsilon=[1.0, 1e-6]), NODES)
-    with pytest.raises(
-        UserError,
-        match=r"^resources.clients_per_actor: 4 clients need 4 actors at once and the cluster "
-        r"has room for 2",
-    ):
-        prepare(small_grid("dp-gaussian", resources={"clients_per_actor": 1}), [Node(2.0, 0.0)])
-    with pytest.raises(
-        UserError, match=r"^evaluation.evaluators: there is no evaluator 'kn'; .*knn"
-    ):
-        prepare(small_grid("dp-gaussian", evaluation={"evaluators": ["knn", "kn"]}), NODES)
-    with pytest.raises(
-        UserError,
-        match=r"^resources: an actor needs 1 CPU and 0.5 GPUs; no node has them \(4 CPUs and 0 "
-        r"GPUs\)",
-    ):
-        prepare(small_grid("dp-gaussian", resources={"gpus_per_actor": 0.5}), NODES)
-    with pytest.raises(UserError, match=r"^dataset\[1\]: /none.npz: cannot be read .no such file"):
-        prepare(small_grid("dp-gaussian", dataset=["digits", {"npz": "/none.npz"}]), NODES)
-    with pytest.raises(UserError, match=r"^clients\[1\]: 101 clients × 2"):
-        prepare(small_grid("dp-gaussian", clients=[4, 101]), NODES)
-    with pytest.raises(
-        UserError,
-        match=r"client_rate with fedhypevae: 0.5 samples clients, .*; give 1, or unit: client",
-    ):
-        prepare(small_grid(quick("fedhypevae", client_rate=0.5)), NODES)
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"algorithms": ["fedhypevae-sites"], "unit": "client"},
+            r"unit with fedhypevae-sites: does not support 'client'; supported: example, group",
+        ),
+        (
+            {"epsilon": [1.0, 1e-6]},
+            r"epsilon\[1\] with dp-gaussian: 1e-06 is too small",
+        ),
+        (
+            {"clients": 5, "resources": {"clients_per_actor": 1}},
+            r"resources.clients_per_actor: 5 clients need 5 actors at once and the cluster has "
+            r"room for 4",
+        ),
+        (
+            {"evaluation": {"evaluators": ["knn", "kn"]}},
+            r"evaluation.evaluators: there is no evaluator 'kn'; .*knn",
+        ),
+        (
+            {"resources": {"gpus_per_actor": 0.5}},
+            r"resources: an actor needs 1 CPU and 0.5 GPUs; no node has them \(4 CPUs and 0 GPUs\)",
+        ),
+        (
+            {"dataset": ["digits", {"npz": "/none.npz"}]},
+            r"dataset\[1\]: /none.npz: cannot be read .no such file",
+        ),
+        (
+            {"clients": [4, 101]},
+            r"clients\[1\]: 101 clients × 2",
+        ),
+        (
+            {"algorithms": [quick("fedhypevae", client_rate=0.5)]},
+            r".*client_rate with fedhypevae: 0.5 samples clients, .*; give 1, or unit: client",
+        ),
+    ],
+)
+def test_mistake_in_plan_or_layout_names_the_key(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        prepare(small_grid("dp-gaussian", **keys), NODES)
 
 
-def test_a_plan_is_of_the_cells_own_parameters() -> None:
-    entries = [
-        quick("fedhypevae", rounds=n, sample_rate=q) | {"label": f"{n} {q}"}
-        for n in (3, 5)
-        for q in (0.1, 0.2)
-    ]
-    for trial in prepare(small_grid(*entries, epsilon=4.0), NODES).trials:
-        assert trial.plan is not None
-        release = trial.plan.releases[-1]
-        params = trial.cell.params
-        assert (release.steps, release.sample_rate) == (params["rounds"], params["sample_rate"])
+@pytest.mark.parametrize("rounds", [3, 5])
+@pytest.mark.parametrize("rate", [0.1, 0.2])
+def test_plan_follows_the_parameters_of_its_cell(rounds: int, rate: float) -> None:
+    entry = quick("fedhypevae", rounds=rounds, sample_rate=rate)
+    others = quick("fedhypevae", rounds=4, sample_rate=0.3) | {"label": "others"}
+    _, trial = prepare(small_grid(others, entry, epsilon=4.0), NODES).trials
+    assert trial.plan is not None
+    release = trial.plan.releases[-1]
+    assert release.steps == rounds
+    assert release.sample_rate == rate
 
 
-def test_clients_are_spread_over_actors_that_would_idle() -> None:
-    sizes = {trial.sizes for trial in prepare(small_grid("dp-gaussian"), NODES).trials}
-    assert sizes == {(1, 1, 1, 1)}
-    busy = prepare(small_grid("dp-gaussian", seeds=[0, 1, 2, 3]), NODES)
-    assert {trial.sizes for trial in busy.trials} == {(4,)}
-    spread = prepare(small_grid("dp-gaussian", resources={"clients_per_actor": 2}), NODES)
-    assert spread.need_of(spread.trials[0]) == Need(1.0, actors=2)
+@pytest.mark.parametrize(
+    ("keys", "sizes"),
+    [
+        ({}, (1, 1, 1, 1)),
+        ({"seeds": [0, 1, 2, 3]}, (4,)),
+        ({"resources": {"clients_per_actor": 2}}, (2, 2)),
+    ],
+)
+def test_clients_are_spread_over_idle_actors(keys: dict[str, Any], sizes: tuple[int, ...]) -> None:
+    prepared = prepare(small_grid("dp-gaussian", **keys), NODES)
+    trial = prepared.trials[0]
+    assert trial.sizes == sizes
+    assert prepared.need_of(trial) == Need(1.0, actors=len(sizes))
 
 
-def test_label_matrices_show_the_partitions_and_name_sites(
-    tmp_path: Path,
-) -> None:
-    dataset = {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"}
-    partition = {"scheme": "column-dirichlet", "column": "site"}
+def test_label_matrices_show_partitions_and_name_sites(tmp_path: Path) -> None:
     prepared = prepare(
-        small_grid("dp-gaussian", dataset=dataset, partition=partition, clients=4), NODES
+        small_grid(
+            "dp-gaussian",
+            dataset={"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"},
+            partition={"scheme": "column-dirichlet", "column": "site"},
+            clients=4,
+        ),
+        NODES,
     )
-    (made,) = label_matrices(prepared)
-    assert made.sites == ("north 0", "south 1", "south 2", "west 3")
-    assert made.fingerprint == prepared.trials[0].partition.fingerprint
+    (matrix,) = label_matrices(prepared)
+    assert matrix.sites == ("north 0", "south 1", "south 2", "west 3")
+    assert matrix.fingerprint == prepared.trials[0].partition.fingerprint
 
 
 def test_manifest_describes_each_method_and_names_its_paper(tmp_path: Path) -> None:
-    write_manifest(
-        folder := RunFolder(tmp_path), prepare(small_grid("fedhypevae", "dp-gaussian"), NODES), []
-    )
-    first, second = read_manifest(folder.path)["methods"]
+    folder = RunFolder(tmp_path)
+    write_manifest(folder, prepare(small_grid("fedhypevae", "dp-gaussian"), NODES), [])
+    first, second = read_manifest(tmp_path)["methods"]
     assert first["label"] == "fedhypevae"
     assert first["source"] == "arXiv 2601.00785"
     assert first["text"].startswith("FedHypeVAE under federated DP-SGD.")
-    assert (second["label"], "`" in second["text"], "1805.06530" in second["source"]) == (
-        "dp-gaussian",
-        False,
-        True,
-    )
+    assert second["label"] == "dp-gaussian"
+    assert "`" not in second["text"]
+    assert "1805.06530" in second["source"]
+
+
+def repeated(*entries: str, **keys: Any) -> int:
+    """The number of cells, of two alphas and two numbers of clients, that are not trained."""
+    axes = {"alpha": [0.5, 1.0], "clients": [2, 4]}
+    return prepare(small_grid(*entries, **axes | keys), NODES).repeated
 
 
 def test_cells_are_equal_if_no_partition_can_change_them() -> None:
-    keys = {"alpha": [0.5, 1.0], "clients": [2, 4]}
     one_shot = ("dp-gaussian", "dp-gmm", "fedhypevae-warm")
-    assert (
-        prepare(small_grid(*one_shot, epsilon=[1, 4], seeds=[0, 1, 2], **keys), NODES).repeated
-        == 54
-    )  # of 72
-    for other in (
+    assert repeated(*one_shot, epsilon=[1, 4], seeds=[0, 1, 2]) == 54  # of 72
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
         {"trust": "silo"},
         {"unit": "client"},
         {"partition": {"scheme": "feature-shift"}, "alpha": 1.0},
-    ):
-        assert prepare(small_grid("dp-gaussian", **(keys | other)), NODES).repeated == 0
-    per_client = {"evaluation": {"per_class": 10, "per_client": True}}
-    assert prepare(small_grid("fedhypevae-sites", "weight-noise", **keys), NODES).repeated == 0
-    assert prepare(small_grid("dp-gaussian", **keys, **per_client), NODES).repeated == 0
+        {"evaluation": {"per_class": 10, "per_client": True}},
+        {"algorithms": [quick("fedhypevae-sites"), quick("weight-noise")]},
+    ],
+)
+def test_cells_are_not_equal_if_a_partition_may_change_them(keys: dict[str, Any]) -> None:
+    assert repeated("dp-gaussian", **keys) == 0

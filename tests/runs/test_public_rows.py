@@ -1,6 +1,4 @@
-"""Public rows: which source they come from, who is given them, what they change, and what is
-refused.
-"""
+"""Public rows: which methods get them, and which are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ from baselines.dp_gaussian import DPGaussian
 from fedsim.data.embeddings import unit_norm
 from fedsim.data.sources.load import load
 from fedsim.errors import UserError
-from fedsim.grid.models import Grid
 from fedsim.methods.messages import Server
 from fedsim.methods.products import Generator
 from fedsim.runs.prepare import Prepared, prepare
@@ -57,52 +54,44 @@ def public(tmp_path: Path) -> dict[str, str]:
     return npz(tmp_path / "other.npz", x=rows())
 
 
-def prepared(public: Any, *algorithms: Any, **values: Any) -> Prepared:
-    return prepare(grid(public, *algorithms, **values), NODES)
+def prepared(public: Any, *algorithms: Any) -> Prepared:
+    return prepare(small_grid(*(algorithms or (Shifted,)), public=public), NODES)
 
 
-def grid(public: Any, *algorithms: Any, **values: Any) -> Grid:
-    return small_grid(*(algorithms or (Shifted,)), public=public, **values)
-
-
-def test_only_methods_that_use_public_rows_get_them(
-    public: dict[str, str],
-) -> None:
+def test_only_methods_that_use_public_rows_get_them(public: dict[str, str]) -> None:
     ready = prepared(public, Shifted, Unaware)
     used, unused = ready.trials
+    data = ready.data[used.data_key]
+    assert data.public is not None
+    assert used.cell.public == "other"
+    assert used.cell.public_hash == data.public.fingerprint
+    assert unused.cell.public is None
+    assert unused.cell.public_hash is None
     assert unused.cell.cell_id == prepared(None, Unaware).trials[0].cell.cell_id
-    with pytest.raises(
-        UserError,
-        match=r"public with .*Shifted: the method uses public rows, and there are none; name a "
-        r"data set",
-    ):
+    assert np.allclose(np.linalg.norm(data.public.x, axis=1), 1)
+    for trial, rows_in_task in ((used, data.public), (unused, None)):
+        task = trial.given(data).task
+        algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, task)
+        assert algorithm.task.public is rows_in_task
+
+
+def test_method_that_needs_public_rows_is_refused_without() -> None:
+    message = r"public with .*Shifted: the method uses public rows, and there are none; name a data"
+    with pytest.raises(UserError, match=message):
         prepared(None, Shifted)
-    held = ready.data[used.data_key].public
-    assert held is not None
-    assert (used.cell.public, used.cell.public_hash) == ("other", held.fingerprint)
-    assert (unused.cell.public, unused.cell.public_hash) == (None, None)
-    assert np.allclose(np.linalg.norm(held.x, axis=1), 1)
-    given, kept = (
-        build_algorithm(t.cell.algorithm, t.cell.params, t.given(ready.data[t.data_key]).task)
-        for t in (used, unused)
-    )
-    assert given.task.public is held
-    assert kept.task.public is None
 
 
-def test_public_rows_that_are_private_or_do_not_fit_are_refused(tmp_path: Path) -> None:
-    data = load(small_grid("dp-gaussian").dataset[0])
-    first, second, *_ = np.flatnonzero(
-        (unit_norm(data.x_train) == data.x_train).all(1)
-    )  # scaled to unit norm they are the same
-    mixed = np.concatenate([rows(), 4 * data.x_train[[second, first]]])
-    with pytest.raises(
-        UserError,
-        match=rf"public: 2 training rows of 'digits\S*' are public too, the first is row {first}",
-    ):
+def test_public_rows_that_are_training_rows_are_refused(tmp_path: Path) -> None:
+    x = load(small_grid("dp-gaussian").dataset[0]).x_train
+    # Scaled to unit norm these rows are the same.
+    first, second, *_ = np.flatnonzero((unit_norm(x) == x).all(1))
+    mixed = np.concatenate([rows(), 4 * x[[second, first]]])
+    message = rf"public: 2 training rows of 'digits\S*' are public too, the first is row {first}"
+    with pytest.raises(UserError, match=message):
         prepared(npz(tmp_path / "mixed.npz", x=mixed))
-    with pytest.raises(
-        UserError,
-        match=r"'p' has rows of 9 dimensions, data set 'digits\S*' of 64; give public rows",
-    ):
+
+
+def test_public_rows_of_other_dimensions_are_refused(tmp_path: Path) -> None:
+    message = r"'p' has rows of 9 dimensions, data set 'digits\S*' of 64; give public rows"
+    with pytest.raises(UserError, match=message):
         prepared(npz(tmp_path / "p.npz", x=rows(dim=9)))

@@ -134,7 +134,10 @@ def test_tensor_arrives_unchanged_in_its_own_aligned_memory(as_bytes: None) -> N
     "name", ["weight-noise", pytest.param("fedhypevae", marks=pytest.mark.slow)]
 )
 def test_three_actors_sample_and_account_like_one_process(
-    bench: Bench, ray_bench: Bench, all_free: Callable[[], None], name: str
+    bench: Bench,
+    ray_bench: Bench,
+    all_free: Callable[[], None],
+    name: str,
 ) -> None:
     grids = [
         small_grid(name, epsilon=4.0, clients=5, resources={"clients_per_actor": each})
@@ -155,7 +158,10 @@ def test_three_actors_sample_and_account_like_one_process(
 
 @pytest.mark.slow
 def test_cell_of_a_killed_worker_continues_with_the_same_result(
-    bench: Bench, ray_bench: Bench, hostile: str, tmp_path: Path
+    bench: Bench,
+    ray_bench: Bench,
+    hostile: str,
+    tmp_path: Path,
 ) -> None:
     for kind, each in (("Killed", "all"), ("ClientKilled", 2)):
         entry = {
@@ -178,13 +184,17 @@ def test_cell_of_a_killed_worker_continues_with_the_same_result(
 
 @pytest.mark.slow
 def test_failed_cells_are_recorded_and_leave_no_broken_slot(
-    ray_bench: Bench, tmp_path: Path, all_free: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    ray_bench: Bench,
+    tmp_path: Path,
+    all_free: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(scheduler, "MOST_LOSSES", 0)
     hows = ("exit", "client raises", "client exits")
     entries = [{**quick("plugin:Trouble", how=how, healed="never"), "label": how} for how in hows]
     ran = ray_bench(
-        small_grid(*entries, "weight-noise", resources={"clients_per_actor": 2}), keep_going=True
+        small_grid(*entries, "weight-noise", resources={"clients_per_actor": 2}),
+        keep_going=True,
     )
     assert ran.code == 1
     assert [(row.label, row.status) for row in ran.rows] == [
@@ -224,11 +234,14 @@ def test_hostile_plug_ins_fail_alone(ray_bench: Bench, hostile: str) -> None:
 
 @pytest.mark.slow
 def test_cells_that_share_gpus_give_the_results_of_one_process(
-    bench: Bench, ray_bench: Bench
+    bench: Bench,
+    ray_bench: Bench,
 ) -> None:
     half = {"gpus_per_actor": 0.5, "clients_per_actor": 2}
     without = bench(small_grid("dp-gaussian"), "one")
     shared = ray_bench(small_grid("dp-gaussian", resources=half), nodes=WITH_GPUS)
     assert by_label(shared, *MEASURES, "recall_per_class") == by_label(
-        without, *MEASURES, "recall_per_class"
+        without,
+        *MEASURES,
+        "recall_per_class",
     )

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benches import Ran, run_in_process
@@ -11,7 +12,7 @@ from cells import NODES, small_grid
 from rich.console import Console
 
 from fedsim.errors import UserError
-from fedsim.results.store import ResultStore
+from fedsim.results.store import Kind, ResultStore
 from fedsim.runs.prepare import Node
 from fedsim.runs.rerun import run_again
 
@@ -31,49 +32,57 @@ def again(folder: Path, count: int) -> tuple[bool, str]:
     return equal, console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_run_again_finds_equal_results_or_shows_differences(
-    bench: Bench,
-) -> None:
-    ran = bench(small_grid("dp-gaussian", "weight-noise", epsilon=4.0, alpha=[0.5, 1.0]))
-    before = {path.name: path.read_bytes() for path in ran.folder.iterdir() if path.is_file()}
-    equal, said = again(ran.folder, 3)
-    assert (
-        equal,
-        "3 of 4 finished cells run again: equal to the last bit in rows and rounds" in said,
-    ) == (True, True)
-    assert {
-        path.name: path.read_bytes() for path in ran.folder.iterdir() if path.is_file()
-    } == before
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
-    store = ResultStore(ran.folder)
-    store.append(
-        "evaluations",
-        [
-            line | {"scores": line["scores"] | {"accuracy": 0.123}}
-            for line in store.last("evaluations").values()
-        ],
+
+def four_cells(bench: Bench) -> Path:
+    grid = small_grid(
+        "dp-gaussian",
+        "weight-noise",
+        epsilon=4.0,
+        alpha=[0.5, 1.0],
     )
-    store.append(
-        "trainings",
-        [
-            line | {"versions": line["versions"] | {"torch": "0.1"}}
-            for line in store.last("trainings").values()
-        ],
-    )
-    equal, shown = again(ran.folder, 1)
+    return bench(grid).folder
+
+
+def append_changed(folder: Path, kind: Kind, key: str, **values: Any) -> None:
+    """Append all lines of a kind again, with other values in one of their mappings."""
+    store = ResultStore(folder)
+    lines = []
+    for line in store.last(kind).values():
+        changed = line[key] | values
+        lines.append(line | {key: changed})
+    store.append(kind, lines)
+
+
+def test_cells_that_run_again_give_equal_results(bench: Bench) -> None:
+    folder = four_cells(bench)
+    before = contents(folder)
+    equal, output = again(folder, 3)
+    assert equal
+    verdict = "3 of 4 finished cells run again: equal to the last bit in results and rounds"
+    assert verdict in output
+    assert contents(folder) == before
+
+
+def test_differences_of_cells_that_run_again_are_shown(bench: Bench) -> None:
+    folder = four_cells(bench)
+    append_changed(folder, "evaluations", "scores", accuracy=0.123)
+    append_changed(folder, "trainings", "versions", torch="0.1")
+    equal, output = again(folder, 1)
     assert not equal
-    assert [
-        said
-        for said in ("accuracy", "torch: 0.1 →", "1 of 4 finished cells run again: they differ")
-        if said not in shown
-    ] == []
+    for text in ("accuracy", "torch: 0.1 →", "1 of 4 finished cells run again: they differ"):
+        assert text in output
 
-    manifest = json.loads((ran.folder / "manifest.json").read_text())
-    (ran.folder / "manifest.json").write_text(
-        json.dumps({**manifest, "cells": manifest["cells"][:1]})
-    )
+
+def test_run_whose_grid_makes_other_cells_today_is_refused(bench: Bench) -> None:
+    folder = four_cells(bench)
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "cells": manifest["cells"][:1]}))
     with pytest.raises(UserError, match="lists 1 cell, and its grid makes 4"):
-        again(ran.folder, 1)
+        again(folder, 1)
 
 
 def test_a_run_that_cannot_be_repeated_is_a_mistake(bench: Bench) -> None:

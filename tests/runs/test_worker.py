@@ -13,9 +13,7 @@ from fedsim.runs.process import Process, settle
 from fedsim.runs.worker import check_source
 
 
-def test_make_ready_resets_folder_threads_and_default_dtype(
-    tmp_path: Path,
-) -> None:
+def test_make_ready_resets_folder_threads_and_default_dtype(tmp_path: Path) -> None:
     process = Process(Need(2.0), "auto")
     folder = Path.cwd()
     try:
@@ -23,11 +21,9 @@ def test_make_ready_resets_folder_threads_and_default_dtype(
         torch.set_num_threads(3)
         os.chdir(tmp_path)
         process.make_ready()
-        assert (torch.ones(2).dtype, torch.get_num_threads(), Path.cwd()) == (
-            torch.float32,
-            2,
-            folder,
-        )
+        assert torch.ones(2).dtype == torch.float32
+        assert torch.get_num_threads() == 2
+        assert Path.cwd() == folder
         assert max(pool["num_threads"] for pool in threadpool_info()) <= 2
     finally:
         settle(1)
@@ -47,10 +43,10 @@ def test_settle_flushes_denormal_numbers() -> None:
 def test_worker_refuses_a_cell_of_other_code() -> None:
     cell = prepare(small_grid("dp-gaussian"), NODES).trials[0].cell
     check_source(cell)
-    with pytest.raises(
-        RuntimeError, match="the source of dp-gaussian is not what it was when the grid was read"
-    ):
-        check_source(cell.model_copy(update={"source": "0" * 16}))
+    other = cell.model_copy(update={"source": "0" * 16})
+    message = "the source of dp-gaussian is not what it was when the grid was read"
+    with pytest.raises(RuntimeError, match=message):
+        check_source(other)
 
 
 MACHINE = Node(8.0, 2.0)

@@ -1,4 +1,4 @@
-"""What a row says of its epsilon is what the harness counted, not what a plug-in tells."""
+"""A result's ε is what the harness counted, not what a plug-in says."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,13 +9,14 @@ from broken.tiny import Spelled, Tiny
 from cells import one_cell, quick
 from rows import joined
 
+from fedsim.data.embeddings import Embeddings
 from fedsim.methods.clients import Clients, Noised
 from fedsim.methods.messages import Message, Round, RoundTrace, Tensors
 from fedsim.methods.parameters import add_in_order
 from fedsim.plugins.registry import register
 from fedsim.seeds import Seeds
 from fedsim.training.rounds import server_noise, train
-from fedsim.training.trial import Outcome, local_pool, run_trial
+from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 
 
 @register("test-forgets-the-noise")
@@ -50,9 +51,8 @@ class ClaimsAnotherRate(Tiny):
     """Runs its steps under a sample rate of its own."""
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        return super().client_round(
-            clients, replace(round_, release=replace(round_.release, sample_rate=1.0)), broadcast
-        )
+        release = replace(round_.release, sample_rate=1.0)
+        return super().client_round(clients, replace(round_, release=release), broadcast)
 
 
 @register("test-forges-its-message")
@@ -61,23 +61,30 @@ class ForgesItsMessage(ForgetsTheNoise):
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         honest = Clients(
-            clients.members, clients.x, clients.y, clients.seeds, clients.plan, clients.model
+            clients.members,
+            clients.x,
+            clients.y,
+            clients.seeds,
+            clients.plan,
+            clients.model,
         )
         honest.add_noise(round_.release, round_.stream, {}, {})
+        steps = []
+        for step in honest.ran.steps:
+            steps.append(replace(step, mechanism=step.mechanism.scaled(99.0)))
         message = super().client_round(clients, round_, broadcast)
-        return replace(
-            message,
-            ran=RoundTrace(
-                [replace(step, mechanism=step.mechanism.scaled(99.0)) for step in honest.ran.steps]
-            ),
-        )
+        return replace(message, ran=RoundTrace(steps))
 
 
-def outcome(name: str, **keys: Any) -> Outcome:
-    trial, data, _ = one_cell(quick(name), **{"epsilon": 1.0, **keys})
+def ended(trial: Trial, data: Embeddings) -> Outcome:
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     return outcome
+
+
+def outcome(name: str) -> Outcome:
+    trial, data, _ = one_cell(quick(name), epsilon=1.0)
+    return ended(trial, data)
 
 
 @pytest.mark.parametrize(
@@ -89,16 +96,16 @@ def outcome(name: str, **keys: Any) -> Outcome:
         ("test-forges-its-message", "client 0 has 0 steps of 'dp-sgd' in the ledger, the plan 3"),
     ],
 )
-def test_steps_that_did_not_run_as_planned_are_not_paid_by_a_plan(name: str, message: str) -> None:
+def test_plan_does_not_pay_for_steps_that_did_not_run(name: str, message: str) -> None:
     assert message in outcome(name).unaccounted
 
 
-def test_a_plan_that_its_budget_does_not_pay_for_is_overspent() -> None:
+def test_plan_that_its_budget_does_not_pay_for_is_overspent() -> None:
     trial, data, _ = one_cell(quick("broken.tiny:Tiny"), epsilon=1.0)
     assert trial.plan is not None
-    trial = replace(trial, plan=replace(trial.plan, sigma=0.9 * trial.plan.sigma))
-    *_, outcome = run_trial(trial, data)
-    assert isinstance(outcome, Outcome)
+    plan = replace(trial.plan, sigma=0.9 * trial.plan.sigma)
+    trial = replace(trial, plan=plan)
+    outcome = ended(trial, data)
     assert outcome.unaccounted == ""
     assert outcome.epsilon_spent is not None
     assert outcome.epsilon_spent > 1.1
@@ -112,25 +119,22 @@ def test_noise_of_another_round_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["dp-gaussian", "weight-noise"])
 def test_sum_is_rounded_after_its_noise_is_added(name: str) -> None:
-    (trial, data, algorithm), seen = one_cell(quick(name), epsilon=4.0), list[Tensors]()
-    next(
-        train(
-            algorithm,
-            local_pool(trial, data),
-            trial.plan,
-            Seeds(0),
-            watch=lambda round_, noisy: seen.append(noisy),
-        )
+    trial, data, algorithm = one_cell(quick(name), epsilon=4.0)
+    seeds = Seeds(0)
+    seen: list[Tensors] = []
+    steps = train(
+        algorithm,
+        local_pool(trial, data),
+        trial.plan,
+        seeds,
+        watch=lambda round_, noisy: seen.append(noisy),
     )
+    next(steps)
     round_ = next(algorithm.schedule())
-    server = algorithm.initial_server(Seeds(0).public)
-    sums = add_in_order(
-        [
-            message.sums
-            for message in local_pool(trial, data).round(round_, algorithm.broadcast(server))
-        ]
-    )
-    noise, _ = server_noise(algorithm, trial.plan, round_, sums, Seeds(0))
+    server = algorithm.initial_server(seeds.public)
+    messages = local_pool(trial, data).round(round_, algorithm.broadcast(server))
+    sums = add_in_order([message.sums for message in messages])
+    noise, _ = server_noise(algorithm, trial.plan, round_, sums, seeds)
     for part, value in sums.items():
         assert value.dtype == torch.float64
         assert torch.equal(seen[0][part], (value + noise.parts[part]).float())

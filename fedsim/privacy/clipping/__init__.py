@@ -35,33 +35,44 @@ def vmap(
     :func:`fedsim.privacy.clipping.clipped_sum`.
     """
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    draw_names = list(batch.draws)
 
     def loss_of_row(
         params: dict[str, Tensor],
         x: Tensor,
         y: Tensor,
         client: Tensor,
-        *row_draws: Tensor,
+        draws: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        layout = Layout(client[None], batch.layout.clients, direct=True)
-        draws = {name: draw[None] for name, draw in zip(draw_names, row_draws, strict=True)}
-        row = Batch(x[None], y[None], draws, layout)
+        layout = Layout(
+            client[None],
+            batch.layout.clients,
+            direct=True,
+        )
+        batch_draws = {name: draw[None] for name, draw in draws.items()}
+        row = Batch(x[None], y[None], batch_draws, layout)
         losses = functional_loss(model, loss, params, row)[0]
         return losses.sum(), losses
 
-    in_dims = (None, 0, 0, 0, *[0] * len(draw_names))
-    row_gradients = torch.func.vmap(torch.func.grad_and_value(loss_of_row, has_aux=True), in_dims)
-    gradients, (_, losses) = row_gradients(
-        parameters, batch.x, batch.y, batch.layout.client, *batch.draws.values()
+    gradient_and_loss = torch.func.grad_and_value(loss_of_row, has_aux=True)
+    of_rows = torch.func.vmap(gradient_and_loss, in_dims=(None, 0, 0, 0, 0))
+    gradients, (_, losses) = of_rows(
+        parameters,
+        batch.x,
+        batch.y,
+        batch.layout.client,
+        dict(batch.draws),
     )
     units = len(batch)
-    unit_layout = {"group": batch.groups, "client": batch.layout}.get(norms.unit)
-    if unit_layout is not None:
-        units = unit_layout.clients
+    unit_of_row = {"group": batch.groups, "client": batch.layout}.get(norms.unit)
+    if unit_of_row is not None:
+        units = unit_of_row.clients
         for name, gradient in gradients.items():
             zeros = gradient.new_zeros(units, *gradient.shape[1:])
-            gradients[name] = zeros.index_add(0, unit_layout.client, gradient)
+            gradients[name] = zeros.index_add(
+                0,
+                unit_of_row.client,
+                gradient,
+            )
     clipped, unit_norms = clip_units(gradients, norms, units)
     for name, gradient in clipped.items():
         sums[name] += gradient.sum(0)
@@ -71,7 +82,11 @@ def vmap(
 class _LossModule(nn.Module):
     """A model whose forward is its loss, so that ``functional_call`` reaches every parameter."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Batch], Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, Batch], Any],
+    ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
@@ -96,7 +111,11 @@ def functional_loss(
     """
     replacements = {f"model.{name}": value for name, value in parameters.items()}
     module = _LossModule(model, loss)
-    result: _Losses = torch.func.functional_call(module, replacements, (batch,))
+    result: _Losses = torch.func.functional_call(
+        module,
+        replacements,
+        (batch,),
+    )
     return result
 
 
@@ -142,11 +161,13 @@ def clipped_sum(
 ) -> ClippedSum:
     """Returns the sum of the clipped gradients of all units in a batch.
 
-    It is the sum over units u of ``min(1, C / |w * g_u|) * w * g_u``, where g_u is the gradient of
-    u's loss by all parameters jointly. Removing one unit changes it by at most C in L2 norm over
-    all parameters that are not free: the sensitivity that the Gaussian mechanism needs (Abadi et
-    al. 2016, algorithm 1, under add/remove-one). A unit whose gradient is not finite counts as 0: a
-    nan in the sum would reveal the unit.
+    For the gradient g_u of a unit's loss by all parameters jointly, it is
+
+        sum_u min(1, C / |w * g_u|) * w * g_u
+
+    (Abadi et al. 2016, algorithm 1). Removing one unit changes it by at most C in L2 norm over all
+    parameters that are not free: the sensitivity that the Gaussian mechanism needs. A unit whose
+    gradient is not finite counts as 0: a nan in the sum would reveal the unit.
 
     Args:
         model: the model.
@@ -166,7 +187,11 @@ def clipped_sum(
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     if len(batch) == 0:
         units = batch.layout.clients if norms.unit == "client" else 0
-        return ClippedSum(sums, batch.x.new_zeros(units), batch.x.new_zeros(0))
+        return ClippedSum(
+            sums,
+            batch.x.new_zeros(units),
+            batch.x.new_zeros(0),
+        )
 
     def checked_loss(model: nn.Module, batch: Batch) -> Tensor:
         losses = loss(model, batch)
@@ -184,10 +209,17 @@ def clipped_sum(
     measured = [ENGINES[engine](model, checked_loss, chunk, norms, sums) for chunk in chunks]
     _check_unchanged(before, _tensor_versions(modules))
     unit_norms, losses = zip(*measured, strict=True)
-    return ClippedSum(sums, torch.cat(unit_norms), torch.cat(losses))
+    return ClippedSum(
+        sums,
+        torch.cat(unit_norms),
+        torch.cat(losses),
+    )
 
 
-def _check_layers(modules: Mapping[str, nn.Module], clients: int) -> None:
+def _check_layers(
+    modules: Mapping[str, nn.Module],
+    clients: int,
+) -> None:
     """Raises ValueError if a layer makes a gradient depend on other examples or on chance.
 
     Args:
@@ -239,7 +271,10 @@ def _tensor_versions(modules: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor
     for path, module in modules.items():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
-                versions[f"{path}.{name}".removeprefix(".")] = (tensor, tensor._version)
+                versions[f"{path}.{name}".removeprefix(".")] = (
+                    tensor,
+                    tensor._version,
+                )
     return versions
 
 

@@ -69,7 +69,7 @@ def bookkeeping(
     with torch.enable_grad():
         with _recorded_calls(layers) as calls:
             losses = loss(model, batch)
-        _refuse_other_uses(losses, layers, calls)
+        _refuse_other_uses(losses, model, calls)
         uses = _uses(layers, calls, losses, batch.layout)
     with torch.no_grad():
         units = len(batch)
@@ -77,9 +77,19 @@ def bookkeeping(
             unit_norms = _clip_clients(uses, norms, batch, sums)
         else:
             if norms.unit == "group" and batch.groups is not None:
-                uses = _as_uses_of_groups(uses, batch.groups, batch.layout)
+                uses = _as_uses_of_groups(
+                    uses,
+                    batch.groups,
+                    batch.layout,
+                )
                 units = batch.groups.clients
-            unit_norms = _clip_units(uses, norms, units, sums, batch.x)
+            unit_norms = _clip_units(
+                uses,
+                norms,
+                units,
+                sums,
+                batch.x,
+            )
         return unit_norms, losses.detach()
 
 
@@ -154,7 +164,7 @@ def _recorded_calls(layers: dict[str, nn.Module]) -> Iterator[Calls]:
 
 def _refuse_other_uses(
     losses: Tensor,
-    layers: dict[str, nn.Module],
+    model: nn.Module,
     calls: Calls,
 ) -> None:
     """Raises ValueError if the loss reaches a parameter other than by a recorded call.
@@ -163,7 +173,7 @@ def _refuse_other_uses(
     recorded call.
     """
     inputs_of_calls = _inputs_of_calls(calls)
-    name_of_id = _parameter_names(layers)
+    name_of_id = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     waiting: list[Node | None] = [losses.grad_fn]
     seen: set[Node] = set()
     while waiting:
@@ -198,16 +208,6 @@ def _inputs_of_calls(calls: Calls) -> dict[Node, list[Node | None]]:
     return inputs
 
 
-def _parameter_names(layers: dict[str, nn.Module]) -> dict[int, str]:
-    """Returns the full name of every trainable parameter, by the id of its tensor."""
-    return {
-        id(parameter): _full_name(path, name)
-        for path, layer in layers.items()
-        for name, parameter in layer._parameters.items()
-        if parameter is not None and parameter.requires_grad
-    }
-
-
 def _uses(
     layers: dict[str, nn.Module],
     calls: Calls,
@@ -233,7 +233,12 @@ def _uses(
             grads.append(grad)
             inputs.append(rule.inputs(call.args, grad))
         if grads:
-            uses[path] = Use(layer, _join(inputs), _join(grads), layout)
+            uses[path] = Use(
+                layer,
+                _join(inputs),
+                _join(grads),
+                layout,
+            )
     return uses
 
 
@@ -247,7 +252,7 @@ def _check_call(
     if len(call.shape) < 2 or call.shape[0] != rows:
         raise ValueError(
             f"layer '{path}' gave {list(call.shape)} for {rows} examples: its gradient is "
-            "not per example; give it a row an example"
+            "not per example; let it return one row per example"
         )
     first = call.args[0]
     if isinstance(first, Tensor) and first._version != call.version:
@@ -311,7 +316,13 @@ def _clip_units(
     Returns:
         The units' joint norms before clipping, ``[units]``.
     """
-    squared, is_finite = _joint_squared_norms(uses, norms, units, sums, like)
+    squared, is_finite = _joint_squared_norms(
+        uses,
+        norms,
+        units,
+        sums,
+        like,
+    )
     # Reading a value from another device would wait for it.
     if is_finite.device != CPU or not bool(is_finite.all()):
         uses = {path: use.keep_only(is_finite) for path, use in uses.items()}
@@ -320,17 +331,16 @@ def _clip_units(
     # In reverse order, because the layers measured last are still in the cache.
     for path, use in reversed(uses.items()):
         rule = RULES[type(use.layer)]
-        clipped: dict[str, Target] = {}
-        free: dict[str, Target] = {}
         for name in rule.names:
             full_name = _full_name(path, name)
             if full_name in sums:
-                targets = free if norms.is_free(full_name) else clipped
-                targets[name] = Target(sums[full_name], norms.weight(full_name))
-        if clipped:
-            rule.add(use, clip_factor, clipped)
-        if free:
-            rule.add(use, ones, free)
+                factor = ones if norms.is_free(full_name) else clip_factor
+                target = Target(
+                    sums[full_name],
+                    norms.weight(full_name),
+                    factor,
+                )
+                rule.add(use, name, target)
     return squared.sqrt()
 
 
@@ -344,7 +354,11 @@ def _joint_squared_norms(
     """Returns the units' squared joint norms and whether each gradient is finite, ``[units]``."""
     squared_norms = [like.new_zeros(units)]
     squared_weights = [1.0]
-    is_finite = torch.ones(units, dtype=torch.bool, device=like.device)
+    is_finite = torch.ones(
+        units,
+        dtype=torch.bool,
+        device=like.device,
+    )
     for path, use in uses.items():
         for name, squared_norm in RULES[type(use.layer)].squared(use).items():
             full_name = _full_name(path, name)
@@ -355,7 +369,10 @@ def _joint_squared_norms(
             else:
                 squared_norms.append(squared_norm)
                 squared_weights.append(norms.weight(full_name) ** 2)
-    weights = to_device(torch.tensor(squared_weights, dtype=like.dtype), like.device)
+    weights = to_device(
+        torch.tensor(squared_weights, dtype=like.dtype),
+        like.device,
+    )
     squared = weights @ torch.stack(squared_norms)
     is_finite &= squared.isfinite()
     return squared, is_finite
@@ -378,7 +395,11 @@ def _clip_clients(
             gradients[full_name] = gradient
             if isinstance(use.layer, PER_CLIENT):
                 per_client.add(full_name)
-    clipped, unit_norms = clip_units(gradients, norms, batch.layout.clients)
+    clipped, unit_norms = clip_units(
+        gradients,
+        norms,
+        batch.layout.clients,
+    )
     for name, gradient in clipped.items():
         sums[name] += gradient if name in per_client else gradient.sum(0)
     return unit_norms

@@ -1,17 +1,24 @@
 """Gradient norms: the joint norm to which a unit is clipped, and the rules of bookkeeping.
 
-A rule computes the norms and the weighted sums of one kind of layer. For a linear layer the
-gradient of example n is ``g_n a_n^T``, so its squared norm is ``|g_n|^2 |a_n|^2``, and the clipped
-sum is one product ``(c * g)^T a`` (Goodfellow 2015, arXiv 1510.01799; Bu et al. 2023,
-"book-keeping", arXiv 2210.00038). A layer that an example uses T times has the squared norm
-``sum_st <g_s, g_t> <a_s, a_t>`` (Li et al. 2022, "ghost norm", arXiv 2110.05679).
+A rule computes the norms and the weighted sums of one kind of layer. For a linear layer with input
+a_n and output gradient g_n, the weight's gradient of example n is ``g_n a_n^T``. Its squared norm
+and the clipped sum are
+
+    |g_n|^2 |a_n|^2    and    (c * g)^T a
+
+(Goodfellow 2015, arXiv 1510.01799; Bu et al. 2023, "book-keeping", arXiv 2210.00038). If an example
+uses the layer T times, the squared norm is
+
+    sum_st <g_s, g_t> <a_s, a_t>
+
+(Li et al. 2022, "ghost norm", arXiv 2110.05679).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -48,13 +55,13 @@ class Norms:
 
     clip: float
     unit: Unit = "example"
-    weights: Mapping[str, float] | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
     free: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.clip > 0:
             raise ValueError(f"the clip norm must be positive, not {self.clip}")
-        for prefix, weight in (self.weights or {}).items():
+        for prefix, weight in self.weights.items():
             if not 0 < weight < math.inf:
                 raise ValueError(
                     f"the weight of '{prefix}' must be positive and finite, not {weight}"
@@ -62,10 +69,9 @@ class Norms:
 
     def weight(self, name: str) -> float:
         """Returns the factor of parameter ``name``."""
-        weights = self.weights or {}
-        matching = [prefix for prefix in weights if _covers(prefix, name)]
+        matching = [prefix for prefix in self.weights if _covers(prefix, name)]
         if matching:
-            return weights[max(matching, key=len)]
+            return self.weights[max(matching, key=len)]
         return 1.0
 
     def is_free(self, name: str) -> bool:
@@ -104,7 +110,11 @@ def clip_units(
     """
     any_gradient = next(iter(gradients.values()), torch.zeros(units))
     squared = any_gradient.new_zeros(units)
-    is_finite = torch.ones(units, dtype=torch.bool, device=any_gradient.device)
+    is_finite = torch.ones(
+        units,
+        dtype=torch.bool,
+        device=any_gradient.device,
+    )
     for name, gradient in gradients.items():
         flat = gradient.reshape(units, -1)
         squared_of_parameter = torch.linalg.vecdot(flat, flat)
@@ -162,17 +172,28 @@ class Use:
 
 @dataclass(frozen=True)
 class Target:
-    """The tensor to which a weighted sum of gradients is added, and the weight of its parameter."""
+    """The sum ``weight * sum_n factor_n * gradient_n`` of one parameter, and where it is added.
+
+    Attributes:
+        tensor: the tensor to which the sum is added in place.
+        weight: the weight of the parameter.
+        factor: the factor of every example, ``[N]``.
+    """
 
     tensor: Tensor
     weight: float
+    factor: Tensor
 
     def add_product(self, left: Tensor, right: Tensor) -> None:
         """Adds the weighted product of matrices, batches of matrices, or a matrix and a vector."""
         if self.tensor.device.type not in FUSED:
             self.tensor.add_(left @ right, alpha=self.weight)
             return
-        by_dimension = {1: Tensor.addmv_, 2: Tensor.addmm_, 3: Tensor.baddbmm_}
+        by_dimension = {
+            1: Tensor.addmv_,
+            2: Tensor.addmm_,
+            3: Tensor.baddbmm_,
+        }
         add = by_dimension[self.tensor.dim()]
         add(self.tensor, left, right, alpha=self.weight)
 
@@ -186,7 +207,11 @@ class LinearRule:
     names: ClassVar[tuple[str, ...]] = ("weight", "bias")
     """The parameters that the rule covers."""
 
-    def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
+    def inputs(
+        self,
+        args: tuple[Any, ...],
+        grads: Tensor,
+    ) -> Tensor:
         """Returns :attr:`Use.inputs`, ``[N, T, in]``, from the arguments of the layer's call."""
         return by_use(args[0].detach())
 
@@ -198,7 +223,10 @@ class LinearRule:
         if g.shape[1] == 1:
             # The slack is that of several uses: one group of many rows pads every group to several
             # uses, and the same gradient must have the same norm.
-            return {"weight": _squared_norm(a[:, 0]) * bias * (1 + GRAM_SLACK), "bias": bias}
+            return {
+                "weight": _squared_norm(a[:, 0]) * bias * (1 + GRAM_SLACK),
+                "bias": bias,
+            }
         input_gram = a @ a.transpose(1, 2)  # <a_s, a_t>, [N, T, T]
         grad_gram = g @ g.transpose(1, 2)  # <g_s, g_t>, [N, T, T]
         products = input_gram * grad_gram
@@ -206,34 +234,23 @@ class LinearRule:
         weight = (products.sum((1, 2)) + slack).clamp_min(0)
         return {"weight": weight, "bias": bias}
 
-    def add(
-        self,
-        use: Use,
-        factor: Tensor,
-        into: Mapping[str, Target],
-    ) -> None:
-        """Adds ``weight * sum_n factor_n * gradient_n`` to every target.
-
-        Args:
-            use: the uses of the layer.
-            factor: the factor of every example ``[N]``.
-            into: the targets by parameter name.
-        """
+    def add(self, use: Use, name: str, target: Target) -> None:
+        """Adds the weighted sum of the gradients of parameter ``name`` to its target."""
+        factor = target.factor
+        if name == "bias":
+            # An example's uses are added first, as for its norm: large uses that cancel would
+            # otherwise absorb other examples' gradients.
+            target.add_product(_over_uses(use.grads).T, factor)
+            return
         a = use.inputs.flatten(0, 1)
         g = use.grads.flatten(0, 1)
-        use_factor = factor
         if len(g) != len(factor):
-            use_factor = factor.repeat_interleave(use.grads.shape[1])
-        for name, target in into.items():
-            if name == "bias":
-                # An example's uses are added first, as for its norm: large uses that cancel would
-                # otherwise absorb other examples' gradients.
-                target.add_product(_over_uses(use.grads).T, factor)
-            elif a.shape[1] < g.shape[1]:
-                # It is faster to multiply the narrower side by the factors.
-                target.add_product(g.T, a * use_factor[:, None])
-            else:
-                target.add_product((g * use_factor[:, None]).T, a)
+            factor = factor.repeat_interleave(use.grads.shape[1])
+        # It is faster to multiply the narrower side by the factors.
+        if a.shape[1] < g.shape[1]:
+            target.add_product(g.T, a * factor[:, None])
+        else:
+            target.add_product((g * factor[:, None]).T, a)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
         """Returns each parameter's gradient summed per client, ``[K, ...]``.
@@ -242,14 +259,20 @@ class LinearRule:
         """
         grads = _by_client(use, use.grads)
         inputs = _by_client(use, use.inputs)
-        in_span = {"weight": grads.transpose(1, 2) @ inputs, "bias": grads.sum(1)}
+        in_span = {
+            "weight": grads.transpose(1, 2) @ inputs,
+            "bias": grads.sum(1),
+        }
         span = use.layout.span
         clients = use.layout.clients
         if span == slice(0, clients):
             return in_span
         of_all = {}
         for name, value in in_span.items():
-            of_all[name] = value.new_zeros(clients, *value.shape[1:])
+            of_all[name] = value.new_zeros(
+                clients,
+                *value.shape[1:],
+            )
             of_all[name][span] = value
         return of_all
 
@@ -257,24 +280,20 @@ class LinearRule:
 class ClientLinearRule(LinearRule):
     """The rule of ``ClientLinear``: the norms of a linear layer, and one sum per client."""
 
-    def add(
-        self,
-        use: Use,
-        factor: Tensor,
-        into: Mapping[str, Target],
-    ) -> None:
+    def add(self, use: Use, name: str, target: Target) -> None:
         """Adds one weighted batched product over the padded clients; see :meth:`LinearRule.add`."""
-        span = use.layout.span
-        for name, target in into.items():
-            if name == "weight":
-                grads = _by_client(use, use.grads * factor[:, None, None])
-                inputs = _by_client(use, use.inputs)
-                of_span = Target(target.tensor[span], target.weight)
-                of_span.add_product(grads.transpose(1, 2), inputs)
-            else:
-                weighted = _over_uses(use.grads) * factor[:, None]
-                by_client = use.layout.pad(weighted).sum(1)
-                target.tensor[span].add_(by_client, alpha=target.weight)
+        of_span = replace(target, tensor=target.tensor[use.layout.span])
+        if name == "bias":
+            weighted = _over_uses(use.grads) * target.factor[:, None]
+            by_client = use.layout.pad(weighted).sum(1)
+            of_span.tensor.add_(by_client, alpha=target.weight)
+            return
+        grads = _by_client(
+            use,
+            use.grads * target.factor[:, None, None],
+        )
+        inputs = _by_client(use, use.inputs)
+        of_span.add_product(grads.transpose(1, 2), inputs)
 
 
 class ShiftRule(LinearRule):
@@ -297,27 +316,31 @@ class ShiftRule(LinearRule):
         """Returns the squared norms of the per-example gradients, ``[N]``."""
         return {"weight": _squared_norm(self.gradients(use))}
 
-    def add(
-        self,
-        use: Use,
-        factor: Tensor,
-        into: Mapping[str, Target],
-    ) -> None:
+    def add(self, use: Use, name: str, target: Target) -> None:
         """Adds the weighted sum over examples; see :meth:`LinearRule.add`."""
-        target = into["weight"]
-        target.tensor.add_(factor @ self.gradients(use), alpha=target.weight)
+        target.tensor.add_(
+            target.factor @ self.gradients(use),
+            alpha=target.weight,
+        )
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
         """Returns the gradient summed per client, ``[K, size]``."""
         gradients = self.gradients(use)
-        sums = gradients.new_zeros(use.layout.clients, gradients.shape[-1])
+        sums = gradients.new_zeros(
+            use.layout.clients,
+            gradients.shape[-1],
+        )
         return {"weight": sums.index_add(0, use.layout.client, gradients)}
 
 
 class ClientCodeRule(ShiftRule):
     """The rule of ``ClientCode``: an example's gradient is added to the row of its client."""
 
-    def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
+    def inputs(
+        self,
+        args: tuple[Any, ...],
+        grads: Tensor,
+    ) -> Tensor:
         """Returns inputs with an empty last dimension: the gradient is that of the output."""
         return grads[..., :0]
 
@@ -325,16 +348,15 @@ class ClientCodeRule(ShiftRule):
         """Returns each example's gradient by its client's code, ``[N, size]``."""
         return use.grads.sum(1)
 
-    def add(
-        self,
-        use: Use,
-        factor: Tensor,
-        into: Mapping[str, Target],
-    ) -> None:
+    def add(self, use: Use, name: str, target: Target) -> None:
         """Adds the weighted gradients to their clients' rows; see :meth:`LinearRule.add`."""
-        target = into["weight"]
-        weighted = self.gradients(use) * factor[:, None]
-        target.tensor.index_add_(0, use.layout.client, weighted, alpha=target.weight)
+        weighted = self.gradients(use) * target.factor[:, None]
+        target.tensor.index_add_(
+            0,
+            use.layout.client,
+            weighted,
+            alpha=target.weight,
+        )
 
 
 RULES: dict[type[nn.Module], LinearRule] = {

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedsim.models.layers import one_hot
 from fedsim.privacy.statistics.moments import Products, counts_above_noise, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import spectral_function, square_root
@@ -63,7 +62,10 @@ def responsibilities(
     """
     deviations = u.unsqueeze(1) - offsets[y]  # [N, K, k]
     squared_distances = (deviations @ whitening).square().sum(2)
-    return torch.softmax(shares[y].log() - 0.5 * squared_distances, 1)
+    return torch.softmax(
+        shares[y].log() - 0.5 * squared_distances,
+        1,
+    )
 
 
 def component_products(
@@ -82,11 +84,10 @@ def component_products(
         belongs: the result of :func:`responsibilities` ``[N, K]``.
         classes: the number of classes C.
     """
-    onehot = one_hot(y, classes)
-    memberships = (onehot.unsqueeze(2) * belongs.unsqueeze(1)).flatten(1)  # [N, C K]
+    ones = u.new_ones(len(u), 1)
     return {
-        "component_sums": OuterProduct(memberships, u),
-        "component_counts": OuterProduct(memberships, u.new_ones(len(u), 1)),
+        "component_sums": OuterProduct(belongs, u, y, classes),
+        "component_counts": OuterProduct(belongs, ones, y, classes),
     }
 
 
@@ -131,7 +132,10 @@ def maximise(
         shares: the shares of the step before ``[C, K]``, for their shape.
         std: the standard deviations of the noise, by the names of :func:`component_products`.
     """
-    rows = counts_above_noise(counts.view(*shares.shape, 1), std["component_counts"])
+    rows = counts_above_noise(
+        counts.view(*shares.shape, 1),
+        std["component_counts"],
+    )
     offsets = sums.view(*shares.shape, -1) / rows
     noise = (std["component_sums"] / rows).square()
     shares = rows[..., 0] / rows.sum(1)
@@ -165,7 +169,10 @@ def whitening(covariance: Tensor, between: Tensor) -> Tensor:
 
     In no direction does ``between`` take more than :data:`MOST_EXPLAINED` of the covariance.
     """
-    inverse_root = spectral_function(covariance, lambda values: values.clamp_min(1e-12).rsqrt())
+    inverse_root = spectral_function(
+        covariance,
+        lambda values: values.clamp_min(1e-12).rsqrt(),
+    )
     explained = inverse_root @ between @ inverse_root
     correction = spectral_function(
         explained, lambda shares: (1 - shares.clamp(0, MOST_EXPLAINED)).rsqrt()

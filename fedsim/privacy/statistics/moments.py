@@ -57,7 +57,10 @@ class ReleasedMean:
     rows: Tensor
 
 
-def released_mean(sums: Mapping[str, Tensor], std: Mapping[str, float]) -> ReleasedMean:
+def released_mean(
+    sums: Mapping[str, Tensor],
+    std: Mapping[str, float],
+) -> ReleasedMean:
     """Estimates the mean from the released sums of :func:`mean_products`.
 
     Args:
@@ -70,7 +73,11 @@ def released_mean(sums: Mapping[str, Tensor], std: Mapping[str, float]) -> Relea
     # Rows have norm at most 1, and so has their mean.
     signal = (mean.square().sum() - noise).clamp(0, 1)
     shrinkage = signal / (signal + noise).clamp_min(1e-30)
-    return ReleasedMean(shrinkage * mean, shrinkage * noise, rows[0])
+    return ReleasedMean(
+        shrinkage * mean,
+        shrinkage * noise,
+        rows[0],
+    )
 
 
 def in_unit_ball(r: Tensor) -> Tensor:
@@ -94,11 +101,10 @@ def class_mean_products(
     classes: int,
 ) -> Products:
     """Returns class sums and class counts of rows ``[N, d]`` of norm at most 1."""
-    onehot = one_hot(y, classes)
     ones = r.new_ones(len(r), 1)
     return {
-        "class_sums": OuterProduct(onehot, r),
-        "class_counts": OuterProduct(onehot, ones),
+        "class_sums": OuterProduct.sums(r, y, classes),
+        "class_counts": OuterProduct.sums(ones, y, classes),
     }
 
 
@@ -116,11 +122,10 @@ def client_mean_products(
     clients: int,
 ) -> Products:
     """Returns the sum and the count of every client's rows ``[N, d]`` of norm at most 1."""
-    onehot = one_hot(client, clients)
     ones = x.new_ones(len(x), 1)
     return {
-        "client_sums": OuterProduct(onehot, x),
-        "client_counts": OuterProduct(onehot, ones),
+        "client_sums": OuterProduct.sums(x, client, clients),
+        "client_counts": OuterProduct.sums(ones, client, clients),
     }
 
 
@@ -180,7 +185,12 @@ class Gaussians:
     @cached_property
     def covariance(self) -> Tensor:
         """The pooled covariance within classes, ``[d, d]``, without the noise of the means."""
-        return within(self.second, self.means, self.mean_noise, self.counts)
+        return within(
+            self.second,
+            self.means,
+            self.mean_noise,
+            self.counts,
+        )
 
 
 def gaussians(
@@ -199,7 +209,10 @@ def gaussians(
         std: the standard deviation of the noise on each.
         squared_norm: the believed mean squared norm, within :data:`PRIOR_ERROR`; None if unknown.
     """
-    counts = counts_above_noise(sums["class_counts"][:, 0], std["class_counts"])
+    counts = counts_above_noise(
+        sums["class_counts"][:, 0],
+        std["class_counts"],
+    )
     total = counts.sum()
     means = sums["class_sums"] / counts[:, None]
     mean_noise = (std["class_sums"] / counts).square()
@@ -224,7 +237,9 @@ def within(
     """Returns the covariance within classes ``[d, d]``.
 
     It is the second moment without the part that the class means add to it; the noise of the means
-    is corrected for.
+    is corrected for:
+
+        moment - sum_c share_c mean_c mean_c^T + (sum_c share_c noise_c) I.
 
     Args:
         moment: the second moment ``[d, d]``.

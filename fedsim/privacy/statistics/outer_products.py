@@ -24,12 +24,46 @@ Another device converts all at once.
 """
 
 
+BLOCK = 32_768
+"""The number of rows whose products are computed together, so that memory does not grow with rows.
+"""
+
+
 @dataclass(frozen=True)
 class OuterProduct:
-    """One statistic ``sum_n left_n right_n^T``: ``left`` is ``[N, p]``, ``right`` is ``[N, q]``."""
+    """One statistic: a sum of outer products of two vectors per row, in one or several cells.
+
+    A cell is a class, a client, or a class of a client. Cell c has the sum over its rows n,
+    ``sum_n left_n right_n^T``. A row adds to a single cell, so its norm does not depend on the
+    number of cells.
+
+    Attributes:
+        left: ``[N, p]``.
+        right: ``[N, q]``.
+        cell: the cell of every row, int64 ``[N]``; None if there is only one cell.
+        cells: the number of cells M. The statistic is ``[M p, q]``.
+    """
 
     left: Tensor
     right: Tensor
+    cell: Tensor | None = None
+    cells: int = 1
+
+    @classmethod
+    def sums(
+        cls,
+        right: Tensor,
+        cell: Tensor,
+        cells: int,
+    ) -> OuterProduct:
+        """Returns the statistic ``[M, q]`` that sums the rows ``right`` of every cell."""
+        ones = right.new_ones(len(right), 1)
+        return cls(ones, right, cell, cells)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the statistic, ``[M p, q]``."""
+        return (self.cells * self.left.shape[1], self.right.shape[1])
 
 
 def unit_weights(weights: Mapping[str, float]) -> dict[str, float]:
@@ -42,23 +76,30 @@ def clipped_statistics(
     products: Mapping[str, OuterProduct],
     norms: Norms,
     groups: Layout | None = None,
+    totals: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns ``sum_n c_n w left_n right_n^T`` for every statistic, jointly clipped.
+    """Returns the jointly clipped sum of every statistic.
 
-    ``c_n`` is ``min(1, C / joint norm of the unit of row n)``. Class sums are (one-hot label, x),
-    counts (one-hot label, 1), second moments (x, x). Removing one unit changes all sums together by
-    at most C in L2 norm. A unit that is not finite counts as 0.
+    In every cell it is
+
+        sum_n c_n w left_n right_n^T    with    c_n = min(1, C / joint norm of the unit of row n).
+
+    Class sums are (1, x) with the label as the cell, second moments (x, x). Removing one unit
+    changes all sums together by at most C in L2 norm. A unit that is not finite counts as 0.
 
     Args:
         products: the statistics by name.
         norms: the clip norm C and the weights w by name.
         groups: the unit of each row; None if every row is a unit.
+        totals: the sums over the units of earlier blocks, which are added to in place. None: these
+            are the first rows.
 
     Returns:
-        The weighted sums by name ``[p, q]``, float64, so that they depend neither on the order of
-        the rows nor on a processor's products; and the units' joint norms before clipping, private
-        and for diagnostics only. Round the sums only after their noise is added: before, a unit
-        could change the rounding of sums of many rows by more than it changes the sums.
+        The weighted sums by name ``[M p, q]``, float64, so that they depend neither on the order of
+        the rows nor on a processor's products; and the joint norms of these rows' units before
+        clipping, private and for diagnostics only. Round the sums only after their noise is added:
+        before, a unit could change the rounding of sums of many rows by more than it changes the
+        sums.
     """
     unit_squared = _joint_squared_norms(products, norms, groups)
     factor = norms.factors(unit_squared)
@@ -67,11 +108,14 @@ def clipped_statistics(
         factor = factor[groups.client]
         row_squared = unit_squared[groups.client]
     is_broken = ~row_squared.isfinite()[:, None]
-    sums = {
-        name: _weighted_sum(product, factor, is_broken, norms.weight(name))
-        for name, product in products.items()
-    }
-    return sums, unit_squared.sqrt()
+    if totals is None:
+        totals = {
+            name: product.left.new_zeros(*product.shape, dtype=torch.double)
+            for name, product in products.items()
+        }
+    for name, product in products.items():
+        _add_weighted_sum(totals[name], product, factor, is_broken, norms.weight(name))
+    return totals, unit_squared.sqrt()
 
 
 def _joint_squared_norms(
@@ -91,32 +135,60 @@ def _joint_squared_norms(
     return joint
 
 
-def _weighted_sum(
+def _add_weighted_sum(
+    total: Tensor,
     product: OuterProduct,
     factor: Tensor,
     is_broken: Tensor,
     weight: float,
-) -> Tensor:
-    """Returns ``weight * sum_n factor_n left_n right_n^T`` ``[p, q]`` in float64.
+) -> None:
+    """Adds ``weight * sum_n factor_n left_n right_n^T`` of every cell to ``total``, in float64.
 
     Args:
+        total: ``[M p, q]``, float64.
         product: the statistic of N rows.
         factor: the factor of every row ``[N]``.
         is_broken: whether a row is left out, ``[N, 1]``.
         weight: the weight of the statistic.
     """
-    shape = (product.left.shape[1], product.right.shape[1])
-    total = product.left.new_zeros(*shape, dtype=torch.double)
-    count = len(product.left)
-    step = ROWS if product.left.device == CPU else max(1, count)
+    # 0 times a nan is a nan: a broken row is filled with 0, not multiplied by it.
+    left = product.left.masked_fill(is_broken, 0)
+    right = product.right.masked_fill(is_broken, 0)
+    if product.cell is None:
+        _add_products(total, left, right, factor, weight)
+        return
+    order = torch.argsort(product.cell, stable=True)
+    left = left[order]
+    right = right[order]
+    factor = factor[order]
+    cells, sizes = torch.unique_consecutive(product.cell[order], return_counts=True)
+    width = left.shape[1]
+    if width == 1:
+        values = left.double() * factor[:, None] * right.double()
+        total[cells] += weight * torch.segment_reduce(values, "sum", lengths=sizes)
+        return
+    start = 0
+    for cell, size in zip(cells.tolist(), sizes.tolist(), strict=True):
+        rows = slice(start, start + size)
+        of_cell = total[cell * width : (cell + 1) * width]
+        _add_products(of_cell, left[rows], right[rows], factor[rows], weight)
+        start += size
+
+
+def _add_products(
+    total: Tensor,
+    left: Tensor,
+    right: Tensor,
+    factor: Tensor,
+    weight: float,
+) -> None:
+    """Adds ``weight * sum_n factor_n left_n right_n^T`` to ``total`` ``[p, q]``, in float64."""
+    count = len(left)
+    step = ROWS if left.device == CPU else max(1, count)
     for start in range(0, count, step):
         rows = slice(start, start + step)
-        # 0 times a nan is a nan: a broken row is filled with 0, not multiplied by it.
-        left = product.left[rows].masked_fill(is_broken[rows], 0).double()
-        right = product.right[rows].masked_fill(is_broken[rows], 0).double()
-        weighted = left * factor[rows, None]
-        total.addmm_(weighted.T, right, alpha=weight)
-    return total
+        weighted = left[rows].double() * factor[rows, None]
+        total.addmm_(weighted.T, right[rows].double(), alpha=weight)
 
 
 def _squared_norms_of_groups(
@@ -126,7 +198,9 @@ def _squared_norms_of_groups(
 ) -> Tensor:
     """Returns the squared norm of every group's sum ``[G]``.
 
-    It is ``sum_nm <left_n, left_m> <right_n, right_m>`` over the pairs of a group's rows.
+    Over the pairs of a group's rows it is
+
+        sum_nm <left_n, left_m> <right_n, right_m>.
 
     Args:
         product: the statistic of N rows.
@@ -148,22 +222,51 @@ def _squared_norms_of_groups(
             rows = to_device(row_numbers, device)
             left = product.left[rows].double()
             right = product.right[rows].double()
-            norms = _squared_norms_of_sums(left, right).to(squared.dtype)
+            cell = None if product.cell is None else product.cell[rows]
+            norms = _squared_norms_of_sums(left, right, cell).to(squared.dtype)
             squared[to_device(some_groups, device)] = norms
     return squared
 
 
-def _squared_norms_of_sums(left: Tensor, right: Tensor) -> Tensor:
-    """Returns ``|sum_n left_n right_n^T|^2`` ``[B]`` for ``[B, n, p]`` and ``[B, n, q]``."""
+def _squared_norms_of_sums(left: Tensor, right: Tensor, cell: Tensor | None) -> Tensor:
+    """Returns the squared norms ``[B]`` of the sums of B units with n rows each.
+
+    Args:
+        left: ``[B, n, p]``.
+        right: ``[B, n, q]``.
+        cell: the cell of every row ``[B, n]``; None if there is only one cell.
+    """
     if left.shape[1] > ROWS:
         # The sums themselves have fewer entries than the Gram matrices of so many rows.
-        terms = (left.transpose(1, 2) @ right).square()
-    else:
-        terms = (left @ left.transpose(1, 2)) * (right @ right.transpose(1, 2))
+        units = [
+            _squared_norm_of_long_sum(left[unit], right[unit], None if cell is None else cell[unit])
+            for unit in range(len(left))
+        ]
+        return torch.stack(units)
+    terms = (left @ left.transpose(1, 2)) * (right @ right.transpose(1, 2))
+    if cell is not None:
+        terms = terms * (cell[:, :, None] == cell[:, None, :])
     return terms.sum((1, 2)).clamp_min(0)
 
 
-def _to_integers(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+def _squared_norm_of_long_sum(left: Tensor, right: Tensor, cell: Tensor | None) -> Tensor:
+    """Returns the squared norm of the sum of n rows ``[n, p]`` and ``[n, q]``, a scalar."""
+    if cell is None:
+        return (left.T @ right).square().sum()
+    order = torch.argsort(cell, stable=True)
+    sizes = torch.unique_consecutive(cell[order], return_counts=True)[1].tolist()
+    squared = left.new_zeros(())
+    lefts = torch.split(left[order], sizes)
+    rights = torch.split(right[order], sizes)
+    for left_of_cell, right_of_cell in zip(lefts, rights, strict=True):
+        squared += (left_of_cell.T @ right_of_cell).square().sum()
+    return squared
+
+
+def _to_integers(
+    x: Tensor,
+    largest: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Returns finite ``x`` ``[..., d]`` as integers in float64, and the unit that they count.
 
     The rounding of an ordinary product depends on how many rows it has, so one private row could

@@ -23,10 +23,14 @@ def free_eigenvalues(values: Tensor, noise: float) -> Tensor:
     """Returns the eigenvalues of a covariance, estimated from those of a noisy version.
 
     Entry j is what the covariance has, on average, along the j-th eigenvector of itself plus
-    symmetric Gaussian noise: ``y - 2 tau^2 h(y)``, where h is the Hilbert transform of the observed
-    spectrum and tau the radius parameter of the noise's semicircle (Bun, Bouchaud and Potters 2017,
-    arXiv 1610.08104, section 6.3). It is the best rotation-invariant estimate in Frobenius norm
-    without any assumption on the eigenvectors. Isotonic regression makes the result descending.
+    symmetric Gaussian noise:
+
+        y - 2 tau^2 h(y),
+
+    where h is the Hilbert transform of the observed spectrum and tau the radius parameter of the
+    noise's semicircle (Bun, Bouchaud and Potters 2017, arXiv 1610.08104, section 6.3). It is the
+    best rotation-invariant estimate in Frobenius norm without any assumption on the eigenvectors.
+    Isotonic regression makes the result descending.
 
     Args:
         values: the noisy eigenvalues y, descending, ``[d]``.
@@ -44,10 +48,13 @@ def free_eigenvalues(values: Tensor, noise: float) -> Tensor:
     # Im tr(A G_M) / Im tr(G_M) = y - 2 tau^2 Re g_M(y), and Re g_M = h. Noise of variance s^2 off
     # the diagonal has tau^2 = d s^2, and h(y) = mean_j 1 / (y - y_j), smoothed at s.
     gaps = values[:, None] - values
-    hilbert = (gaps / (gaps.square() + noise**2)).mean(1)
-    estimates = (values - 2 * noise**2 * len(values) * hilbert).cpu().numpy()
+    smoothed = gaps.square() + noise**2
+    hilbert = (gaps / smoothed).mean(1)
+    correction = 2 * noise**2 * len(values) * hilbert
+    estimates = (values - correction).cpu().numpy()
+    places = range(len(estimates))
     isotonic = IsotonicRegression(increasing=False)
-    falling = isotonic.fit_transform(range(len(estimates)), estimates)
+    falling = isotonic.fit_transform(places, estimates)
     return torch.from_numpy(falling).to(values)
 
 
@@ -75,37 +82,47 @@ def shrunk_along(
     def smooth(weighted: Tensor) -> Tensor:
         """Sums ``[C, d]`` over classes and neighbouring directions; one sum per neighbourhood."""
         by_direction = group_means(weighted.sum(0), group)
-        return torch.zeros_like(values).index_add(0, neighbourhood, by_direction)
+        zeros = torch.zeros_like(values)
+        return zeros.index_add(0, neighbourhood, by_direction)
 
     def shared_mean(terms: Tensor, weight: Tensor) -> Tensor:
         """Returns the weighted mean over classes and neighbouring directions, ``[d]``."""
-        mean = smooth(weight * terms) / smooth(weight * torch.ones_like(terms))
+        total_weight = smooth(weight * torch.ones_like(terms))
+        mean = smooth(weight * terms) / total_weight
         return group_means(mean[neighbourhood], group)
 
     # The unbiased variance between classes, less the noise.
     classes = len(means)
-    scatter = (means - means.mean(0)).square() * (classes / max(classes - 1, 1))
-    signal = shared_mean(scatter - noise, torch.ones_like(means)).clamp_min(1e-12)
+    unbiased = classes / max(classes - 1, 1)
+    deviations = means - means.mean(0)
+    scatter = deviations.square() * unbiased
+    excess = scatter - noise
+    signal = shared_mean(excess, torch.ones_like(means)).clamp_min(1e-12)
     for _ in range(STEPS):
         # About the estimated centre, a class's variance v = signal + noise becomes
         # v (1 - (1 / v) / sum(1 / v)), because the class is itself a part of the centre. What its
         # square says of the signal has variance 2 v^2, hence the weight 1 / v^2: a step of Fisher
         # scoring.
         weight = 1 / (signal + noise)
-        centre = (weight * means).sum(0) / weight.sum(0)
-        left = (1 - weight / weight.sum(0)).clamp_min(0.05)
-        scatter = (means - centre).square() / left
-        signal = shared_mean(scatter - noise, weight.square()).clamp_min(1e-12)
+        total_weight = weight.sum(0)
+        centre = (weight * means).sum(0) / total_weight
+        share_left = (1 - weight / total_weight).clamp_min(0.05)
+        scatter = (means - centre).square() / share_left
+        excess = scatter - noise
+        signal = shared_mean(excess, weight.square()).clamp_min(1e-12)
     # Means are N(theta_c, noise), theta_c are N(centre, signal), and the centre is
     # N(0, centre_signal), estimated with variance error. The posterior mean of a normal is the
     # estimate times prior variance / (prior variance + error): first for the centre, then about it.
     weight = 1 / (signal + noise)
-    centre = (weight * means).sum(0) / weight.sum(0)
-    error = 1 / weight.sum(0)
+    total_weight = weight.sum(0)
+    centre = (weight * means).sum(0) / total_weight
+    error = 1 / total_weight
     centre_excess = (centre.square() - error)[None]
-    centre_signal = shared_mean(centre_excess, torch.ones_like(centre_excess)).clamp_min(0)
+    ones = torch.ones_like(centre_excess)
+    centre_signal = shared_mean(centre_excess, ones).clamp_min(0)
     shrunk_centre: Tensor = centre * centre_signal / (centre_signal + error)
-    return shrunk_centre + signal / (signal + noise) * (means - shrunk_centre)
+    shrinkage = signal / (signal + noise)
+    return shrunk_centre + shrinkage * (means - shrunk_centre)
 
 
 def _neighbourhoods(values: Tensor) -> Tensor:
@@ -180,8 +197,10 @@ def of_two(
     precision = 1 / noise.clamp_min(1e-30)
     second_precision = 1 / second_noise.clamp_min(1e-30)
     total = precision + second_precision
-    share = (precision / total).view(-1, *[1] * (first.dim() - 1))
-    return share * first + (1 - share) * second, 1 / total
+    shape = (-1, *[1] * (first.dim() - 1))
+    share = (precision / total).view(shape)
+    mean = share * first + (1 - share) * second
+    return mean, 1 / total
 
 
 def pooled_and_own(
@@ -205,24 +224,32 @@ def pooled_and_own(
             triangles were averaged.
     """
     size = second.shape[1]
+    total = counts.sum()
     # A diagonal entry has no second triangle to average with, so it has twice the variance.
     entries = size * (size - 1) + 2 * size
-    covariances = second - means.unsqueeze(2) * means.unsqueeze(1)
-    pooled = ((counts / counts.sum())[:, None, None] * covariances).sum(0)
-    target = pooled.trace() / size * torch.eye(size, device=pooled.device)
-    pooled_noise = entries * (std / counts.sum()).square()
-    pooled = target + _share_of_signal(pooled - target, pooled_noise) * (pooled - target)
+    squared_means = means.unsqueeze(2) * means.unsqueeze(1)
+    covariances = second - squared_means
+    class_shares = (counts / total)[:, None, None]
+    pooled = (class_shares * covariances).sum(0)
+    identity = torch.eye(size, device=pooled.device)
+    target = pooled.trace() / size * identity
+    pooled_noise = entries * (std / total).square()
+    difference = pooled - target
+    pooled = target + _share_of_signal(difference, pooled_noise) * difference
     values, vectors = torch.linalg.eigh(pooled.double())
-    values = values.clamp_min(0.1 * float(values.mean().clamp_min(1e-9)))
+    mean_value = float(values.mean().clamp_min(1e-9))
+    values = values.clamp_min(0.1 * mean_value)
     pooled = ((vectors * values) @ vectors.T).to(second.dtype)
     inverse_root = ((vectors * values.rsqrt()) @ vectors.T).to(second.dtype)
     differences = covariances - pooled
     # n normal rows of covariance P have E |S - P|^2 = (tr(P)^2 + |P|^2) / n.
-    sampling_error = (pooled.trace().square() + pooled.square().sum()) / counts
-    noise = entries * (std / counts).square() + sampling_error
+    squared_norm = pooled.trace().square() + pooled.square().sum()
+    noise_energy = entries * (std / counts).square()
+    noise = noise_energy + squared_norm / counts
     shares = _shares_of_signal(differences, noise)
     whitened = (inverse_root @ differences @ inverse_root).double()
-    lowest = -torch.linalg.eigvalsh(whitened)[:, 0].to(second.dtype)
+    eigenvalues = torch.linalg.eigvalsh(whitened)
+    lowest = -eigenvalues[:, 0].to(second.dtype)
     # In the coordinates of the pooled covariance the result is I + share * difference. No
     # eigenvalue of it may fall below 1 - 0.8.
     shares = torch.minimum(shares, 0.8 / lowest.clamp_min(1e-6))
@@ -250,9 +277,13 @@ def relative_covariances(
     """
     size = second.shape[1]
     identity = torch.eye(size, device=second.device)
-    inverse_root = spectral_function(expected, lambda values: values.clamp_min(1e-9).rsqrt())
+    inverse_root = spectral_function(
+        expected,
+        lambda values: values.clamp_min(1e-9).rsqrt(),
+    )
     relative = inverse_root @ second @ inverse_root
-    mean_variance = relative.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-9)
+    variances = relative.diagonal(dim1=1, dim2=2)
+    mean_variance = variances.mean(1).clamp_min(1e-9)
     differences = relative / mean_variance[:, None, None] - identity
     # Whitening scales the noise of an entry by about tr(inverse_root^2) / k.
     noise_scale = inverse_root.square().sum((1, 2))
@@ -266,15 +297,15 @@ def relative_covariances(
 
 def _shares_of_signal(differences: Tensor, noise: Tensor) -> Tensor:
     """Returns :func:`_share_of_signal` of each of several matrices ``[G, k, k]``, ``[G]``."""
-    pairs = zip(differences, noise, strict=True)
-    return torch.stack([_share_of_signal(difference, energy) for difference, energy in pairs])
+    return torch.stack(list(map(_share_of_signal, differences, noise)))
 
 
 def _share_of_signal(difference: Tensor, noise: Tensor) -> Tensor:
     """Returns the share of a noisy matrix to keep, a scalar in [0, 1].
 
     For x = s + noise, the a that minimises E |a x - s|^2 is
-    |s|^2 / E |x|^2 = 1 - E |noise|^2 / E |x|^2.
+
+        |s|^2 / E |x|^2 = 1 - E |noise|^2 / E |x|^2.
 
     Args:
         difference: x ``[k, k]``.

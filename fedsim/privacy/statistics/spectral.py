@@ -39,7 +39,8 @@ def leading(
     """
     values, vectors = descending(symmetric)
     values_on_cpu = values.cpu()
-    count = min(int((values_on_cpu > floor).sum()), most)
+    above_floor = int((values_on_cpu > floor).sum())
+    count = min(above_floor, most)
     ends_at_gap = _differ_from_next(values_on_cpu)
     while 0 < count < len(values) and not ends_at_gap[count - 1]:
         count -= 1
@@ -63,15 +64,17 @@ def ties(values: Tensor) -> Tensor:
 
 def _differ_from_next(values: Tensor) -> Tensor:
     """Returns whether each of descending eigenvalues ``[d]`` differs from the next, ``[d - 1]``."""
-    gaps = values[:-1] - values[1:]
-    return gaps > GAP * values[:-1].abs()
+    larger = values[:-1]
+    gaps = larger - values[1:]
+    return gaps > GAP * larger.abs()
 
 
 def group_means(values: Tensor, group: Tensor) -> Tensor:
     """Replaces every value ``[d]`` by the mean of its group, numbered ``[d]`` by :func:`ties`."""
-    sums = torch.zeros_like(values).index_add(0, group, values)
-    sizes = group.bincount(minlength=len(group)).clamp_min(1)
-    means: Tensor = sums / sizes
+    zeros = torch.zeros_like(values)
+    sums = zeros.index_add(0, group, values)
+    sizes = group.bincount(minlength=len(group))
+    means: Tensor = sums / sizes.clamp_min(1)
     return means[group]
 
 
@@ -81,11 +84,13 @@ def steady(basis: Tensor) -> Tensor:
     It is the basis of the span that is nearest to a fixed one, the first vectors of the discrete
     cosine transform IV (orthogonal Procrustes problem, Schoenemann 1966).
     """
-    fixed = to_device(cosines(*basis.shape), basis.device)
-    if len(basis) == basis.shape[1]:
+    size, count = basis.shape
+    fixed = to_device(cosines(size, count), basis.device)
+    if size == count:
         # All singular values are 1, and a decomposition may not converge.
         return fixed
-    return basis.double() @ polar(basis.T.double() @ fixed)
+    in_basis = basis.T.double() @ fixed
+    return basis.double() @ polar(in_basis)
 
 
 def polar(matrix: Tensor) -> Tensor:
@@ -104,23 +109,37 @@ def polar(matrix: Tensor) -> Tensor:
 def cosines(size: int, count: int) -> Tensor:
     """Returns the first ``count`` vectors of the discrete cosine transform IV, ``[size, count]``.
 
-    They are orthonormal and float64.
+    They are orthonormal and float64. Entry (n, k) is
+
+        sqrt(2 / size) cos(pi / size (n + 1/2) (k + 1/2)).
     """
     rows = torch.arange(size).double() + 0.5
     columns = torch.arange(count).double() + 0.5
-    angles: Tensor = math.pi / size * rows[:, None] * columns
-    basis: Tensor = math.sqrt(2 / size) * angles.cos()
+    step = math.pi / size
+    angles: Tensor = step * rows[:, None] * columns
+    length = math.sqrt(2 / size)
+    basis: Tensor = length * angles.cos()
     return basis
 
 
-def spectral_function(symmetric: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Returns ``V function(values) V^T`` of symmetric matrices ``[..., d, d]``, in their dtype."""
+def spectral_function(
+    symmetric: Tensor,
+    function: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Returns ``V function(values) V^T`` of symmetric matrices ``[..., d, d]``, in their dtype.
+
+    ``values`` are the eigenvalues of a matrix, and the columns of V are its eigenvectors.
+    """
     values, vectors = torch.linalg.eigh(symmetric.double())
-    scaled_vectors = vectors * function(values).unsqueeze(-2)
-    result: Tensor = scaled_vectors @ vectors.transpose(-2, -1)
+    new_values = function(values)
+    scaled_vectors = vectors * new_values.unsqueeze(-2)
+    result: Tensor = scaled_vectors @ vectors.mT
     return result.to(symmetric.dtype)
 
 
 def square_root(symmetric: Tensor) -> Tensor:
     """Returns the symmetric square root of the nearest positive semidefinite ``[..., d, d]``."""
-    return spectral_function(symmetric, lambda values: values.clamp_min(0).sqrt())
+    return spectral_function(
+        symmetric,
+        lambda values: values.clamp_min(0).sqrt(),
+    )

@@ -1,11 +1,11 @@
-"""A last bit of a matrix changes what is read off it by about a last bit, at ties, signs and gaps
-too.
-"""
+"""A last bit of a matrix changes its directions by about a last bit, also at ties and gaps."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
 
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.spectral import leading, steady, ties
@@ -13,57 +13,101 @@ from fedsim.privacy.statistics.spectral import leading, steady, ties
 DIM = 12
 
 
-def turned(values: list[float], seed: int = 0) -> torch.Tensor:
-    """A symmetric matrix with these eigenvalues, in random directions."""
-    vectors = torch.linalg.qr(
-        torch.randn(
-            len(values), len(values), generator=torch.Generator().manual_seed(seed)
-        ).double()
-    ).Q
+def orthonormal(rows: int, columns: int, stream: torch.Generator) -> Tensor:
+    draws = torch.randn(rows, columns, generator=stream)
+    return torch.linalg.qr(draws.double()).Q
+
+
+def turned(values: list[float]) -> Tensor:
+    """Return a symmetric matrix with these eigenvalues, in random directions."""
+    size = len(values)
+    vectors = orthonormal(
+        size,
+        size,
+        torch.Generator().manual_seed(0),
+    )
     return (vectors * torch.tensor(values).double()) @ vectors.T
 
 
-def jittered(matrix: torch.Tensor, seed: int) -> torch.Tensor:
-    """Every entry moved by up to a last bit of float32."""
-    noise = torch.rand(matrix.shape, generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
-    moved = matrix * (1 + 2**-23 * noise)
+def jittered(matrix: Tensor, seed: int) -> Tensor:
+    """Move every entry by up to a last bit of float32."""
+    uniform = torch.rand(
+        matrix.shape,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    moved = matrix * (1 + 2**-23 * (uniform.double() * 2 - 1))
     return (moved + moved.T) / 2
 
 
+SMALL = [0.5, 0.4, 0.3, 0.2, 0.1, 0.05]
 SPECTRA = {
-    "distinct": [9.0, 7.0, 5.0, 3.0, 2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05],
-    "ties within": [9.0, 9.0, 9.0, 3.0, 2.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05],
-    "a tie at the cut": [9.0, 7.0, 5.0, 3.0, 3.0, 1.0, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05],
+    "distinct": [9.0, 7.0, 5.0, 3.0, 2.0, 1.0, *SMALL],
+    "ties within": [9.0, 9.0, 9.0, 3.0, 2.0, 1.0, *SMALL],
+    "a tie at the cut": [9.0, 7.0, 5.0, 3.0, 3.0, 1.0, *SMALL],
     "all alike": [2.0] * DIM,
 }
 
 
 @pytest.mark.parametrize("spectrum", SPECTRA)
-def test_the_principal_directions_do_not_turn_with_a_last_bit(spectrum: str) -> None:
+def test_principal_directions_do_not_turn_with_a_last_bit(spectrum: str) -> None:
     matrix = turned(SPECTRA[spectrum])
-    basis, within, rest = moments.principal(matrix.float(), 0.0, 4)
+    basis, within, rest = moments.principal(
+        matrix.float(),
+        0.0,
+        4,
+    )
     for seed in range(20):
-        other = moments.principal(jittered(matrix, seed).float(), 0.0, 4)
-        torch.testing.assert_close(other[0], basis, atol=1e-4, rtol=0)
-        torch.testing.assert_close(other[1], within, atol=1e-4, rtol=0)
-        assert other[2] == pytest.approx(rest, rel=1e-4)
+        moved = jittered(matrix, seed).float()
+        other_basis, other_within, other_rest = moments.principal(
+            moved,
+            0.0,
+            4,
+        )
+        assert_close(other_basis, basis, atol=1e-4, rtol=0)
+        assert_close(other_within, within, atol=1e-4, rtol=0)
+        assert other_rest == pytest.approx(rest, rel=1e-4)
 
 
-def test_of_eigenvalues_that_are_too_close_all_or_none_are_taken() -> None:
-    assert len(leading(turned(SPECTRA["a tie at the cut"]), 4, 0.0)[0]) == 3
-    assert len(leading(turned(SPECTRA["a tie at the cut"]), 5, 0.0)[0]) == 5
-    assert len(leading(turned(SPECTRA["all alike"]), 4, 0.0)[0]) == 0
-    assert len(leading(turned(SPECTRA["distinct"]), 4, 6.0)[0]) == 2
-    assert ties(torch.tensor([9.0, 9.0, 8.9, 3.0, 2.999, 1.0])).tolist() == [0, 0, 1, 2, 2, 3]
+@pytest.mark.parametrize(
+    ("spectrum", "most", "floor", "taken"),
+    [
+        ("a tie at the cut", 4, 0.0, 3),
+        ("a tie at the cut", 5, 0.0, 5),
+        ("all alike", 4, 0.0, 0),
+        ("distinct", 4, 6.0, 2),
+    ],
+)
+def test_all_or_none_of_close_eigenvalues_are_taken(
+    spectrum: str,
+    most: int,
+    floor: float,
+    taken: int,
+) -> None:
+    values, _ = leading(
+        turned(SPECTRA[spectrum]),
+        most,
+        floor,
+    )
+    assert len(values) == taken
+
+
+def test_ties_number_groups_of_close_eigenvalues() -> None:
+    values = torch.tensor([9.0, 9.0, 8.9, 3.0, 2.999, 1.0])
+    assert ties(values).tolist() == [0, 0, 1, 2, 2, 3]
 
 
 @settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), count=st.integers(0, DIM))
-def test_a_steady_basis_is_orthonormal_and_depends_on_its_span_alone(seed: int, count: int) -> None:
+def test_steady_basis_is_orthonormal_and_depends_on_its_span_alone(seed: int, count: int) -> None:
     stream = torch.Generator().manual_seed(seed)
-    span = torch.linalg.qr(torch.randn(DIM, count, generator=stream).double()).Q
-    turn = torch.linalg.qr(torch.randn(count, count, generator=stream).double()).Q
+    span = orthonormal(DIM, count, stream)
+    turn = orthonormal(count, count, stream)
     basis = steady(span)
-    torch.testing.assert_close(basis.T @ basis, torch.eye(count).double())
-    torch.testing.assert_close(basis @ basis.T, span @ span.T)
-    torch.testing.assert_close(steady(span @ turn), basis, atol=1e-6, rtol=0)
+    assert_close(basis.T @ basis, torch.eye(count).double())
+    assert_close(basis @ basis.T, span @ span.T)
+    assert_close(
+        steady(span @ turn),
+        basis,
+        atol=1e-6,
+        rtol=0,
+    )

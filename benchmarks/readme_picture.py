@@ -1,0 +1,110 @@
+"""Draw README's picture from ``benchmarks/results/paper.json``: ``docs/privacy_utility.png``.
+
+    python benchmarks/readme_picture.py
+
+The left panel has the comparison that the paper makes, the right one the strongest rivals of
+FedHypeVAE. Both show OrganAMNIST in DINOv2-small embeddings with 10 clients.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student_t
+
+from fedsim.evaluation.measures import MEASURES
+from fedsim.report.panels import (
+    Look,
+    epsilon_axis,
+    facet,
+    looks,
+    reference_look,
+    save_figure,
+    side_by_side,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+MEASURE = "balanced_accuracy"
+PANELS = {
+    "The paper's comparison": (
+        ("organamnist", "fedhypevae"),
+        ("organamnist-forms", "fedavg-cvae"),
+        ("organamnist-forms", "weight-noise"),
+        ("organamnist-forms4", "weight-noise"),
+    ),
+    "FedHypeVAE and its strongest rivals": (
+        ("organamnist", "fedhypevae"),
+        ("organamnist", "fedhypevae-warm"),
+        ("organamnist", "dp-gaussian"),
+        ("organamnist", "dp-lda"),
+        ("organamnist", "dp-feature-covariance"),
+    ),
+}
+"""The run and the label of each line, by the title of the panel."""
+CLASSIFIERS = ("dp-lda", "dp-feature-covariance")
+REFERENCES = {"ceiling": "ceiling_balanced_accuracy", "local-only": "local_only_balanced_accuracy"}
+
+
+def points_of(records: pd.DataFrame, panel: str) -> pd.DataFrame:
+    """Return one point per method and epsilon of a panel, with its 95 % confidence interval."""
+    chosen = [
+        records[(records["run"] == run) & (records["label"] == label)]
+        for run, label in PANELS[panel]
+    ]
+    groups = pd.concat(chosen).groupby(["label", "epsilon_target"], sort=False, dropna=False)
+    points = groups[MEASURE].agg(["mean", "sem", "count"]).reset_index()
+    half = points["sem"] * student_t.ppf(0.975, points["count"] - 1)
+    return points.assign(panel=panel, low=points["mean"] - half, high=points["mean"] + half)
+
+
+def levels_of(records: pd.DataFrame) -> pd.DataFrame:
+    """Return a level of each reference for each panel."""
+    of_run = records[records["run"] == "organamnist"]
+    levels = [
+        {"label": name, "panel": panel, "mean": of_run[column].mean(), "at": np.nan}
+        for name, column in REFERENCES.items()
+        for panel in PANELS
+    ]
+    return pd.DataFrame(levels)
+
+
+def looks_of(points: pd.DataFrame) -> dict[str, Look]:
+    """Return the look of every line, as the report draws it."""
+    facts = points.assign(
+        claim=np.where(points["epsilon_target"].isna(), "none", "proved"),
+        refuted=False,
+        public=None,
+        yields=np.where(points["label"].isin(CLASSIFIERS), "classifier", "generator"),
+    )
+    return looks(facts) | {name: reference_look(name, name) for name in REFERENCES}
+
+
+def main() -> None:
+    """Draw the picture."""
+    text = (ROOT / "benchmarks/results/paper.json").read_text(encoding="utf-8")
+    content: list[dict[str, Any]] = json.loads(text)
+    records = pd.DataFrame(content)
+    records["epsilon_target"] = records["epsilon_target"].astype("float64")
+    points = pd.concat([points_of(records, panel) for panel in PANELS], ignore_index=True)
+    places, ticks = epsilon_axis(points["epsilon_target"])
+    points["at"] = points["epsilon_target"].map(places)
+    points["at"] = side_by_side(points, ticks)
+    frame = pd.concat([points, levels_of(records)], ignore_index=True)
+    figure = facet(
+        frame,
+        ("at", "mean", "panel", "label"),
+        looks_of(points),
+        title="OrganAMNIST, DINOv2-small embeddings · Dirichlet α = 0.3 · 10 clients · δ = 1e-4",
+        labels=("privacy budget ε (smaller is more private)", MEASURES[MEASURE].title),
+        ticks=ticks,
+        shared=False,
+    )
+    save_figure(figure, ROOT / "docs/privacy_utility.png")
+
+
+if __name__ == "__main__":
+    main()
