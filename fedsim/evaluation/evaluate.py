@@ -30,6 +30,14 @@ from fedsim.evaluation.scores import (
     scores_of_clients,
     scores_with,
 )
+from fedsim.evaluation.subset import (
+    MOST_CLIENT_SCORES,
+    MOST_TEST_ROWS,
+    balanced_rows,
+    client_rows,
+    most_per_client,
+    own_rows_among,
+)
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Tensors
 from fedsim.methods.products import (
@@ -51,7 +59,7 @@ from fedsim.models.linear import (
 )
 from fedsim.models.probe import Probe, fit_probe
 from fedsim.partition import Partition
-from fedsim.partition.partition import OwnRows, own_rows
+from fedsim.partition.partition import OwnRows
 from fedsim.seeds import SERVER, Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
@@ -173,7 +181,8 @@ def evaluate_cell(
 class CellEvaluator:
     """The evaluation of one cell's generator or classifier, as the grid's ``evaluation`` says.
 
-    Embeddings are drawn once, and their probe is fitted once, on the CPU.
+    Embeddings are drawn once, and their probe is fitted once, on the CPU. Of large data a fixed
+    choice of test rows is used (:mod:`fedsim.evaluation.subset`).
 
     Attributes:
         cell: the cell.
@@ -218,21 +227,22 @@ class CellEvaluator:
         return EvaluationResult(scores, recalls, clients, tested, self._label_words())
 
     def predictions(self) -> list[Predictions]:
-        """Return predictions for all test rows.
+        """Return predictions for the test rows.
 
         Returns:
             One set of predictions, or one per client if each client has its own classifier.
         """
-        data = self.data
         product = self.product
+        test = self._test
         if not is_classifier(product):
-            return [probe_predictions(self.probe, data.x_test, data.y_test, data.classes)]
-        x_test = self._test_rows_on_device()
+            return [probe_predictions(self.probe, test.x, test.y, self.data.classes)]
         predictors = 1
         if is_personal(product):
             predictors = self.cell.clients
+            test = self._client_test
+        x_test = self._on_device(test.x)
         return [
-            predictions_of(own(product, client).probabilities(x_test), data.y_test)
+            predictions_of(own(product, client).probabilities(x_test), test.y)
             for client in range(predictors)
         ]
 
@@ -242,9 +252,8 @@ class CellEvaluator:
         if is_classifier(self.product):
             return scores
         evaluation = self.cell.evaluation
-        real = Labelled(self.data.x_test, self.data.y_test)
         for name in evaluation.evaluators:
-            scores |= EVALUATORS[name](self._synthetic, real, evaluation.real_c)
+            scores |= EVALUATORS[name](self._synthetic, self._test, evaluation.real_c)
         return scores
 
     def size(self) -> Scores:
@@ -269,31 +278,40 @@ class CellEvaluator:
         clients = []
         personal = is_personal(self.product)
         shared: Classifier | None = self._classifier_of(self.product, SERVER)
-        own_classifier = shared
         if personal and is_classifier(self.product):
             shared = None  # every client has its own classifier, so nothing is shared
+        # Without sites all clients have the same array of test rows, which is scored once.
+        shared_scores: dict[int, Scores | None] = {}
         for client, name in enumerate(self.own_rows.names):
+            test_rows = self.own_rows.rows[client]
+            if id(test_rows) not in shared_scores:
+                shared_scores[id(test_rows)] = self._score_on(shared, test_rows)
+            own_scores = shared_scores[id(test_rows)]
             if personal:
                 own_classifier = self._classifier_of(own(self.product, client), client)
+                own_scores = self._score_on(own_classifier, test_rows)
             clients.append(
                 ClientScores(
                     client=client,
                     name=name,
                     rows=len(self.partition.rows[client]),
-                    test_rows=len(self.own_rows.rows[client]),
-                    own=self._score_on_own_rows(own_classifier, client),
-                    shared=self._score_on_own_rows(shared, client),
+                    test_rows=len(test_rows),
+                    own=own_scores,
+                    shared=shared_scores[id(test_rows)],
                 )
             )
         return tuple(clients)
 
-    def _score_on_own_rows(self, classifier: Classifier | None, client: int) -> Scores | None:
+    def _score_on(
+        self,
+        classifier: Classifier | None,
+        rows: NDArray[np.int64],
+    ) -> Scores | None:
         """Return the scores of a classifier on a client's test rows; None if either is missing."""
-        test = self.own_rows.rows[client]
-        if classifier is None or not len(test):
+        if classifier is None or not len(rows):
             return None
-        x = self.data.x_test[test]
-        y = self.data.y_test[test]
+        x = self._client_test.x[rows]
+        y = self._client_test.y[rows]
         return score_classifier(classifier, x, y, self.device, self._label_shares)
 
     def _classifier_of(self, product: Generator | Classifier, client: int) -> Classifier:
@@ -302,7 +320,7 @@ class CellEvaluator:
             return product
         if client == SERVER:
             return ProbeClassifier(self.probe, self.data.classes)
-        synthetic = self._draw(product, client)
+        synthetic = self._draw(product, client, per_class=self._per_class_of_client)
         probe = fit_probe(synthetic.x, synthetic.y, self._probe_c)
         return ProbeClassifier(probe, self.data.classes)
 
@@ -324,20 +342,20 @@ class CellEvaluator:
             return self._personal_classifiers(self.product)
         data = self.data
         shared = folded(self.probe, data.classes)
-        other = self._draw(self.product, draw=1)
-        x_test = torch.from_numpy(data.x_test)
+        other = self._draw(self.product, draw=1, per_class=self._per_class_of_client)
+        other_shared = shared.probabilities(torch.from_numpy(other.x))
+        x_test = torch.from_numpy(self._client_test.x)
         mixed = []
         alone = []
         weights = []
-        for client in range(self.cell.clients):
-            rows = self.partition.rows[client]
+        for client, rows in enumerate(client_rows(data, self.partition)):
             local = fit_linear(
                 data.x_train[rows],
                 data.y_train[rows],
                 data.classes,
                 self.cell.evaluation.real_c,
             )
-            weight = self._personal_weight(client, local, shared, other)
+            weight = self._personal_weight(client, local, other, other_shared)
             mixture = Interpolated(local, shared, weight)
             mixed.append(self._predict_own_rows(client, mixture.probabilities, x_test))
             alone.append(self._predict_own_rows(client, local.probabilities, x_test))
@@ -350,7 +368,7 @@ class CellEvaluator:
 
     def _personal_classifiers(self, product: Classifier) -> Scores:
         """Return the scores of the algorithm's classifier, or of each client's own one."""
-        x_test = self._test_rows_on_device()
+        x_test = self._on_device(self._client_test.x)
         return personal_scores(
             [
                 self._predict_own_rows(client, own(product, client).probabilities, x_test)
@@ -362,16 +380,16 @@ class CellEvaluator:
         self,
         client: int,
         local: LinearClassifier,
-        shared: LinearClassifier,
         other: Labelled,
+        other_shared: Tensor,
     ) -> float:
         """Return the weight of a client's own classifier.
 
         Args:
             client: the number of the client.
             local: the client's own classifier.
-            shared: the classifier of the shared generator's embeddings.
             other: other synthetic embeddings, on which the weight may be chosen.
+            other_shared: their probabilities ``[n, C]`` by the classifier of the shared generator.
         """
         personal = self.cell.evaluation.personal
         if personal != "synthetic":
@@ -379,7 +397,7 @@ class CellEvaluator:
         x = torch.from_numpy(other.x)
         y = torch.from_numpy(other.y)
         importance = torch.from_numpy(self._share(client))[y]
-        return best_weight(local.probabilities(x), shared.probabilities(x), y, importance)
+        return best_weight(local.probabilities(x), other_shared, y, importance)
 
     @property
     def _label_shares(self) -> NDArray[np.float64] | None:
@@ -428,9 +446,35 @@ class CellEvaluator:
         x, y = synthesise(generator, data.classes, per_class, seeds, client, draw, self.device)
         return Labelled(x, y)
 
-    def _test_rows_on_device(self) -> Tensor:
-        """Return all test rows ``[m, d]`` on the device."""
-        return to_device(torch.from_numpy(self.data.x_test), self.device)
+    @property
+    def _per_class_of_client(self) -> int:
+        """The number of synthetic embeddings per class where clients are evaluated one by one."""
+        data = self.data
+        most = MOST_CLIENT_SCORES // (self.cell.clients * data.classes**2)
+        asked = self.cell.evaluation.rows_per_class(data.dim, data.classes)
+        return min(asked, max(1, most))
+
+    @cached_property
+    def _test(self) -> Labelled:
+        """The test rows that the shared generator or classifier is scored on."""
+        rows = balanced_rows(self.data.y_test, MOST_TEST_ROWS)
+        return Labelled(self.data.x_test[rows], self.data.y_test[rows])
+
+    @cached_property
+    def _client_test(self) -> Labelled:
+        """The test rows on which clients are scored one by one."""
+        rows = self._client_test_rows
+        return Labelled(self.data.x_test[rows], self.data.y_test[rows])
+
+    @property
+    def _client_test_rows(self) -> NDArray[np.int64]:
+        """The numbers of these test rows."""
+        most = most_per_client(self.cell.clients, self.data.classes)
+        return balanced_rows(self.data.y_test, most)
+
+    def _on_device(self, x: NDArray[np.float32]) -> Tensor:
+        """Return rows ``[m, d]`` on the device."""
+        return to_device(torch.from_numpy(x), self.device)
 
     def _predict_own_rows(
         self,
@@ -440,13 +484,18 @@ class CellEvaluator:
     ) -> Predictions:
         """Return predictions for a client's own test rows, with its label frequencies."""
         test = self.own_rows.rows[client]
-        y = self.data.y_test[test]
+        y = self._client_test.y[test]
         return predictions_of(probabilities(x_test[test]), y, self._share(client))
 
     @cached_property
     def own_rows(self) -> OwnRows:
-        """The test rows that each client is evaluated on."""
-        return own_rows(self.data, self.partition, self.cell.partition)
+        """The places among the clients' test rows of those that each client is evaluated on."""
+        return own_rows_among(
+            self._client_test_rows,
+            self.data,
+            self.partition,
+            self.cell.partition,
+        )
 
     def _share(self, client: int) -> NDArray[np.float64]:
         """Return the frequency of every class among a client's training rows, ``[C]``."""

@@ -7,8 +7,9 @@ reaches by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -26,10 +27,19 @@ from fedsim.evaluation.measures import (
     balanced_accuracy_of,
     recalls,
 )
+from fedsim.evaluation.subset import (
+    MOST_TEST_ROWS,
+    MOST_TRAIN_ROWS,
+    balanced_rows,
+    client_rows,
+    is_large,
+    most_per_client,
+    own_rows_among,
+)
 from fedsim.methods.products import Classifier
-from fedsim.models.linear import ProbeClassifier
-from fedsim.models.probe import Probe, fit_probes, predict_each, strengths
-from fedsim.partition import Partition, PartitionSpec, own_rows
+from fedsim.models.linear import ProbeClassifier, folded
+from fedsim.models.probe import Probe, fit_path, fit_probes, predict_each, strengths
+from fedsim.partition import Partition, PartitionSpec
 
 
 class Scores(dict[str, float]):
@@ -206,7 +216,7 @@ def score_classifier(
     device: torch.device = CPU,
     shares: NDArray[np.float64] | None = None,
 ) -> Scores:
-    """Return the scores of a classifier on test rows.
+    """Return accuracy and balanced accuracy of a classifier on test rows.
 
     Args:
         classifier: the classifier.
@@ -216,7 +226,11 @@ def score_classifier(
         shares: the label frequencies of plain accuracy, see :func:`at_shares`.
     """
     x = to_device(torch.from_numpy(x_test), device)
-    return scores_with(predictions_of(classifier.probabilities(x), y_test), shares)
+    predictions = predictions_of(classifier.probabilities(x), y_test)
+    return Scores(
+        accuracy=accuracy(at_shares(predictions, shares)),
+        balanced_accuracy=balanced_accuracy(predictions),
+    )
 
 
 @dataclass(frozen=True)
@@ -225,32 +239,64 @@ class Ceiling:
 
     They are the same for every partition. Each score is that of the probe which is best for it,
     among probes with the natural and with equal frequencies of the classes.
+
+    Attributes:
+        balanced_accuracy: the best balanced accuracy.
+        accuracy: the best accuracy.
+        reference_rows: the number of training rows, which is bounded
+            (:mod:`fedsim.evaluation.subset`).
+        seconds: the wall time in seconds.
     """
 
     balanced_accuracy: float
     accuracy: float
+    reference_rows: int
+    seconds: float = field(compare=False)
 
 
 def ceiling(data: Embeddings, probe_c: float | None) -> Ceiling:
     """Return the scores of the best probes on the real training rows.
 
     Probes with equal class frequencies are tried as well, because a probe at natural frequencies is
-    no upper bound for one that is trained on uniform labels.
+    no upper bound for one that is trained on uniform labels. For large data, weaker penalties are
+    not tried once one is worse than the penalty before it.
 
     Args:
         data: the data set.
         probe_c: an inverse penalty that is tried beside all :func:`strengths`.
     """
-    x_test = torch.from_numpy(data.x_test)
-    predicted = []
-    for balanced in (False, True):
-        tried = _strengths_to_try(data.dim, probe_c)
-        for probe in fit_probes(data.x_train, data.y_train, tried, balanced=balanced):
+    started = time.perf_counter()
+    rows = balanced_rows(data.y_train, MOST_TRAIN_ROWS)
+    test = balanced_rows(data.y_test, MOST_TEST_ROWS)
+    x_train = data.x_train[rows]
+    y_train = data.y_train[rows]
+    x_test = torch.from_numpy(data.x_test[test])
+    y_test = data.y_test[test]
+    large = is_large(data)
+    fit = fit_path if large else fit_probes
+    weightings = [False, True]
+    counts = np.unique(y_train, return_counts=True)[1]
+    if (counts == counts[0]).all():
+        weightings = [False]  # the classes are equally frequent already
+    tried = _strengths_to_try(data.dim, probe_c)
+    balanced_accuracies = []
+    accuracies = []
+    for balanced in weightings:
+        last = 0.0
+        for probe in fit(x_train, y_train, tried, balanced=balanced):
             probabilities = ProbeClassifier(probe, data.classes).probabilities(x_test)
-            predicted.append(predictions_of(probabilities, data.y_test))
+            predicted = predictions_of(probabilities, y_test)
+            balanced_accuracies.append(balanced_accuracy(predicted))
+            accuracies.append(accuracy(predicted))
+            total = balanced_accuracies[-1] + accuracies[-1]
+            if large and total < last:
+                break
+            last = total
     return Ceiling(
-        max(map(balanced_accuracy, predicted)),
-        max(map(accuracy, predicted)),
+        max(balanced_accuracies),
+        max(accuracies),
+        len(rows),
+        time.perf_counter() - started,
     )
 
 
@@ -263,10 +309,15 @@ class LocalOnly:
     Attributes:
         mean: the mean over clients, each on all test rows.
         clients: every client's on its own test rows; None if it has none.
+        reference_rows: the number of training rows of all clients, which is bounded
+            (:func:`fedsim.evaluation.subset.client_rows`).
+        seconds: the wall time in seconds.
     """
 
     mean: float
     clients: tuple[float | None, ...]
+    reference_rows: int
+    seconds: float = field(compare=False)
 
 
 def local_only(
@@ -283,24 +334,78 @@ def local_only(
         spec: the scheme of the partition.
         probe_c: an inverse penalty that is tried beside all :func:`strengths`.
     """
-    own_test_rows = own_rows(data, partition, spec).rows
+    started = time.perf_counter()
+    clients = len(partition.rows)
+    rows = client_rows(data, partition)
+    test = balanced_rows(data.y_test, most_per_client(clients, data.classes))
+    own_test_rows = own_rows_among(test, data, partition, spec).rows
+    y_test = data.y_test[test]
     tried = _strengths_to_try(data.dim, probe_c)
-    on_all = np.empty((len(tried), len(partition.rows)))
+    on_all = np.zeros((len(tried), clients))
     on_own = np.full_like(on_all, np.nan)
-    for client, (rows, own) in enumerate(zip(partition.rows, own_test_rows, strict=True)):
-        x = data.x_train[rows]
-        probes = list(fit_probes(x, data.y_train[rows], tried, balanced=True))
-        for number, predicted in enumerate(predict_each(probes, data.x_test)):
-            on_all[number, client] = balanced_accuracy_of(data.y_test, predicted)
-            if len(own):
-                on_own[number, client] = balanced_accuracy_of(
-                    data.y_test[own],
-                    predicted[own],
-                )
+    for number, client, predicted in _predictions_of_clients(data, rows, data.x_test[test], tried):
+        if is_large(data) and client == 0 and _is_past_best(number, on_all, on_own):
+            break
+        on_all[number, client] = balanced_accuracy_of(y_test, predicted)
+        own = own_test_rows[client]
+        if len(own) == len(test):
+            on_own[number, client] = on_all[number, client]
+        elif len(own):
+            on_own[number, client] = balanced_accuracy_of(y_test[own], predicted[own])
     totals = [sum(scores) for scores in np.nan_to_num(on_own)]
     best = on_own[int(np.argmax(totals))].tolist()
-    clients = tuple(None if math.isnan(score) else score for score in best)
-    return LocalOnly(max(float(np.mean(scores)) for scores in on_all), clients)
+    return LocalOnly(
+        max(float(np.mean(scores)) for scores in on_all),
+        tuple(None if math.isnan(score) else score for score in best),
+        sum(map(len, rows)),
+        time.perf_counter() - started,
+    )
+
+
+def _is_past_best(number: int, *tables: NDArray[np.float64]) -> bool:
+    """Return whether the last penalty before ``number`` was no better than the one before it.
+
+    Args:
+        number: the number of a penalty.
+        tables: scores ``[penalties, clients]``; the answer is for all of them together.
+    """
+    sums = np.nansum(tables, axis=2)
+    return number > 1 and bool((sums[:, number - 1] <= sums[:, number - 2]).all())
+
+
+def _predictions_of_clients(
+    data: Embeddings,
+    rows: Sequence[NDArray[np.int64]],
+    x_test: NDArray[np.float32],
+    tried: Sequence[float],
+) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+    """Yield the number of a penalty, a client and the predictions of the client's probe.
+
+    Small data yield all penalties of a client at a time. Large data yield all clients of a penalty
+    at a time, so that the caller may stop before the weak penalties, which take longest.
+
+    Args:
+        data: the data set.
+        rows: the training rows of each client's probe.
+        x_test: the test rows ``[m, d]``.
+        tried: the inverse penalties.
+    """
+    fit = fit_path if is_large(data) else fit_probes
+    fits = [
+        fit(data.x_train[of_client], data.y_train[of_client], tried, balanced=True)
+        for of_client in rows
+    ]
+    if not is_large(data):
+        for client, probes in enumerate(fits):
+            for number, predicted in enumerate(predict_each(list(probes), x_test)):
+                yield number, client, predicted
+        return
+    x = torch.from_numpy(x_test)
+    for number in range(len(tried)):
+        for client, probes in enumerate(fits):
+            classifier = folded(next(probes), data.classes)
+            logits = x @ classifier.weight.T + classifier.bias
+            yield number, client, logits.argmax(1).numpy()
 
 
 def _strengths_to_try(dim: int, probe_c: float | None) -> list[float]:

@@ -24,6 +24,12 @@ MAX_ITERATIONS = 200
 """The largest number of L-BFGS iterations of a fit to many embeddings."""
 TOLERANCE = 1e-4
 """The largest entry of the gradient at which a fit to many embeddings ends."""
+PATH_ITERATIONS = 50
+"""The largest number of L-BFGS iterations for each penalty of :func:`fit_path`."""
+PATH_TOLERANCE = 3e-4
+"""The largest entry of the preconditioned gradient at which :func:`fit_path` ends a fit."""
+_SMALLEST_VALUE = 1e-6
+"""The smallest eigenvalue of the examples' products that counts, relative to the largest."""
 _EXACT_ITERATIONS = 1000
 """The largest number of L-BFGS iterations of a fit to few embeddings."""
 _EXACT_TOLERANCE = 1e-7
@@ -200,6 +206,127 @@ def fit_probes(
         if basis is not None:
             weight = basis @ weight
         yield Probe(mean, scale, classes, weight.astype(np.float32), bias.astype(np.float32))
+
+
+def fit_path(
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    strengths: Sequence[float],
+    *,
+    balanced: bool = False,
+) -> Iterator[Probe]:
+    """Yields nearly the probes of :func:`fit_probes`, for large data in a fraction of the time.
+
+    Each fit starts at the last one, so strengths should ascend. Coordinates are the principal axes
+    of the standardised examples, scaled so that the loss is about equally curved along each. L-BFGS
+    then needs few iterations, which are computed in float32.
+
+    Args:
+        x: embeddings ``[n, d]``.
+        y: labels ``[n]``.
+        strengths: the inverse strengths of the penalty, the strongest penalty first.
+        balanced: weigh every example by n / (C n_class).
+
+    Raises:
+        ValueError: there is no example, or one is not finite.
+    """
+    classes, target = np.unique(y, return_inverse=True)
+    if len(classes) == 1:
+        yield from fit_probes(x, y, strengths)
+        return
+    _check_examples(x)
+    mean, scale = _standardisation(x)
+    axes, coordinates, values = _principal_axes(_standardise(x, mean, scale))
+    importance = np.full(len(y), 1 / len(y), np.float32)
+    if balanced:
+        importance = (1 / (len(classes) * np.bincount(target)))[target].astype(np.float32)
+    weight = np.zeros((len(values), len(classes)), np.float32)
+    bias = np.zeros(len(classes), np.float32)
+    for strength in strengths:
+        penalty = 1 / (strength * len(y))
+        if len(classes) == 2:
+            penalty *= 2  # fit_probes penalises the difference of two weights, not each weight
+        curvature = values / (len(y) * len(classes)) + penalty
+        step = (1 / np.sqrt(curvature)).astype(np.float32)
+        weight, bias = _minimise(coordinates, target, importance, penalty, step, weight, bias)
+        full_weight = axes @ weight
+        if len(classes) == 2:
+            yield Probe(mean, scale, classes, np.diff(full_weight), np.diff(bias))
+        else:
+            yield Probe(mean, scale, classes, full_weight, bias)
+
+
+def _principal_axes(
+    features: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
+    """Returns the principal axes of features ``[n, d]``, their coordinates and their squares.
+
+    Returns:
+        Axes ``[d, r]`` where r is the smaller of n and d, coordinates ``[n, r]`` and the sum of
+        squares along each axis ``[r]``.
+    """
+    if len(features) >= features.shape[1]:
+        values, vectors = np.linalg.eigh((features.T @ features).astype(np.float64))
+        axes = vectors.astype(np.float32)
+        return axes, features @ axes, values.clip(0)
+    values, vectors = np.linalg.eigh((features @ features.T).astype(np.float64))
+    kept = values > _SMALLEST_VALUE * values[-1]
+    root = np.sqrt(values[kept])
+    axes = features.T @ (vectors[:, kept] / root).astype(np.float32)
+    return axes, (vectors[:, kept] * root).astype(np.float32), values[kept]
+
+
+def _minimise(
+    coordinates: NDArray[np.float32],
+    target: NDArray[np.int64],
+    importance: NDArray[np.float32],
+    penalty: float,
+    step: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Returns the weights ``[r, k]`` and biases ``[k]`` of one penalty.
+
+    Args:
+        coordinates: the examples ``[n, r]``.
+        target: the number of each example's class ``[n]``.
+        importance: the weight of each example in the loss ``[n]``, 1 in sum.
+        penalty: the factor of half the squared norm of the weights.
+        step: the unit of the weights along each axis ``[r]``.
+        weight: the weights to start from.
+        bias: the biases to start from.
+    """
+    from scipy.optimize import minimize
+
+    rows = np.arange(len(target))
+    units = np.append(step, np.float32(np.sqrt(len(bias))))[:, None]
+    scaled = np.hstack([coordinates, np.ones((len(rows), 1), np.float32)]) * units.T
+    shrinkage = np.float32(penalty) * units**2
+    shrinkage[-1] = 0.0
+
+    def loss_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float32]]:
+        parameters = flat.astype(np.float32).reshape(len(units), len(bias))
+        scores = scaled @ parameters
+        scores -= scores.max(axis=1, keepdims=True)
+        of_target = scores[rows, target]
+        np.exp(scores, out=scores)
+        total = scores.sum(axis=1)
+        shrunk = shrinkage * parameters
+        loss = importance @ (np.log(total) - of_target) + 0.5 * np.vdot(shrunk, parameters)
+        scores *= (importance / total)[:, None]
+        scores[rows, target] -= importance
+        return float(loss), (scaled.T @ scores + shrunk).ravel()
+
+    start = np.vstack([weight, bias]) / units
+    fit = minimize(
+        loss_and_gradient,
+        start.ravel().astype(np.float64),
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": PATH_ITERATIONS, "gtol": PATH_TOLERANCE, "ftol": 1e-6, "maxcor": 5},
+    )
+    parameters = fit.x.astype(np.float32).reshape(len(units), len(bias)) * units
+    return parameters[:-1], parameters[-1]
 
 
 def strengths(dim: int) -> list[float]:

@@ -33,6 +33,8 @@ POINTS = 30
 """The number of points per class that are drawn, of real and of synthetic embeddings each."""
 MOST_METHODS = 8
 """The largest number of methods on a map."""
+MOST_POINTS = 20_000
+"""The approximate largest number of synthetic embeddings that the axes are computed from."""
 
 
 def save_map(results: RunResults, trials: Sequence[Trial], data: Mapping[str, Embeddings]) -> None:
@@ -125,7 +127,9 @@ def draw_map(panels: Mapping[str, Labelled], data: Embeddings) -> Figure:
         data: The real embeddings, of which test examples are drawn.
     """
     synthetic = np.concatenate([embeddings.x for embeddings in panels.values()])
-    pca = PCA(2, svd_solver="full").fit(synthetic.astype(np.float64))
+    # Embeddings are ordered by class, so every k-th of them keeps the frequencies of the classes.
+    fitted = synthetic[:: -(-len(synthetic) // MOST_POINTS)]
+    pca = PCA(2, svd_solver="full").fit(fitted.astype(np.float64))
     by_size = np.argsort(
         -np.bincount(data.y_test, minlength=data.classes),
         kind="stable",

@@ -19,6 +19,7 @@ import pandas as pd
 
 from fedsim.errors import UserError
 from fedsim.evaluation.measures import MEASURES
+from fedsim.evaluation.subset import MOST_TRAIN_ROWS
 from fedsim.grid.models import Evaluation
 from fedsim.privacy.plan import THEOREMS
 from fedsim.report.names import (
@@ -59,6 +60,10 @@ _CLAIM_NOTES = {
     "refuted": "an audit refutes the claim at one budget or more.",
 }
 """The note below a table that explains each claim which is not proved."""
+_FEWER_ROWS = (
+    f"Ceiling and local-only are computed on a fixed choice of about {MOST_TRAIN_ROWS:,} training "
+    "examples, with classes as equally frequent as possible."
+)
 _BOLD = (
     "Bold: best generator and best classifier in each column (heuristic, refuted and unverified ε "
     "excluded)."
@@ -166,6 +171,9 @@ def results_table(
     lines["place"] = lines["where"].map(positions)
     lines = lines.sort_values(["place", "kind", "rank"], kind="stable")
     notes = list(_mean_notes(settings, means))
+    has_fewer_rows = settings.averaged["reference_rows"] < settings.averaged["train_rows"]
+    if "local-only" in references and has_fewer_rows.any():
+        notes.append(_FEWER_ROWS)
     best = MEASURES[measure].best
     if best is not None:
         lines["best"] = _best(lines, best, digits)

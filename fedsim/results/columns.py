@@ -594,6 +594,11 @@ COLUMNS: dict[str, Column] = {
         "ceiling.accuracy",
         "float64",
     ),
+    "reference_rows": Column(
+        "The number of training examples that the probe of the ceiling was trained on.",
+        "ceiling.reference_rows",
+        "Int64",
+    ),
     "local_only_balanced_accuracy": Column(
         "The mean over clients of the balanced accuracy of a probe trained on the client's own "
         "examples.",

@@ -189,7 +189,10 @@ def _client(scores: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reference_line(key: str, value: Ceiling | LocalOnly) -> dict[str, Any]:
-    """Return the line of a reference, which is known by its key."""
+    """Return the line of a reference, which is known by its key.
+
+    It also has the number of training rows and the seconds that the reference took.
+    """
     kind = "local-only"
     if isinstance(value, Ceiling):
         kind = "ceiling"

@@ -9,6 +9,7 @@ import torch
 from cells import one_cell, quick
 from rows import joined
 
+from fedsim.evaluation import evaluate, subset
 from fedsim.evaluation.evaluate import CellEvaluator, evaluate_cell, synthesise
 from fedsim.evaluation.scores import Scores, score_classifier
 from fedsim.models.linear import ProbeClassifier
@@ -189,3 +190,36 @@ def test_a_result_says_where_its_label_frequencies_are_from(
     evaluation = evaluate_cell(trial, outcome.state, data)
     assert evaluation.label_shares == label_shares
     assert joined(trial, outcome, evaluation).label_shares == label_shares
+
+
+def test_large_data_are_evaluated_on_a_fixed_choice_of_test_rows(
+    uniform: CellEvaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "MOST_TEST_ROWS", 40)
+    monkeypatch.setattr(subset, "MOST_TEST_ROWS", 30)
+    bounded = replace(uniform)
+    (predictions,) = bounded.predictions()
+    assert len(predictions.y) <= 40
+    assert {client.test_rows for client in bounded.of_clients()} == {len(bounded.own_rows.rows[0])}
+    assert len(bounded.own_rows.rows[0]) <= 30
+    assert 0 < bounded.result().scores["balanced_accuracy"] <= 1
+
+
+def test_clients_own_generators_give_fewer_rows_of_many_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = evaluator(per_client=True, personal="synthetic", per_class=10)
+    personal = replace(shared, product=PersonalCopies(shared.data))
+    scores_of_one_row = shared.cell.clients * shared.data.classes**2
+    monkeypatch.setattr(evaluate, "MOST_CLIENT_SCORES", 3 * scores_of_one_row)
+    drawn = []
+    synthesise = evaluate.synthesise
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        x, y = synthesise(*args, **kwargs)
+        drawn.append(len(y) // shared.data.classes)
+        return x, y
+
+    monkeypatch.setattr(evaluate, "synthesise", counted)
+    personal.of_clients()
+    assert drawn == [10] + [3] * shared.cell.clients

@@ -9,6 +9,7 @@ from rows import add_rows, joined, ran
 from sklearn.metrics import roc_auc_score
 
 import fedsim
+from fedsim.evaluation import measures
 from fedsim.evaluation.measures import MEASURES, Measure, Predictions, auroc, calibration_error
 from fedsim.evaluation.scores import Ceiling, LocalOnly, scores_of
 from fedsim.report.report import write_report
@@ -44,8 +45,8 @@ def test_a_measure_is_in_the_results_and_on_the_page(
     row = joined(
         trial,
         *ran(cells, trial),
-        Ceiling(0.9, 0.9),
-        LocalOnly(0.5, ()),
+        Ceiling(0.9, 0.9, 100, 1.0),
+        LocalOnly(0.5, (), 100, 1.0),
     )
     add_rows(tmp_path, row)
     page = write_report(tmp_path).page.read_text(encoding="utf-8")
@@ -78,6 +79,18 @@ def test_auroc_is_the_mean_of_one_class_against_the_rest(predictions: Prediction
         average="macro",
     )
     assert auroc(predictions) == pytest.approx(known)
+
+
+def test_auroc_from_ranks_is_that_from_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.integers(7, size=200)
+    # Rounded numbers have ties.
+    probabilities = rng.random((200, 8)).round(1)
+    many = Predictions(y, probabilities.argmax(1), probabilities)
+    from_curves = auroc(many)
+    monkeypatch.setattr(measures, "MANY_PROBABILITIES", 100)
+    monkeypatch.setattr(measures, "CLASSES_AT_ONCE", 3)
+    assert auroc(many) == pytest.approx(from_curves)
 
 
 def test_auroc_alone_is_not_defined_for_rows_of_one_class(predictions: Predictions) -> None:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.evaluation import scores, subset
 from fedsim.evaluation.scores import Scores, ceiling, local_only, probe_predictions, scores_of
 from fedsim.models.probe import fit_probe, strengths
 from fedsim.partition import PartitionSpec, make_partition
@@ -89,3 +90,35 @@ def test_local_only_weighs_classes_evenly(partition):
 def test_without_sites_all_test_rows_are_everybodys_own(partition):
     local = local_only(DATA, partition, PartitionSpec(), WEAKEST)
     assert np.mean(local.clients) == pytest.approx(local.mean)
+
+
+def test_references_say_their_rows_and_seconds(partition):
+    best = ceiling(DATA, None)
+    local = local_only(DATA, partition, PartitionSpec(), None)
+    assert best.reference_rows == local.reference_rows == 800
+    assert best.seconds > 0
+    assert local.seconds > 0
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Counts data of this size as large."""
+    monkeypatch.setattr(subset, "LARGE", 100)
+
+
+def test_references_of_large_data_are_nearly_those_of_small_data(partition, monkeypatch):
+    small = ceiling(DATA, None)
+    small_local = local_only(DATA, partition, PartitionSpec(), None)
+    monkeypatch.setattr(subset, "LARGE", 100)
+    assert ceiling(DATA, None).balanced_accuracy == pytest.approx(small.balanced_accuracy, abs=0.01)
+    local = local_only(DATA, partition, PartitionSpec(), None)
+    assert local.mean == pytest.approx(small_local.mean, abs=0.01)
+    assert local.clients == pytest.approx(small_local.clients, abs=0.01)
+
+
+def test_the_ceiling_of_many_rows_uses_a_fixed_choice_of_them(large, monkeypatch):
+    monkeypatch.setattr(scores, "MOST_TRAIN_ROWS", 100)
+    best = ceiling(DATA, None)
+    assert best.reference_rows == 100
+    assert best == ceiling(DATA, None)
+    assert best.balanced_accuracy > 0.7

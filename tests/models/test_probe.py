@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from fedsim.models.probe import fit_probe, fit_probes, predict_each
+from fedsim.models.probe import fit_path, fit_probe, fit_probes, predict_each
 
 
 def rows(n, dim, classes, seed=0):
@@ -53,6 +53,20 @@ def test_probes_of_several_strengths_equal_single_ones(n, classes):
         for name, value in vars(alone).items():
             np.testing.assert_array_equal(vars(probe)[name], value)
         np.testing.assert_array_equal(predicted, alone.predict(other))
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("classes", [1, 2, 3, 10])
+@pytest.mark.parametrize("n", [60, 400])
+def test_probes_along_the_path_nearly_equal_exact_probes(n, classes, balanced):
+    x, y = rows(n, 80, classes)
+    other = rows(1000, 80, classes)[0]  # of the same classes
+    strengths = (0.001, 0.01, 0.1, 1.0)
+    path = fit_path(x, y, strengths, balanced=balanced)
+    for near, exact in zip(path, fit_probes(x, y, strengths, balanced=balanced), strict=True):
+        assert np.mean(near.predict(other) == exact.predict(other)) > 0.985
+        difference = near.probabilities(other, classes) - exact.probabilities(other, classes)
+        assert np.abs(difference).max() < 0.05
 
 
 def test_rows_of_a_diverged_generator_are_named():

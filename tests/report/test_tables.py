@@ -185,6 +185,17 @@ def test_measures_with_values_have_tables_and_references() -> None:
     assert table_of(rows).texts.loc[("", "local-only"), "no ε"] == "0.500"
 
 
+def test_a_note_says_that_references_use_a_choice_of_many_rows() -> None:
+    whole = make_row(reference_rows=50_000, train_rows=50_000)
+    choice = make_row(reference_rows=50_000, train_rows=1_281_167)
+    note = (
+        "Ceiling and local-only are computed on a fixed choice of about 50,000 training examples, "
+        "with classes as equally frequent as possible."
+    )
+    assert note in table_of([choice]).notes
+    assert note not in table_of([whole]).notes
+
+
 def test_best_of_each_kind_is_bold_if_its_claim_holds() -> None:
     settings = [
         (label, epsilon, score)

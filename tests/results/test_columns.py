@@ -291,7 +291,7 @@ def test_row_shows_how_checks_of_its_code_ended(change: dict[str, Any], check: s
 def test_references_add_their_columns() -> None:
     trial = make_trial()
     before = row_of(trial, as_planned(trial), EVALUATED)
-    references = (Ceiling(0.9, 0.95), LocalOnly(0.4, (0.5, None, 0.3, 0.4)))
+    references = (Ceiling(0.9, 0.95, 100, 1.0), LocalOnly(0.4, (0.5, None, 0.3, 0.4), 100, 1.0))
     after = row_of(
         trial,
         as_planned(trial),
@@ -304,6 +304,7 @@ def test_references_add_their_columns() -> None:
     assert changed == {
         "ceiling_balanced_accuracy": 0.9,
         "ceiling_accuracy": 0.95,
+        "reference_rows": 100,
         "local_only_balanced_accuracy": 0.4,
         "share_of_ceiling": 0.5 / 0.9,
     }
@@ -335,7 +336,7 @@ def test_cell_without_references_in_its_run_has_a_result(tmp_path: Path) -> None
             )
         ],
     )
-    store.append("references", [reference_line("of another cell", Ceiling(0.1, 0.1))])
+    store.append("references", [reference_line("of another cell", Ceiling(0.1, 0.1, 100, 1.0))])
     (row,) = read_results(tmp_path).rows
     assert row.ceiling_balanced_accuracy is None
     assert row.local_only_balanced_accuracy is None

@@ -1,0 +1,102 @@
+"""Chooses the real rows of references and scores, so that a large data set takes minutes.
+
+A small data set is used whole. Of a large one, a fixed choice of rows is used. It depends on the
+labels alone and on no cell's seed, so that all cells of a data set are scored on the same rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedsim.data.embeddings import Embeddings
+from fedsim.partition import Partition, PartitionSpec, own_rows
+from fedsim.partition.partition import OwnRows
+
+MOST_TRAIN_ROWS = 50_000
+"""The largest number of real training rows of a reference, of all clients together."""
+MOST_TEST_ROWS = 20_000
+"""The largest number of test rows that anything is scored on."""
+MOST_CLIENT_SCORES = 500_000_000
+"""The largest number of class scores (clients × rows × classes) of clients one by one."""
+LARGE = 1_000_000
+"""The number of training rows times classes from which references are fitted as of large data."""
+SEED = 0
+"""The public seed of the choice of rows."""
+
+
+def is_large(data: Embeddings) -> bool:
+    """Return whether the references of a data set are fitted along the path of penalties."""
+    rows = len(data.y_train)
+    return rows > MOST_TRAIN_ROWS or rows * data.classes > LARGE
+
+
+def balanced_rows(group: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Return the numbers of at most ``most`` rows, ascending, with groups as equal as possible.
+
+    Every group keeps at least one row, even if there are more groups than ``most``.
+
+    Args:
+        group: the group of every row, such as its class, ``[n]``.
+        most: the largest number of rows; all rows are returned if there are no more.
+    """
+    if len(group) <= most:
+        return np.arange(len(group))
+    shuffled = np.random.default_rng(SEED).permutation(len(group))
+    by_group = shuffled[np.argsort(group[shuffled], kind="stable")]
+    counts = np.bincount(group)
+    first = np.cumsum(counts) - counts
+    rank = np.arange(len(group)) - np.repeat(first, counts)
+    # The number of rows if every group keeps at most 1, 2, 3, … of its own.
+    kept = np.cumsum(np.bincount(rank))
+    per_group = max(1, int(np.searchsorted(kept, most, side="right")))
+    return np.sort(by_group[rank < per_group])
+
+
+def client_rows(data: Embeddings, partition: Partition) -> list[NDArray[np.int64]]:
+    """Return the training rows that each client's own probe is trained on, in their order.
+
+    All clients together have at most :data:`MOST_TRAIN_ROWS`, but every client keeps at least one
+    row of each class that it holds.
+    """
+    rows = np.concatenate(partition.rows)
+    sizes = [len(of_client) for of_client in partition.rows]
+    client = np.repeat(np.arange(len(sizes)), sizes)
+    kept = balanced_rows(client * data.classes + data.y_train[rows], MOST_TRAIN_ROWS)
+    ends = np.searchsorted(client[kept], np.arange(1, len(sizes)))
+    return np.split(rows[kept], ends)
+
+
+def most_per_client(clients: int, classes: int) -> int:
+    """Return the largest number of rows that each of several clients is scored on."""
+    return min(MOST_TEST_ROWS, MOST_CLIENT_SCORES // (clients * classes))
+
+
+def own_rows_among(
+    chosen: NDArray[np.int64],
+    data: Embeddings,
+    partition: Partition,
+    spec: PartitionSpec,
+) -> OwnRows:
+    """Return which of the chosen test rows are each client's own, by their places in ``chosen``.
+
+    Args:
+        chosen: the numbers of the chosen test rows, ascending.
+        data: the data set.
+        partition: the training rows of each client.
+        spec: the scheme of the partition.
+    """
+    own = own_rows(data, partition, spec)
+    if len(chosen) == len(data.y_test):
+        return own
+    place = np.full(len(data.y_test), -1)
+    place[chosen] = np.arange(len(chosen))
+    # Clients that share their test rows go on sharing one array.
+    places = {id(rows): place[rows][place[rows] >= 0] for rows in own.rows}
+    return replace(
+        own,
+        rows=tuple(places[id(rows)] for rows in own.rows),
+        words=f"{own.words}, among {len(chosen)} of {len(place)} with classes as equal as possible",
+    )
