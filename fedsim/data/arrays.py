@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +85,7 @@ def read_folder(path: Path) -> Arrays:
         raise BadArrays("it is no folder")
     arrays: Arrays = {}
     for file in sorted(path.glob("*.npy")):
-        mode = None
+        mode: Literal["r"] | None = None
         if file.stem == "x":
             mode = "r"
         try:

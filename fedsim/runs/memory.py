@@ -6,7 +6,9 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from numpy.typing import NDArray
 from rich.console import Console
 
 from fedsim.data.embeddings import Embeddings
@@ -106,8 +108,8 @@ def _parameter_bytes(trial: Trial) -> int:
 
 def memory_of_data(data: Embeddings) -> int:
     """Return the bytes of a data set."""
-    columns = (*data.columns.values(), *data.test_columns.values())
-    arrays = (data.x_train, data.y_train, data.x_test, data.y_test, *columns)
+    arrays: list[NDArray[Any]] = [data.x_train, data.y_train, data.x_test, data.y_test]
+    arrays += [*data.columns.values(), *data.test_columns.values()]
     return sum(values.nbytes for values in arrays)
 
 
