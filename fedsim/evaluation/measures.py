@@ -191,7 +191,7 @@ def worst_class_recall(of: Predictions) -> float:
     return float(recalls(of).min())
 
 
-_OWN = "of each client's own generator (or classifier) on its own test rows"
+_OWN = "of each client's own generator (or classifier) on its own test examples"
 _INTERPOLATED = (
     "at the clients, own classifier and shared one interpolated (where there is one of each)"
 )
@@ -264,7 +264,7 @@ MEASURES = {
         references=_CHANCE,
     ),
     "frechet_distance": Measure(
-        "Fréchet distance to test rows, mean over classes",
+        "Fréchet distance to test examples, mean over classes",
         "all",
         table=True,
         best=0.0,
@@ -273,7 +273,7 @@ MEASURES = {
     ),
     # An unbiased estimate may be a little below 0.
     "squared_mmd": Measure(
-        "Squared MMD to test rows, mean over classes",
+        "Squared MMD to test examples, mean over classes",
         "all",
         best=0.0,
         least=-math.inf,
@@ -281,14 +281,14 @@ MEASURES = {
         fidelity=True,
     ),
     "density": Measure(
-        "Density among test rows, mean over classes",
+        "Density among test examples, mean over classes",
         "all",
         best=None,
         most=math.inf,
         fidelity=True,
     ),
     "coverage": Measure(
-        "Coverage of test rows, mean over classes",
+        "Coverage of test examples, mean over classes",
         "all",
         None,
         "coverage",
@@ -296,13 +296,13 @@ MEASURES = {
         fidelity=True,
     ),
     "synthetic_norm": Measure(
-        "Mean norm of synthetic rows before long ones are shortened to 1.2; real rows have 1",
+        "Mean norm of synthetic examples before long ones are shortened to 1.2; real examples have 1",
         "all",
         best=1.0,
         most=math.inf,
     ),
     "real_or_synthetic": Measure(
-        "Accuracy of telling synthetic from test rows, 0.5 is best",
+        "Two-sample accuracy of a classifier, synthetic against test examples (0.5 is best)",
         "all",
         table=True,
         best=0.5,
@@ -325,13 +325,13 @@ MEASURES = {
         f"Balanced accuracy {_OWN}, best client less worst", "clients", best=0.0
     ),
     "client_shared_balanced_accuracy": Measure(
-        "Balanced accuracy of the shared generator on the same rows",
+        "Balanced accuracy of the shared generator on the same examples",
         "clients",
         table=True,
         references=_OWN_ROWS,
     ),
     "client_local_only_balanced_accuracy": Measure(
-        "Balanced accuracy of each client's own real rows on the same rows", "clients"
+        "Balanced accuracy of each client's own real examples on the same examples", "clients"
     ),
     "personal_accuracy": Measure(
         f"Accuracy {_INTERPOLATED}",

@@ -222,7 +222,7 @@ def _show_early_end(error: KeyboardInterrupt | ClusterLost, finished: str, conso
     if isinstance(error, ClusterLost):
         reason = f"{error.where}: {error.what}"
         exit_code = error.exit_code
-    print_line(console, f"{reason}: {finished}; the same command goes on")
+    print_line(console, f"{reason}: {finished}; the same command continues")
     return exit_code
 
 

@@ -27,7 +27,7 @@ class ClusterLost(RunLost):
     """
 
     def __init__(self, what: str) -> None:
-        super().__init__("the cluster is lost", what, "the same command goes on")
+        super().__init__("the cluster is lost", what, "the same command continues")
 
 
 class WorkerLost(Exception):

@@ -285,7 +285,7 @@ def test_verify_says_what_all_releases_cost(bench, command) -> None:
     assert "4 generators of digits[:200] may be released, each under its ε" in verified
     assert "all of them together cost ε = " in verified
     statement = " ".join(command("statement", str(run.folder)).stdout.split())
-    assert "what all of them cost is the composition" in statement
+    assert "the cost of all releases is their composition" in statement
 
 
 def test_equal_cells_are_one_release(bench) -> None:

@@ -74,7 +74,7 @@ def test_samples_of_one_run_are_external_samples_of_another(folder: Path) -> Non
     assert "as stated by the author, not verified" in run.statement()
     with pytest.raises(UserError, match="may be released: it carries no noise of its run"):
         run.release(Path("out"), cell=one["cell_id"])
-    with pytest.raises(UserError, match="give 50 at most"):
+    with pytest.raises(UserError, match="give at most 50"):
         run.synth(
             Path("again.npz"),
             cell=one["cell_id"],

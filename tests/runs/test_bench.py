@@ -95,7 +95,10 @@ def test_partial_run_keeps_the_page_whole(bench: Bench) -> None:
         partial = bench(small_grid("dp-gaussian", epsilon=4.0))
         assert "still shows 3 cells of an earlier grid" in partial.output
     assert by_cell(partial.rows) == by_cell(whole.rows)
-    assert "What was generated" in (partial.folder / "report.html").read_text()
+    assert (
+        "Synthetic and real examples in two dimensions"
+        in (partial.folder / "report.html").read_text()
+    )
     assert drawn_map.read_bytes() == before
 
 

@@ -55,7 +55,7 @@ def test_full_disk_loses_no_result_and_the_run_can_continue(
         if kind == "evaluations":
             fill(disk)
 
-    message = r"cannot be written \(no space left on device\).*the same command goes on"
+    message = r"cannot be written \(no space left on device\).*the same command continues"
     with monkeypatch.context() as patch:
         patch.setattr(ResultStore, "append", append_and_fill)
         with pytest.raises(RunLost, match=message):

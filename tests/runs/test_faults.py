@@ -77,7 +77,7 @@ def test_signal_leaves_no_process_and_the_run_can_continue(
         assert time.monotonic() - asked < 5 * slowness()
         if number == signal.SIGTERM:
             assert (process.returncode, err) == (130, ""), out + err
-            assert "of 6 cells finished; the same command goes on" in out
+            assert "of 6 cells finished; the same command continues" in out
         wait_for_the_end_of(started, 10)
     the_same_command_gives(undisturbed, grid)
 
