@@ -296,7 +296,7 @@ MEASURES = {
         fidelity=True,
     ),
     "synthetic_norm": Measure(
-        "Mean norm of synthetic examples before long ones are shortened to 1.2; real examples have 1",
+        "Mean norm of synthetic examples before shortening to 1.2 (real examples have norm 1)",
         "all",
         best=1.0,
         most=math.inf,
