@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,8 @@ def read_npz(spec: DatasetSpec, public: bool = False) -> Embeddings:
     Raises:
         UserError: the file cannot be read, or an array is missing or wrong.
     """
-    path = spec.path or Path()
-    try:
-        arrays = read_arrays(path)
-    except BadArrays as error:
-        raise UserError(
-            str(path),
-            f"cannot be read ({error})",
-            "give an .npz file of plain arrays x, y and split, as numpy.savez writes it",
-        ) from error
-    return _embeddings_of(arrays, spec, public)
+    hint = "give an .npz file of plain arrays x, y and split, as numpy.savez writes it"
+    return _read(spec, public, read_arrays, hint)
 
 
 def read_npy(spec: DatasetSpec, public: bool = False) -> Embeddings:
@@ -51,21 +44,30 @@ def read_npy(spec: DatasetSpec, public: bool = False) -> Embeddings:
     Raises:
         UserError: a file cannot be read, or an array is missing or wrong.
     """
+    hint = "give a folder with x.npy, y.npy and split.npy, as numpy.save writes them"
+    return _read(spec, public, read_folder, hint)
+
+
+def _read(
+    spec: DatasetSpec,
+    public: bool,
+    read: Callable[[Path], Arrays],
+    hint: str,
+) -> Embeddings:
+    """Read the arrays of a data set and check them; see :func:`read_npz`.
+
+    Args:
+        spec: the data set.
+        public: whether the rows are public.
+        read: reads the arrays at a path, by name.
+        hint: what to do if they cannot be read.
+    """
     path = spec.path or Path()
+    where = str(path)
     try:
-        arrays = read_folder(path)
+        arrays = read(path)
     except BadArrays as error:
-        raise UserError(
-            str(path),
-            f"cannot be read ({error})",
-            "give a folder with x.npy, y.npy and split.npy, as numpy.save writes them",
-        ) from error
-    return _embeddings_of(arrays, spec, public)
-
-
-def _embeddings_of(arrays: Arrays, spec: DatasetSpec, public: bool) -> Embeddings:
-    """Check the arrays of a data set by name; see :func:`read_npz`."""
-    where = str(spec.path)
+        raise UserError(where, f"cannot be read ({error})", hint) from error
     if public and "x" in arrays and "y" not in arrays:
         y, split = made_up_labels(len(arrays["x"]))
         arrays = {"x": arrays["x"], "y": y, "split": split, "class_names": np.array(NO_LABELS)}
