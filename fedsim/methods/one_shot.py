@@ -147,14 +147,14 @@ class _StatisticRounds:
     def at_clients(self, clients: Clients, round_: Round, received: Tensors) -> Message:
         """Return the cohort's message: the clipped and noised sums."""
         all_rows = Rows.of(clients)
-        sums: Tensors | None = None
+        sums: Tensors = {}
         norms_of_blocks = []
         for block, units in self._blocks(clients):
             products = self._products(all_rows.take(block), received)
-            sums, block_norms = clipped_statistics(products, self.norms, units, sums)
+            _, block_norms = clipped_statistics(products, self.norms, units, sums)
             norms_of_blocks.append(block_norms)
         joint_norms = torch.cat(norms_of_blocks)
-        noised = clients.add_noise(round_.release, round_.stream, sums or {})
+        noised = clients.add_noise(round_.release, round_.stream, sums)
         clipped = joint_norms > self.norms.clip * (1 + 1e-6)
         return clients.send(
             noised.sent,
@@ -427,21 +427,13 @@ def _check_products(statistic: Statistic, crowd: Crowd, broadcast: Tensors) -> N
     for part in crowd.parts:
         for name, product in products(part).items():
             words = f"'{name}' of '{statistic.name}'"
-            crowd.check_same(
-                words,
-                part,
-                product.left,
-                together[name].left,
-            )
-            crowd.check_same(
-                words,
-                part,
-                product.right,
-                together[name].right,
-            )
-            cells = together[name].cell
-            if product.cell is not None and cells is not None:
-                crowd.check_same(words, part, product.cell.double(), cells.double())
+            whole = together[name]
+            crowd.check_same(words, part, product.left, whole.left)
+            crowd.check_same(words, part, product.right, whole.right)
+            # Cells are numbers without a tolerance, so it is compared whether they are equal.
+            same_cell = product.cell_of_rows == whole.cell_of_rows[part]
+            ones = torch.ones_like(whole.cell_of_rows).double()
+            crowd.check_same(words, part, same_cell.double(), ones)
 
 
 def overall_mean(share: float) -> Statistic:

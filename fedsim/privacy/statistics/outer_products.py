@@ -61,6 +61,13 @@ class OuterProduct:
         return cls(ones, right, cell, cells)
 
     @property
+    def cell_of_rows(self) -> Tensor:
+        """The cell of every row ``[N]``; 0 if there is only one cell."""
+        if self.cell is None:
+            return torch.zeros_like(self.left[:, 0]).long()
+        return self.cell
+
+    @property
     def shape(self) -> tuple[int, int]:
         """The shape of the statistic, ``[M p, q]``."""
         return (self.cells * self.left.shape[1], self.right.shape[1])
@@ -91,8 +98,8 @@ def clipped_statistics(
         products: the statistics by name.
         norms: the clip norm C and the weights w by name.
         groups: the unit of each row; None if every row is a unit.
-        totals: the sums over the units of earlier blocks, which are added to in place. None: these
-            are the first rows.
+        totals: the sums over the units of earlier blocks, by name, which are added to in place.
+            It is empty, or None, if these are the first rows.
 
     Returns:
         The weighted sums by name ``[M p, q]``, float64, so that they depend neither on the order of
@@ -109,11 +116,10 @@ def clipped_statistics(
         row_squared = unit_squared[groups.client]
     is_broken = ~row_squared.isfinite()[:, None]
     if totals is None:
-        totals = {
-            name: product.left.new_zeros(*product.shape, dtype=torch.double)
-            for name, product in products.items()
-        }
+        totals = {}
     for name, product in products.items():
+        if name not in totals:
+            totals[name] = product.left.new_zeros(*product.shape, dtype=torch.double)
         _add_weighted_sum(totals[name], product, factor, is_broken, norms.weight(name))
     return totals, unit_squared.sqrt()
 
@@ -222,37 +228,30 @@ def _squared_norms_of_groups(
             rows = to_device(row_numbers, device)
             left = product.left[rows].double()
             right = product.right[rows].double()
-            cell = None if product.cell is None else product.cell[rows]
+            cell = product.cell_of_rows[rows]
             norms = _squared_norms_of_sums(left, right, cell).to(squared.dtype)
             squared[to_device(some_groups, device)] = norms
     return squared
 
 
-def _squared_norms_of_sums(left: Tensor, right: Tensor, cell: Tensor | None) -> Tensor:
+def _squared_norms_of_sums(left: Tensor, right: Tensor, cell: Tensor) -> Tensor:
     """Returns the squared norms ``[B]`` of the sums of B units with n rows each.
 
     Args:
         left: ``[B, n, p]``.
         right: ``[B, n, q]``.
-        cell: the cell of every row ``[B, n]``; None if there is only one cell.
+        cell: the cell of every row ``[B, n]``.
     """
     if left.shape[1] > ROWS:
         # The sums themselves have fewer entries than the Gram matrices of so many rows.
-        units = [
-            _squared_norm_of_long_sum(left[unit], right[unit], None if cell is None else cell[unit])
-            for unit in range(len(left))
-        ]
-        return torch.stack(units)
-    terms = (left @ left.transpose(1, 2)) * (right @ right.transpose(1, 2))
-    if cell is not None:
-        terms = terms * (cell[:, :, None] == cell[:, None, :])
+        return torch.stack(list(map(_squared_norm_of_long_sum, left, right, cell)))
+    same_cell = cell[:, :, None] == cell[:, None, :]
+    terms = (left @ left.transpose(1, 2)) * (right @ right.transpose(1, 2)) * same_cell
     return terms.sum((1, 2)).clamp_min(0)
 
 
-def _squared_norm_of_long_sum(left: Tensor, right: Tensor, cell: Tensor | None) -> Tensor:
+def _squared_norm_of_long_sum(left: Tensor, right: Tensor, cell: Tensor) -> Tensor:
     """Returns the squared norm of the sum of n rows ``[n, p]`` and ``[n, q]``, a scalar."""
-    if cell is None:
-        return (left.T @ right).square().sum()
     order = torch.argsort(cell, stable=True)
     sizes = torch.unique_consecutive(cell[order], return_counts=True)[1].tolist()
     squared = left.new_zeros(())
