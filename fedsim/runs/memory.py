@@ -18,6 +18,7 @@ from fedsim.methods.parameters import local_names
 from fedsim.models.layers import initial_model
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
+from fedsim.privacy.statistics.outer_products import BLOCK
 from fedsim.runs.prepare import Prepared
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import ALIGNMENT, build_algorithm
@@ -28,8 +29,10 @@ LIBRARIES = 170 * 2**20
 """The bytes of Python's and torch's code, which all processes of a machine share."""
 PROCESS = 400 * 2**20
 """The bytes that a process takes for itself before it has data, evaluation included."""
+RAY = 2**30
+"""The bytes of Ray's own processes, as `benchmarks/scale.py` measures them on one machine."""
 STATISTIC_COPIES = 3
-"""How many copies of its examples a method makes while it computes a statistic of them."""
+"""How many copies of a block of examples a method makes while it computes a statistic of them."""
 CONVERTED_COPIES = 2
 """How many copies of their examples clients make to train in released coordinates."""
 MODEL_COPIES = 6
@@ -51,7 +54,8 @@ class CellMemory:
         processes: what its processes take before they have data.
         examples: the clients' copy of their examples, and copies that a method makes of them.
         model: the models, with their gradients and noise.
-        statistics: the released sums, and the matrices that the server makes of them.
+        statistics: the products of a block of examples, the released sums, and the matrices that
+            the server makes of them.
     """
 
     processes: int
@@ -81,8 +85,8 @@ def memory_of_cell(trial: Trial, processes: int = 1) -> CellMemory:
         copies = 2
     statistics = 0
     if issubclass(cls, OneShot):
-        copies += STATISTIC_COPIES
-        statistics = MATRICES * 8 * (task.dim + task.classes) * task.dim
+        block = STATISTIC_COPIES * 4 * _largest_block(trial) * task.dim
+        statistics = block + MATRICES * 8 * (task.dim + task.classes) * task.dim
     else:
         copies += CONVERTED_COPIES
     model = 0
@@ -94,6 +98,14 @@ def memory_of_cell(trial: Trial, processes: int = 1) -> CellMemory:
         model=model,
         statistics=statistics,
     )
+
+
+def _largest_block(trial: Trial) -> int:
+    """Return the number of examples in the largest block of a statistic; a unit is in one block."""
+    largest = BLOCK
+    if trial.task.unit == "client":
+        largest = max(BLOCK, *map(len, trial.partition.rows))
+    return min(largest, trial.train_rows)
 
 
 def _parameter_bytes(trial: Trial) -> int:
@@ -120,7 +132,8 @@ class GridMemory:
     Attributes:
         data: the data sets. They are in this process; under Ray they are also in the object store,
             which all workers read without a copy of their own.
-        other: what else does not depend on the number of cells: code, and under Ray this process.
+        other: what else does not depend on the number of cells: code, and under Ray this process
+            and Ray's own.
         largest: the cell that needs most.
         cell: what that cell needs.
         parallel: how many cells run at a time.
@@ -143,7 +156,7 @@ class GridMemory:
         print_line(
             console,
             f"memory: about {in_words(self.total)} on one machine: data {in_words(self.data)}, "
-            f"code and main process {in_words(self.other)}, {cells} at a time with up to "
+            f"code and services {in_words(self.other)}, {cells} at a time with up to "
             f"{in_words(self.cell.total)} each",
         )
         print_line(
@@ -174,7 +187,7 @@ def memory_of_grid(prepared: Prepared, *, in_process: bool) -> GridMemory:
     if in_process:
         return GridMemory(data, LIBRARIES, largest, cell_memory, 1)
     parallel = min(prepared.parallel, len(prepared.trials))
-    return GridMemory(2 * data, LIBRARIES + PROCESS, largest, cell_memory, parallel)
+    return GridMemory(2 * data, LIBRARIES + PROCESS + RAY, largest, cell_memory, parallel)
 
 
 def machine_memory() -> int:
