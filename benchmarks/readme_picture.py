@@ -8,13 +8,11 @@ FedHypeVAE. Both show OrganAMNIST in DINOv2-small embeddings with 10 clients.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t as student_t
+from fill_pages import frame_of, mean_and_half
 
 from fedsim.evaluation.measures import MEASURES
 from fedsim.report.panels import (
@@ -55,10 +53,14 @@ def points_of(records: pd.DataFrame, panel: str) -> pd.DataFrame:
         records[(records["run"] == run) & (records["label"] == label)]
         for run, label in PANELS[panel]
     ]
-    groups = pd.concat(chosen).groupby(["label", "epsilon_target"], sort=False, dropna=False)
-    points = groups[MEASURE].agg(["mean", "sem", "count"]).reset_index()
-    half = points["sem"] * student_t.ppf(0.975, points["count"] - 1)
-    return points.assign(panel=panel, low=points["mean"] - half, high=points["mean"] + half)
+    lines = []
+    for (label, epsilon), group in pd.concat(chosen).groupby(
+        ["label", "epsilon_target"], sort=False, dropna=False
+    ):
+        mean, half = mean_and_half(group[MEASURE])
+        point = {"label": label, "epsilon_target": epsilon, "panel": panel, "mean": mean}
+        lines.append({**point, "low": mean - half, "high": mean + half})
+    return pd.DataFrame(lines)
 
 
 def levels_of(records: pd.DataFrame) -> pd.DataFrame:
@@ -85,10 +87,7 @@ def looks_of(points: pd.DataFrame) -> dict[str, Look]:
 
 def main() -> None:
     """Draw the picture."""
-    text = (ROOT / "benchmarks/results/paper.json").read_text(encoding="utf-8")
-    content: list[dict[str, Any]] = json.loads(text)
-    records = pd.DataFrame(content)
-    records["epsilon_target"] = records["epsilon_target"].astype("float64")
+    records = frame_of("paper")
     points = pd.concat([points_of(records, panel) for panel in PANELS], ignore_index=True)
     places, ticks = epsilon_axis(points["epsilon_target"])
     points["at"] = points["epsilon_target"].map(places)
