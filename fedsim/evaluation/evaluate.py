@@ -153,7 +153,7 @@ def cell_evaluator(
     data: Embeddings,
     device: torch.device = CPU,
 ) -> CellEvaluator:
-    """Return the evaluation of a training, whose generator or classifier is restored.
+    """Return the evaluator of a trained cell, with its generator or classifier restored.
 
     Args:
         trial: the trained cell.
@@ -173,7 +173,10 @@ def evaluate_cell(
     data: Embeddings,
     device: torch.device = CPU,
 ) -> EvaluationResult:
-    """Return the complete evaluation of a training; arguments as of :func:`cell_evaluator`."""
+    """Return the complete evaluation of a trained cell.
+
+    The arguments are those of :func:`cell_evaluator`.
+    """
     return cell_evaluator(trial, state, data, device).result()
 
 

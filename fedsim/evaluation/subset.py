@@ -22,13 +22,13 @@ MOST_TEST_ROWS = 20_000
 MOST_CLIENT_SCORES = 500_000_000
 """The largest number of class scores (clients × rows × classes) of clients one by one."""
 LARGE = 1_000_000
-"""The number of training rows times classes from which references are fitted as of large data."""
+"""A data set with more training rows times classes than this counts as large for references."""
 SEED = 0
 """The public seed of the choice of rows."""
 
 
 def is_large(data: Embeddings) -> bool:
-    """Return whether the references of a data set are fitted along the path of penalties."""
+    """Return whether a data set is large, so that its references are fitted by the faster path."""
     rows = len(data.y_train)
     return rows > MOST_TRAIN_ROWS or rows * data.classes > LARGE
 
