@@ -5,8 +5,8 @@ coordinates ``w = Sigma^(-1/2) r`` of centred rows r, classes with a common cova
 N(m_c, I). The log ratio of two of them is ``(m_a - m_b) . w`` plus a constant, so only the C - 1
 directions between class means separate classes (linear discriminant analysis, Fisher 1936). Leading
 directions of the data are added as far as the noise allows. A block of k directions needs k^2
-numbers per class, all d directions need d^2: with noise of one variance per number, the noise is
-smaller by k / d in norm.
+numbers per class, and all d directions would need d^2. Every number gets noise of the same
+variance. So the noise of a block is k / d times as long.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from fedsim.privacy.statistics.spectral import (
 class TunedBlock:
     """Constants of the block, all ours: the paper has no closed form.
 
-    docs/fedhypevae.md lists the data sets on which they were tuned.
+    benchmarks/results/choices.md lists the data sets on which they were tuned.
 
     Attributes:
         reach: residuals in the block are clipped at this many times their expected norm, sqrt(k).
         closeness: class means are drawn at this share of their distance from their mean.
         overlap: the mean square of a coordinate of the drawn class means, about their mean, in
-            units of the variance that rows get in it. Real classes overlap more than normals of the
-            estimated covariance, and a learner of classes that do not overlap ignores how rows
-            vary.
+            units of the variance that rows get in it. Real classes overlap more than normal
+            distributions with the estimated covariance do. If classes do not overlap, a classifier
+            that is trained on the rows does not learn how rows vary.
         least_between: the least variance of rows between class means, in units of the estimated
             one: equal means leave some.
         together: the largest number of rows that are drawn orthogonal to each other. More would
@@ -245,10 +245,10 @@ class BlockGenerator:
 
     If ``paired``, rows of a label come in pairs (antithetic variates, Hammersley and Morton 1956):
     the second row has the first's coordinates between class means, and the opposite of all else;
-    and pairs are drawn orthogonal to each other. Each row keeps the distribution of the model. But
-    what carries no information about the class is balanced within a pair, and over all pairs it
-    varies as estimated, so a learner does not mistake chance there for a difference between
-    classes.
+    and pairs are drawn orthogonal to each other. Each row keeps the distribution of the model. The
+    coordinates that say nothing about the class cancel within each pair. Over all pairs they vary
+    as much as was estimated. So a classifier does not take a random deviation in these coordinates
+    for a difference between classes.
 
     Args:
         tensors: what was released. ``spread`` ``[k, k]``, if there is one, multiplies the drawn
@@ -404,8 +404,9 @@ class SitesGenerator(BlockGenerator):
     def of_client(self, client: int) -> BlockGenerator:
         """Returns the generator of one site.
 
-        Its rows are about the site's centre. Its block is whitened by the site's covariance, drawn
-        like the shared one about the site's class means, and spread again.
+        Its rows lie around the centre of the site. In the block, coordinates are first whitened by
+        the site's covariance. Then rows are drawn around the site's class means, as for the shared
+        generator. At the end the whitening is undone.
         """
         t = self.tensors
         covariance = t["site_covariances"][client]

@@ -1,4 +1,8 @@
-"""Chooses test rows for data sets without a published split: fixed, public and stratified."""
+"""Chooses the test rows of data sets that have no split of their own, and the rows of a `limit`.
+
+The choice is stratified and has a fixed public seed, so it belongs to the data set and not to an
+experiment.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +78,10 @@ NO_LABELS = ("unlabelled", "unlabelled too")
 
 
 def made_up_labels(rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return stand-in labels of two classes and a split, for ``rows`` rows without labels.
+    """Return made-up labels and a split for ``rows`` public rows without labels.
+
+    Other code needs two classes and a test row, so the labels alternate and the last row is the
+    test row.
 
     Returns:
         Labels and split, int64 ``[rows]`` each; the last row is the only test row.

@@ -1,4 +1,7 @@
-"""Proofs of a run's results: every ε is computed again, and every plan is made again.
+"""Verifies the results of a run: it computes every ε again and makes every plan again.
+
+The verdict `proved` means that both agree with the record; the claim `proved` means that a theorem
+exists.
 
 An ε is recomputed by dp-accounting, which is not the accountant that counted it. A plan is compared
 with the one that the algorithm makes here. This file also says what several releases of the same
@@ -107,7 +110,7 @@ class _Comparison:
     """What the code here says of a training's line.
 
     Attributes:
-        faults: what contradicts the plan that the code that ran makes.
+        faults: how the record differs from the plan that the same code makes now.
         doubts: why nothing is proved, although nothing is known to be wrong.
         rebuilt: whether the code here made a plan.
     """
@@ -120,9 +123,10 @@ class _Comparison:
 def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
     """Compare ledger, plan and ε of a training with each other, its algorithm and dp-accounting.
 
-    The ε is recomputed with dp-accounting's privacy loss distribution (pessimistic, both orders,
-    connecting the dots), or with its Rényi accountant if the training was counted by one. All that
-    the line says twice is compared, too.
+    dp-accounting computes ε again from privacy loss distributions. It uses a pessimistic
+    discretisation ("connecting the dots") and covers both adding and removing a unit. If the
+    training was counted by a Rényi accountant, dp-accounting uses its own Rényi accountant. Facts
+    that the line records twice must agree, too.
 
     Args:
         row: the result of a cell.
@@ -346,7 +350,8 @@ def recomputed(
     if renyi:
         return float(composed_by_renyi(costly).get_epsilon(delta))
     rough = float(composed_by_renyi(costly, INTEGER_ORDERS).get_epsilon(delta))
-    # Connecting the dots widens the sum's variance by a share of steps * mesh^2.
+    # The discretisation adds to the variance of the sum. What it adds is proportional to steps *
+    # mesh^2.
     steps = sum(mechanism.count for mechanism in costly)
     mesh = min(_FINEST, _MESH * max(rough, 1e-3) / math.sqrt(steps))
     if not rough < _MOST_POINTS * mesh:

@@ -1,4 +1,7 @@
-"""The cells of a grid: algorithms are looked up, data is loaded, and every point gets its ids.
+"""Turns a grid into its cells.
+
+It finds the algorithms, loads the data, and makes one cell of every combination. The ids of a cell
+are hashes of everything that decides its result, so that a later bench runs only what changed.
 
 :func:`resolve` finds the algorithms, :func:`loaded` the data, and :func:`expand` makes one cell of
 every combination of data set, partition, seed, algorithm and budget.
@@ -326,8 +329,9 @@ class _EntryAxes:
     def _check_statement(self, params: Mapping[str, Any]) -> None:
         """Refuse external samples whose author states ε for another budget than the grid's.
 
-        A result inherits δ, unit and trust from the grid. A finite ε therefore needs them in the
-        entry: only the author knows what ε holds for.
+        Tables show the δ, unit and trust of the grid for every result. Only the author of external
+        samples knows for which δ, unit and trust their ε holds. So an entry with a finite ε must
+        give all three, and they must be those of the grid.
 
         Raises:
             UserError: One of the three differs from the grid's, or is missing.
@@ -505,8 +509,8 @@ def partition_of(cell: Cell, data: Embeddings) -> Partition:
 def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ...]:
     """Return all cells of a grid; cells that share a partition come together.
 
-    The order is by data set, alpha, clients, seed, then algorithm (with its scan) and ε. An
-    algorithm for which ε has no meaning makes one cell per partition, any other one per ε.
+    The order is by data set, alpha, clients, seed, then algorithm (with its scan) and ε. A private
+    algorithm gets one cell for each ε. An algorithm without ε gets one cell for each partition.
 
     Args:
         resolved: The grid with its algorithms.

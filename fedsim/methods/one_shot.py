@@ -1,4 +1,4 @@
-"""Base class of algorithms that release statistics and sample from them.
+"""Base class of one-shot algorithms: they release statistics once and sample from a model of them.
 
 Each statistic is released by one Gaussian mechanism. In its round, clients send sums over their
 examples, and the contribution of each unit to the sums is clipped.
@@ -97,11 +97,12 @@ class Rows:
 class Statistic:
     """Sums of outer products over all examples, released by one Gaussian mechanism per step.
 
-    For unit client the sum of a client is clipped. In it, the examples of one label count as one:
-    each label adds the mean of its examples, so that neither many examples nor a frequent label
-    take up the whole norm. Every release clips clients by other factors, which are their weights in
-    it. Its sums are scaled so that these weights add up to the number of clients. So counts and
-    means of several releases agree, but counts are then not numbers of examples.
+    With unit client, a client's whole contribution is clipped. Each label adds the mean of its
+    examples, so that a client with many examples, or a frequent label, does not use up the whole
+    norm. Clipping multiplies a client by a factor, its weight. The weights differ between releases.
+    So the server scales the sums of each release until its weights add up to the number of clients.
+    Then counts and means of several releases fit together, but a count is no longer a number of
+    examples.
 
     Attributes:
         name: the name of the release, unique within an algorithm.
@@ -405,7 +406,10 @@ class OneShot(Algorithm):
                     _check_products(self.projected(statistic), crowd, broadcast)
 
     def phases(self) -> tuple[Phase, ...]:
-        """Return one phase per statistic; a report draws the last, if it has several rounds."""
+        """Return one phase per statistic.
+
+        A report draws the rounds of the last phase if there are several.
+        """
         *first, last = self.statistics()
         return (
             *map(self.phase, first),

@@ -1,4 +1,8 @@
-"""The ledger: the spent privacy budget, counted from the mechanisms that ran."""
+"""The ledger counts the noisy mechanisms that ran.
+
+It computes the ε that they spent, and it compares them with the plan, because ε is unknown if a
+step is missing or has other noise.
+"""
 
 from __future__ import annotations
 

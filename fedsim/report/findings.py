@@ -1,4 +1,7 @@
-"""The known failures of a run: which settings show one, what it means, and what usually helps.
+"""Finds known failures in a run, such as a loss that is not finite.
+
+For each failure it says which settings show it, what it means, and what usually helps. The
+thresholds are ours.
 
 :data:`KINDS` is a table of failures, each with a condition on the columns of :func:`seen`.
 :func:`findings` returns those that a run shows. They are printed at the end of a bench, and the
@@ -277,7 +280,7 @@ def seen(settings: SeedGroups, rounds: pd.DataFrame) -> pd.DataFrame:
 
 
 def _score_columns(settings: SeedGroups) -> pd.DataFrame:
-    """Return, by setting, what balanced accuracies and norms say.
+    """Return the columns that follow from balanced accuracies and norms, one line per setting.
 
     Returns:
         ``score`` (mean), ``each`` (the scores of all seeds, in words), ``lowest`` and ``highest``

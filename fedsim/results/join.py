@@ -1,4 +1,8 @@
-"""The results of a run folder: each cell of its grid joined with the lines that belong to it."""
+"""Joins the lines of a run folder to results.
+
+The result of a cell consists of its training line, its evaluation line, its references, and all
+audits and checks of its claim.
+"""
 
 from __future__ import annotations
 
@@ -143,9 +147,12 @@ class RunResults:
 
     @cached_property
     def every_entry(self) -> list[Entry]:
-        """Return all trained cells: those of any grid, then those that the manifest lists.
+        """Return all trained cells of the folder.
 
-        The former have no references. A training has one cell for each of its evaluations, and its
+        The cells of every grid that ran here come first, without references. The cells of the
+        present grid, which the manifest lists, come last.
+
+        A training has one cell for each of its evaluations, and its
         own cell if it was not evaluated.
         """
         cells = [(line["cell_id"], line["training_id"]) for line in self.evaluations.values()]

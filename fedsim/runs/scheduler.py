@@ -1,4 +1,8 @@
-"""The scheduler: it places jobs on an engine's slots and hands them what their workers yield."""
+"""The scheduler runs the jobs of a bench on groups of worker processes, the slots.
+
+It hands each job what its workers yield. It runs a job again if its slot was lost, and it ends a
+job that takes too long.
+"""
 
 from __future__ import annotations
 
@@ -112,11 +116,13 @@ class Running:
 
 
 class Scheduler:
-    """Runs jobs on slots, first come first served.
+    """Runs jobs on slots in the order in which they came.
 
-    The scheduler and the jobs are in the driver, which alone writes files. If a slot lost an
-    actor, a new slot replaces it. Its job runs again, a training from its last checkpoint, at most
-    :data:`MOST_LOSSES` times.
+    A job that needs more actors than the cluster has is skipped until there are enough.
+
+    The scheduler and the jobs are in the driver, which alone writes files. If a slot loses an
+    actor, the scheduler closes it and runs its job again on a new slot. A training continues from
+    its last checkpoint. This happens at most :data:`MOST_LOSSES` times per job.
 
     Args:
         run: the grid, its run folder and its display.

@@ -1,4 +1,8 @@
-"""Rehearsals: short trainings on made-up examples, from which nothing is kept."""
+"""Rehearsals: very short trainings on made-up examples.
+
+They find mistakes of a method, such as a loss that is not computed per example, before the real
+training starts. Nothing of them is kept.
+"""
 
 from __future__ import annotations
 
