@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from benches import PATIENCE
 from pictures import save_chest_xray, save_encoder, save_ham10000, save_medmnist, save_milk10k
-from test_docs import ALGORITHMS, DATA, ROOT, commands, save_methods
+from test_docs import ALGORITHMS, DATA, ROOT, blocks, commands, save_methods
 
 from fedsim.data.spec import REVISIONS
 from fedsim.results.join import read_results
@@ -32,6 +32,14 @@ def run(
         timeout=PATIENCE,
     )
     assert done.returncode == 0, " ".join(arguments) + done.stdout + done.stderr
+
+
+def save_archive(folder: Path) -> None:
+    """Writes the folder of arrays and the grid that the data page shows."""
+    (program,) = (text for text in blocks(DATA, "python") if 'Path("archive")' in text)
+    run([sys.executable, "-c", program], folder)
+    (grid,) = (text for text in blocks(DATA, "yaml") if text.startswith("# archive.yaml"))
+    (folder / "archive.yaml").write_text(grid)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +73,7 @@ def test_every_command_of_the_data_page_runs_in_its_order(
     desk: tuple[Path, dict[str, str]],
 ) -> None:
     folder, environment = desk
+    save_archive(folder)
     for command in commands(DATA):
         run(shlex.split(command), folder, environment)
     assert (folder / "organsmnist.npz").exists()
