@@ -1,0 +1,306 @@
+"""The same search for every method: equally many settings, scored on rows that no table shows.
+
+    python benchmarks/search.py --data FOLDER [--methods NAME ...] [--settings N] [--out FOLDER]
+        [--json FILE]
+
+The grid ``search.yaml`` declares the space of every method under ``tune``. The script draws the
+same number of settings from each space; the first is the default. It trains them on the training
+rows of the tuning sets, without a fifth that it keeps as validation rows, and reads no test row.
+The score of a setting is the mean, over sets and ε, of balanced accuracy as a share of the
+ceiling. All settings are trained with the first seed, and the best third of each method with the
+second seed as well. The best of these by the mean of both seeds wins if it is better than the
+default by more than 0.005.
+
+The run folders are kept, so a search that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from rich.console import Console
+from rich.table import Table
+from sklearn.model_selection import StratifiedGroupKFold
+
+import fedsim
+
+GRID = Path(__file__).with_suffix(".yaml")
+FIRST_SEED = 0
+SECOND_SEED = 1
+FINALISTS = 3
+"""One setting in so many is trained with the second seed too."""
+LEAST_GAIN = 0.005
+"""A setting replaces the default if its score is better by more than this."""
+VALIDATION_FOLDS = 5
+"""One in so many training rows is a validation row."""
+GROUPS = {"chestxray_dinov2s.npz": "patient"}
+"""The column whose rows stay together, by file."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One setting of one method with its scores.
+
+    Attributes:
+        method: the method.
+        setting: the number of the setting; 0 is the default.
+        params: the parameters that differ from the default.
+        first: the score with the first seed; NaN if a training failed.
+        both: the mean score of both seeds; NaN for a setting that is no finalist.
+        points: the score of both seeds at each set and ε, or of the first seed alone.
+        wins: whether the setting is the method's new default.
+    """
+
+    method: str
+    setting: int
+    params: dict[str, Any]
+    first: float
+    both: float
+    points: dict[str, float]
+    wins: bool
+
+
+def validation_set(source: Path, group: str | None, folder: Path) -> Path:
+    """Write the training rows of a file, a fifth of which are validation rows, and return its path.
+
+    Args:
+        source: a file with arrays ``x``, ``y`` and ``split``.
+        group: the column whose equal values stay together, such as the patient.
+        folder: the folder of the new file.
+    """
+    with np.load(source, allow_pickle=False) as arrays:
+        rows = np.flatnonzero(arrays["split"] == 0)
+        x = arrays["x"][rows]
+        y = arrays["y"][rows]
+        groups = np.arange(len(rows))
+        if group is not None:
+            groups = arrays[group][rows]
+    folds = StratifiedGroupKFold(VALIDATION_FOLDS, shuffle=True, random_state=0)
+    _, held_out = next(folds.split(x, y, groups))
+    split = np.zeros(len(rows), np.int8)
+    split[held_out] = 2
+    target = folder / source.name
+    np.savez(target, x=x, y=y, split=split)
+    return target
+
+
+def settings_of(
+    params: Mapping[str, Any],
+    space: Mapping[str, Sequence[Any]],
+    count: int,
+) -> list[dict[str, Any]]:
+    """Return the default and different random points of a space, at most ``count`` in all.
+
+    Args:
+        params: the parameters that all settings share.
+        space: the values of each parameter.
+        count: the largest number of settings.
+    """
+    points = math.prod(len(values) for values in space.values())
+    generator = np.random.Generator(np.random.PCG64(0))
+    order = generator.permutation(points)
+    settings = [dict(params)]
+    for number in order[: count - 1]:
+        places = np.unravel_index(number, [len(values) for values in space.values()])
+        setting = dict(params)
+        for (name, values), place in zip(space.items(), places, strict=True):
+            setting[name] = values[place]
+        settings.append(setting)
+    return settings
+
+
+def label_of(method: str, setting: int) -> str:
+    """Return the label of a setting in the run folders."""
+    return f"{method} #{setting}"
+
+
+def trained(
+    keys: Mapping[str, Any],
+    settings: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    seed: int,
+    folder: Path,
+) -> pd.DataFrame:
+    """Train settings with one seed and return their scores by label, set and ε.
+
+    Args:
+        keys: the keys of the grid that all methods share.
+        settings: the parameters of every setting, by method and number.
+        seed: the seed.
+        folder: the run folder.
+    """
+    entries = []
+    for method, of_method in settings.items():
+        for number, params in of_method.items():
+            label = label_of(method, number)
+            entries.append({"name": method, "params": dict(params), "label": label})
+    grid = {
+        **keys,
+        "name": f"search, seed {seed}",
+        "algorithms": entries,
+        "seeds": [seed],
+    }
+    run = fedsim.bench(grid, out=folder, yes=True)
+    assert isinstance(run, fedsim.Run)
+    rows = run.rows
+    points = []
+    for dataset, epsilon in zip(rows["dataset"], rows["epsilon_target"], strict=True):
+        points.append(f"{dataset}, ε = {epsilon:g}".replace("inf", "∞"))
+    share = rows["balanced_accuracy"] / rows["ceiling_balanced_accuracy"]
+    return rows[["label"]].assign(point=points, share=share)
+
+
+def points_of(rows: pd.DataFrame, label: str) -> dict[str, float]:
+    """Return the mean score of a setting at each set and ε."""
+    of_setting = rows[rows["label"] == label]
+    means = of_setting.groupby("point", sort=False)["share"].mean()
+    return {str(point): float(mean) for point, mean in means.items()}
+
+
+def score_of(points: Mapping[str, float], expected: int) -> float:
+    """Return the mean over the points, or NaN if a training failed."""
+    if len(points) < expected:
+        return math.nan
+    return float(np.mean(list(points.values())))
+
+
+def expected_points(rows: pd.DataFrame, method: str) -> int:
+    """Return the number of sets and ε at which a method was trained."""
+    of_method = rows["label"].str.startswith(f"{method} #")
+    return int(rows[of_method]["point"].nunique())
+
+
+def finalists_of(rows: pd.DataFrame, method: str, settings: Sequence[Any]) -> list[int]:
+    """Return the numbers of a method's best settings with the first seed, and the default."""
+    expected = expected_points(rows, method)
+    scores = {}
+    for number in range(len(settings)):
+        score = score_of(points_of(rows, label_of(method, number)), expected)
+        if math.isfinite(score):
+            scores[number] = score
+    order = sorted(scores, key=lambda number: (-scores[number], number))
+    best = order[: max(1, len(settings) // FINALISTS)]
+    if 0 not in best:
+        best.append(0)
+    return best
+
+
+def scored(
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    method: str,
+    settings: Sequence[Mapping[str, Any]],
+    finalists: Sequence[int],
+) -> list[Scored]:
+    """Return all settings of a method with their scores, and mark the one that wins.
+
+    Args:
+        first: the scores with the first seed.
+        second: the scores of the finalists with the second seed.
+        method: the method.
+        settings: the parameters of the settings.
+        finalists: the numbers of the finalists.
+    """
+    expected = expected_points(first, method)
+    rows = pd.concat([first, second])
+    both = {}
+    for number in finalists:
+        both[number] = score_of(points_of(rows, label_of(method, number)), expected)
+    winner = max(both, key=lambda number: (both[number], -number))
+    if both[winner] <= both[0] + LEAST_GAIN:
+        winner = 0
+    results = []
+    for number, params in enumerate(settings):
+        label = label_of(method, number)
+        result = Scored(
+            method=method,
+            setting=number,
+            params=dict(params),
+            first=score_of(points_of(first, label), expected),
+            both=both.get(number, math.nan),
+            points=points_of(rows, label),
+            wins=number == winner,
+        )
+        results.append(result)
+    return results
+
+
+def searched(
+    keys: Mapping[str, Any],
+    settings: Mapping[str, Sequence[Mapping[str, Any]]],
+    folder: Path,
+) -> list[Scored]:
+    """Search the settings of all methods and return them with their scores."""
+    numbered = {method: dict(enumerate(of_method)) for method, of_method in settings.items()}
+    first = trained(keys, numbered, FIRST_SEED, folder / "first")
+    finalists = {
+        method: finalists_of(first, method, of_method) for method, of_method in settings.items()
+    }
+    chosen = {
+        method: {number: settings[method][number] for number in numbers}
+        for method, numbers in finalists.items()
+    }
+    second = trained(keys, chosen, SECOND_SEED, folder / "second")
+    results = []
+    for method, of_method in settings.items():
+        results += scored(first, second, method, of_method, finalists[method])
+    return results
+
+
+def shown(results: Sequence[Scored]) -> Table:
+    """Return the table of methods with the settings that were tried and the winner."""
+    table = Table("method", "settings", "default", "best", "winner", title="the same search")
+    by_method: dict[str, list[Scored]] = {}
+    for result in results:
+        by_method.setdefault(result.method, []).append(result)
+    for method, of_method in by_method.items():
+        default = of_method[0].both
+        best = max(result.both for result in of_method if math.isfinite(result.both))
+        winner = next(result for result in of_method if result.wins)
+        params = json.dumps(winner.params) if winner.params else "the default"
+        table.add_row(method, str(len(of_method)), f"{default:.3f}", f"{best:.3f}", params)
+    return table
+
+
+def main() -> None:
+    """Search every method that was asked for, print the winners and write every score."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the tuning sets")
+    parser.add_argument("--methods", nargs="+", help="some methods; default: all of search.yaml")
+    parser.add_argument("--settings", type=int, help="settings per method; default: search.yaml's")
+    parser.add_argument("--out", type=Path, default=Path("runs/search"))
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    grid = yaml.safe_load(GRID.read_text(encoding="utf-8"))
+    given.out.mkdir(parents=True, exist_ok=True)
+    datasets = []
+    for dataset in grid["dataset"]:
+        name = dataset["npz"]
+        path = validation_set(given.data / name, GROUPS.get(name), given.out)
+        datasets.append({**dataset, "npz": str(path.absolute())})
+    shared = ("epsilon", "alpha", "clients", "delta", "evaluation")
+    keys = {key: grid[key] for key in shared}
+    keys["dataset"] = datasets
+    count = given.settings or grid["tune"]["trials"]
+    settings = {}
+    for entry in grid["algorithms"]:
+        if not given.methods or entry["name"] in given.methods:
+            params = entry.get("params", {})
+            settings[entry["name"]] = settings_of(params, entry["tune"], count)
+    results = searched(keys, settings, given.out)
+    if given.json:
+        records = [asdict(result) for result in results]
+        given.json.write_text(json.dumps(records, indent=0) + "\n", encoding="utf-8")
+    Console().print(shown(results))
+
+
+if __name__ == "__main__":
+    main()
