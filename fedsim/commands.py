@@ -325,7 +325,8 @@ def audit(
     larger --pairs adds pairs.
 
     The generators of a run folder are attacked by membership inference from their synthetic
-    examples. This gives no bound of ε.
+    examples. This gives no bound of ε. The run folder keeps the AUC of the attacks, which the
+    verdict of fedsim report shows.
 
     Example: fedsim audit dp-gaussian --pairs 100
 
