@@ -10,12 +10,10 @@ import math
 
 import pandas as pd
 
-from fedsim.results.stats import Facts, SeedGroups, paired_differences, same_budget
+from fedsim.results.stats import EQUAL, Facts, SeedGroups, paired_differences, same_budget
 
 FEWEST_SETTINGS = 5
 """The fewest settings for which differences of mean ranks are tested."""
-SIGNIFICANCE = 0.05
-"""The level of every test: below this p-value a difference counts."""
 
 
 def ranks_of(losses: pd.DataFrame) -> pd.DataFrame:
@@ -60,15 +58,15 @@ def critical_difference(methods: int, settings: int) -> float:
     """
     from scipy.stats import studentized_range
 
-    quantile = studentized_range.ppf(1 - SIGNIFICANCE, methods, math.inf)
+    quantile = studentized_range.ppf(0.95, methods, math.inf)
     return float(quantile * math.sqrt(methods * (methods + 1) / (12 * settings)))
 
 
 def outcomes(losses: SeedGroups, measure: str, subject: str) -> pd.DataFrame:
     """Count the settings in which one method won, was level and lost against each rival.
 
-    A setting is won or lost if the corrected p-value of its paired difference is below
-    :data:`SIGNIFICANCE`. Every other setting is level, also if its difference has no p-value.
+    A setting is level if the 95 % interval of its paired difference over seeds contains 0. Two
+    seeds or more are needed. If all their differences are equal, the interval is their value.
 
     Args:
         losses: The results, in which smaller values of the measure are better.
@@ -84,14 +82,15 @@ def outcomes(losses: SeedGroups, measure: str, subject: str) -> pd.DataFrame:
         return is_of_subject and same_budget(first, second)
 
     differences = paired_differences(losses, measure, is_compared)
-    is_significant = differences["p_holm"] < SIGNIFICANCE
-    is_better = differences["mean"] < 0
+    half = differences["half"].fillna(EQUAL)
+    is_won = differences["mean"] < -half
+    is_lost = differences["mean"] > half
     counted = pd.DataFrame(
         {
             "rival": differences["second"].map(losses.facts["label"]),
-            "won": is_significant & is_better,
-            "level": ~is_significant,
-            "lost": is_significant & ~is_better,
+            "won": is_won,
+            "level": ~(is_won | is_lost),
+            "lost": is_lost,
         }
     )
     return counted.groupby("rival", sort=False).sum().reset_index()

@@ -198,13 +198,17 @@ def test_each_budget_is_a_setting() -> None:
     ) == {"theirs": [2, 0, 0]}
 
 
-def test_more_rivals_need_a_clearer_difference() -> None:
-    # The p of ours against theirs is 0.0265, and Holm doubles it beside a second rival.
+def test_outcome_is_that_of_the_interval() -> None:
+    # The mean difference is 0.1, and its 95 % interval is 0.0780 (s = 0.0490, t = 3.1824).
     ours = method("ours", [0.10, 0.14, 0.10, 0.12])
-    theirs = method("theirs", [0.20, 0.18, 0.26, 0.22])
-    assert outcomes_of(ours, theirs) == {"theirs": [1, 0, 0]}
-    others = method("others", [0.11, 0.13, 0.12, 0.10])
-    assert outcomes_of(ours, theirs, others)["theirs"] == [0, 1, 0]
+    assert outcomes_of(ours, method("theirs", [0.20, 0.18, 0.26, 0.22])) == {"theirs": [1, 0, 0]}
+    assert outcomes_of(ours, method("nearer", [0.17, 0.15, 0.23, 0.19])) == {"nearer": [0, 1, 0]}
+
+
+def test_differences_that_are_equal_over_seeds_count() -> None:
+    ours = method("ours", [0.1, 0.2])
+    assert outcomes_of(ours, method("worse", [0.2, 0.3])) == {"worse": [1, 0, 0]}
+    assert outcomes_of(ours, method("equal", [0.1, 0.2])) == {"equal": [0, 1, 0]}
 
 
 def test_rival_without_two_common_seeds_is_not_counted() -> None:
