@@ -47,8 +47,8 @@ _NOTES = (
     f"The last column, {OVERALL}, is the mean of the other ranks. It has no test, because the "
     "measures of one setting depend on each other.",
     "Won/level/lost: the number of settings in which the method is better, level or worse. It is "
-    "level if the 95 % interval of the paired difference over seeds contains 0. Level does not mean "
-    "equal, and of 20 settings of equal methods about one is won or lost by chance.",
+    "level if the 95 % interval of the paired difference over seeds contains 0. Level does not "
+    "mean equal, and of 20 settings of equal methods about one is won or lost by chance.",
 )
 """The notes below every verdict."""
 _TOO_FEW = (
