@@ -40,12 +40,12 @@ _TESTS = {
 }
 """The lines below the mean ranks, with their names."""
 _NOTES = (
-    "Mean rank: in each setting (a data set, partition and budget) the methods are ranked by their "
-    "means over seeds. 1 is best. The ranks are averaged over settings.",
-    "Higher is better, except for Fréchet and membership (lower is better) and two-sample (closer "
-    "to 0.5 is better).",
-    f"The last column, {OVERALL}, is the mean of the other ranks. It has no test, because the "
-    "measures of one setting depend on each other.",
+    "Mean rank: the methods are ranked in each setting (data set, partition and budget) by their "
+    "means over seeds. The table shows the mean over settings.",
+    "Lower is better for Fréchet and membership, closer to 0.5 for two-sample, and higher for all "
+    "others.",
+    f"The column {OVERALL} is the mean rank over all measures, among the methods that have all of "
+    "them. It has no test, because measures depend on each other.",
     "Won/level/lost: the number of settings in which the method is better, level or worse. It is "
     "level if the 95 % interval of the paired difference over seeds contains 0. Level does not "
     "mean equal, and of 20 settings of equal methods about one is won or lost by chance.",
@@ -112,7 +112,7 @@ def verdict_table(
             tests.assign(
                 where=block,
                 method=tests["method"].map(_TESTS),
-                text=texts_of(tests["value"], 3),
+                text=texts_of(tests["value"], 3).mask(tests["value"] < 0.001, "<0.001"),
             ),
             counts.assign(
                 where=f"{subject}: won/level/lost against",
@@ -153,27 +153,29 @@ def _ranks(losses: SeedGroups) -> pd.DataFrame:
     """Return the mean ranks of the methods in each measure, and then over all measures.
 
     A setting counts if at least two methods have it. A method is ranked in a measure if it has all
-    settings, and over all measures if it is ranked in each of them.
+    settings. Over all measures only the methods that are ranked in each of them are compared.
 
     Returns:
         The lines of :func:`fedsim.results.ranks.ranks_of`, with the ``measure``.
     """
     means = losses.means([*HEADS])
     means["comparison"] = means.groupby([*PLACE, *BUDGET], dropna=False).ngroup()
-    by_measure = []
+    frames = {}
     for measure in HEADS:
         of_measure = means[means["measure"] == measure]
         wide = of_measure.pivot_table("mean", "comparison", "label")
         contested = wide[wide.count(axis="columns") > 1]
         complete = contested.dropna(axis="columns")
         if complete.shape[1] > 1:
-            by_measure.append(ranks_of(complete).assign(measure=measure))
-    if not by_measure:
+            frames[measure] = complete
+    if not frames:
         return pd.DataFrame()
-    lines = pd.concat(by_measure)
-    by_method = lines.groupby("label")["mean_rank"]
-    overall = by_method.mean()[by_method.size() == len(by_measure)]
-    return pd.concat([lines, overall.reset_index().assign(measure=OVERALL)])
+    lines = [ranks_of(frame).assign(measure=measure) for measure, frame in frames.items()]
+    shared = [*set.intersection(*map(set, frames.values()))]
+    by_measure = [frame[shared].rank(axis="columns").mean() for frame in frames.values()]
+    means = pd.concat(by_measure).groupby("label").mean()
+    lines.append(means.reset_index(name="mean_rank").assign(measure=OVERALL))
+    return pd.concat(lines)
 
 
 def _notes(ranks: pd.DataFrame, facts: pd.DataFrame) -> Iterator[str]:
