@@ -152,7 +152,7 @@ def report(
     run: Folder,
     *beside: Folder,
     format: Literal["md", "latex", "html", "csv"] | None = None,
-    table: Literal["results", "differences", "private", "sites"] | None = None,
+    table: Literal["results", "differences", "private", "sites", "verdict"] | None = None,
     measure: Name | None = None,
     where: Annotated[str | None, Parameter(metavar="QUERY")] = None,
     order: Literal["given", "best", "name"] = "given",
@@ -162,6 +162,7 @@ def report(
     over: Name = "epsilon",
     width: Annotated[str, Parameter(metavar="WIDTH")] = "column",
     spread: Literal["ci95", "sd", "range"] = "ci95",
+    subject: Annotated[str | None, Parameter(metavar="LABEL")] = None,
 ) -> Printed | str:
     """Draw the report page of a run again, or print one table, or draw one figure.
 
@@ -175,7 +176,8 @@ def report(
         format: Print one table in this format, such as latex for a paper.
         table: Print this table. "results" has the mean score of every method. "differences"
             compares methods by seed. "private" compares each private method with the others.
-            "sites" has one line per site.
+            "sites" has one line per site. "verdict" compares the methods by all scores at once:
+            their mean ranks, and how often one method beats each rival.
         measure: Show this score, such as knn_balanced_accuracy. The default is balanced_accuracy.
         where: Show only the results that match this pandas query, such as "label != 'dp-gmm'".
         order: Order the methods as in the grid (given), best first (best), or by name (name).
@@ -188,6 +190,8 @@ def report(
         width: The width of the figure: column (8.5 cm), page (17.8 cm), or a number of inches.
         spread: What stands beside a mean over seeds: its 95 % confidence interval (ci95), the
             standard deviation (sd), or the smallest and the largest value (range).
+        subject: The method, by its label, that the verdict compares with each rival. The default is
+            the first method of the grid.
     """
     find_in_working_folder()
     return fedsim.load(run).report(
@@ -203,6 +207,7 @@ def report(
         over=over,
         width=width,
         spread=spread,
+        subject=subject,
     )
 
 
@@ -320,7 +325,8 @@ def audit(
     larger --pairs adds pairs.
 
     The generators of a run folder are attacked by membership inference from their synthetic
-    examples. This gives no bound of ε.
+    examples. This gives no bound of ε. The run folder keeps the AUC of the attacks, which the
+    verdict of fedsim report shows.
 
     Example: fedsim audit dp-gaussian --pairs 100
 

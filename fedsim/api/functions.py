@@ -266,7 +266,7 @@ def audit(
     noisy output whether the unit was there. A bound above the claim refutes the claim. A bound
     below it proves nothing. An interrupted audit continues where it stopped, and more pairs add to
     those that ran. The generators of a run folder are attacked by membership inference from their
-    synthetic embeddings, which gives no bound of ε.
+    synthetic embeddings, which gives no bound of ε. The run folder keeps the AUC of the attacks.
 
     Args:
         algorithm: a name as a grid gives it, my_file.py:MyMethod, pkg.module:Class, a class, or a

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from fedsim.results.stats import SeedGroups, Spread
 
 Order = Literal["given", "best", "name"]
-TableName = Literal["results", "differences", "private", "sites"]
+TableName = Literal["results", "differences", "private", "sites", "verdict"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -156,6 +156,7 @@ class Run(Printed):
         pair: tuple[str, str] | None = None,
         digits: int = 3,
         spread: Spread = "ci95",
+        subject: str | None = None,
     ) -> Table:
         """Return one table, by default of each method's mean score over seeds.
 
@@ -165,14 +166,15 @@ class Run(Printed):
         Args:
             beside: more run folders, whose results are shown together with this one's.
             table: ``results``; ``differences``, paired by seed; ``private``, private methods minus
-                others; or ``sites``.
-            measure: the score to show.
+                others; ``sites``; or ``verdict``, methods by all measures at once.
+            measure: the score to show; a verdict shows all.
             where: which results to show, in the syntax of pandas' ``query``.
             order: the order of the methods: as in the grid (``given``), ``best`` first, or by
                 ``name``.
             pair: two labels of methods to compare: the first minus the second.
             digits: the number of digits after the decimal point.
             spread: the spread beside a mean over seeds, as in :meth:`report`.
+            subject: the label of the method that a verdict compares with its rivals.
 
         Raises:
             UserError: there is no such method or table, or nothing to show.
@@ -185,6 +187,8 @@ class Run(Printed):
         settings = SeedGroups.of(pooled([self.folder, *beside], where), spread)
         if table == "sites":
             return _table_of_sites(settings, [self.folder, *beside], digits)
+        if table == "verdict" or subject:
+            return _table_of_verdict(settings, digits, subject)
         if table == "results" and pair is None:
             return results_table(settings, measure, order, digits)
         return _table_of_differences(settings, measure, digits, table, pair)
@@ -247,6 +251,7 @@ class Run(Printed):
         over: str = "epsilon",
         width: str = "column",
         spread: Spread = "ci95",
+        subject: str | None = None,
     ) -> Printed | str:
         """Draw the page of a run again, or return one table, or write one figure.
 
@@ -257,7 +262,7 @@ class Run(Printed):
                 or figure.
             format: return a table as a text in this format, and draw nothing.
             table: one table: ``results``; ``differences``, paired by seed; ``private``, private
-                methods minus others; ``sites``.
+                methods minus others; ``sites``; ``verdict``, methods by all measures at once.
             measure: the score to show, such as knn_balanced_accuracy; default: balanced_accuracy.
             where: which results to show, in the syntax of pandas' ``query``: "label != 'dp-gmm' and
                 epsilon_target < 8".
@@ -271,6 +276,8 @@ class Run(Printed):
             width: the width of the figure: ``column`` (8.5 cm), ``page`` (17.8 cm), or inches.
             spread: the spread beside a mean over seeds: the 95 % confidence interval (``ci95``),
                 the standard deviation (``sd``), or the smallest and largest value (``range``).
+            subject: the label of the method that a verdict compares with each rival; default: the
+                first method of the grid.
 
         Returns:
             The page's summary, the table, the table's text, or the path of the figure.
@@ -294,9 +301,16 @@ class Run(Printed):
                 )
             picture = self.figure(*beside, over=over, width=inches(width), **chosen)
             return f"figure: {save_pdf(picture, Path(figure))}"
-        if any((beside, format, table, measure, where, pair, order != "given", digits != 3)):
+        options = (beside, format, table, measure, where, pair, subject)
+        if any((*options, order != "given", digits != 3)):
             shown = self.table(
-                *beside, table=table or "results", order=order, pair=pair, digits=digits, **chosen
+                *beside,
+                table=table or "results",
+                order=order,
+                pair=pair,
+                digits=digits,
+                subject=subject,
+                **chosen,
             )
             if format is None:
                 return shown
@@ -540,6 +554,22 @@ def _table_of_sites(settings: SeedGroups, folders: Sequence[Path | str], digits:
             "table",
             "no result has scores by site",
             "run the grid with evaluation: {per_client: true}",
+        )
+    return table
+
+
+def _table_of_verdict(settings: SeedGroups, digits: int, subject: str | None) -> Table:
+    """Return the table of all measures at once; refuse results that cannot be compared."""
+    from fedsim.report.verdict import verdict_table
+
+    if subject is not None:
+        check_choice("subject", subject, settings.facts["label"].unique())
+    table = verdict_table(settings, digits, subject)
+    if table is None:
+        raise UserError(
+            "table",
+            "no two methods have results in the same settings, so there is nothing to rank",
+            "choose results with `where`, or look at their status in results.jsonl",
         )
     return table
 

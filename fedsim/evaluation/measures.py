@@ -308,6 +308,12 @@ MEASURES = {
         best=0.5,
         fidelity=True,
     ),
+    "membership_auc": Measure(
+        "AUC of membership inference by fedsim audit, the larger of two attacks (0.5 is guessing)",
+        "all",
+        table=True,
+        best=0.0,
+    ),
     "client_balanced_accuracy": Measure(
         f"Balanced accuracy {_OWN}, mean over clients",
         "clients",

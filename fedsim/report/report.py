@@ -47,6 +47,7 @@ from fedsim.report.tables import (
     tuned_table,
 )
 from fedsim.report.terminal import texts_of
+from fedsim.report.verdict import verdict_table
 from fedsim.results.columns import UNDRAWN, Row, frame_of_lines
 from fedsim.results.join import listed, read_manifest, read_results
 from fedsim.results.stats import PLACE, SeedGroups, Spread
@@ -187,6 +188,7 @@ def render_page(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     main, *more = _page_tables(settings)
+    verdict = verdict_table(settings)
     grid = ""
     if "grid" in manifest:
         grid = yaml.safe_dump(
@@ -210,6 +212,7 @@ def render_page(
         ),
         main=Markup(main.html()),
         more=[(table.short_title, Markup(table.html())) for table in more],
+        verdict=verdict and Markup(verdict.html()),
         by_site=by_site and Markup(by_site.html()),
         methods=list(
             _methods(

@@ -106,7 +106,7 @@ def mean_text(line: Mapping[Any, Any], digits: int = 3, sign: str = "") -> str:
     return f"{text}±{decimal((line['high'] - line['low']) / 2, digits)}"
 
 
-def _distance(means: pd.Series[float], best: float) -> pd.Series[float]:
+def distance_to_best(means: pd.Series[float], best: float) -> pd.Series[float]:
     """Return how far means are from the best value: the smaller, the better."""
     if best == math.inf:
         return -means
@@ -129,7 +129,7 @@ def ordered(settings: SeedGroups, measure: str, order: Order) -> list[str]:
     if order == "given" or best is None:
         return labels
     means = settings.facts.join(settings.mean(measure)).groupby("label")[measure].mean()
-    distance = _distance(means, best).fillna(math.inf)
+    distance = distance_to_best(means, best).fillna(math.inf)
     return sorted(labels, key=distance.__getitem__)
 
 
@@ -180,11 +180,11 @@ def results_table(
         if lines["best"].any():
             notes.append(_BOLD)
     columns = ["label", "claim", "epsilon_target", "delta", "unit", "trust", "mean", "half", "n"]
-    return _built(
+    return built(
         measure,
         [MEASURES[measure].title, *common],
         lines,
-        [*notes, *_method_notes(facts)],
+        [*notes, *method_notes(facts)],
         means[[*PLACE, *columns]].assign(measure=measure),
         [*caption_words(facts, list(references)), *notes[:1]],
     )
@@ -245,7 +245,7 @@ def _reference_lines(
     return found
 
 
-def _built(
+def built(
     name: str,
     title: Sequence[str],
     lines: pd.DataFrame,
@@ -330,7 +330,7 @@ def _best(lines: pd.DataFrame, best: float, digits: int) -> pd.Series[bool]:
     only where another method is worse.
     """
     means = lines["mean"].round(digits).where(lines["holds"].eq(True))
-    distance = _distance(means, best).round(digits)
+    distance = distance_to_best(means, best).round(digits)
     keys = [lines["where"], lines["kind"], lines["epsilon_target"]]
     groups = distance.groupby(keys, dropna=False)
     least = groups.transform("min")
@@ -360,7 +360,7 @@ def _mean_notes(settings: SeedGroups, means: pd.DataFrame) -> Iterator[str]:
         yield f"{' and '.join(counts)} experiments are left out of the averages."
 
 
-def _method_notes(facts: pd.DataFrame) -> Iterator[str]:
+def method_notes(facts: pd.DataFrame) -> Iterator[str]:
     """Yield the notes that explain the remarks beside methods: claims and public data."""
     words = claims(facts).values()
     for word, text in _CLAIM_NOTES.items():
@@ -419,7 +419,7 @@ def difference_table(
     numbers = first[PLACE].assign(
         first=first["label"], second=other, epsilon_target=first["epsilon_target"], measure=measure
     )
-    return _built(
+    return built(
         f"{measure}-differences",
         [f"{MEASURES[measure].title}, paired differences", *common],
         lines,
@@ -480,7 +480,7 @@ def tuned_table(settings: SeedGroups) -> Table | None:
         "The number of trainings is not private and must not be released. The ε of a private "
         "search covers all its trainings together."
     )
-    return _built(
+    return built(
         "chosen",
         ["Chosen parameters, and the number of trainings", *common],
         lines,
@@ -539,7 +539,7 @@ def site_table(settings: SeedGroups, clients: pd.DataFrame, digits: int = 3) -> 
     numbers = with_ends(stats, settings.spread)
     texts = [mean_text(line, digits) for line in numbers.to_dict("records")]
     spread = spread_words(settings.spread, most_seeds(facts))
-    return _built(
+    return built(
         "sites",
         ["Balanced accuracy by site", title, *common],
         numbers.assign(head=numbers["name"], text=texts),

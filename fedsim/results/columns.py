@@ -156,6 +156,7 @@ def row_of(
     local_only: Line | None = None,
     audit: Line | None = None,
     check: str | None = None,
+    membership: Line | None = None,
 ) -> Row:
     """Join the lines of one cell into its result.
 
@@ -169,6 +170,7 @@ def row_of(
         audit: The strongest audit of the cell's claim, if there is one.
         check: The combined end of the checks of its code, ``passed`` or ``failed``, if there are
             any.
+        membership: The line of the attack on its saved generator, if there is one.
 
     Raises:
         ValueError: A score is NaN.
@@ -211,7 +213,7 @@ def row_of(
         "ledger": ledger,
         "protection": _protection(training, budget),
         "evaluation": scored,
-        "scores": _scores(cell_id, scored, ceiling, local_only),
+        "scores": _scores(cell_id, scored, ceiling, local_only, membership),
         "ceiling": ceiling,
         "local_only": local_only,
         "audit": audit,
@@ -291,14 +293,20 @@ def _tuning_of(training: Line) -> Line | None:
 
 
 def _scores(
-    cell_id: str, evaluation: Line, ceiling: Line | None, local_only: Line | None
+    cell_id: str,
+    evaluation: Line,
+    ceiling: Line | None,
+    local_only: Line | None,
+    membership: Line | None,
 ) -> dict[str, float]:
-    """Return the scores of an evaluation, and those derived from it and the references.
+    """Return the scores of an evaluation and of an attack, and those derived from references.
 
     Raises:
         ValueError: A score is NaN.
     """
     scores = dict(evaluation.get("scores", {}))
+    if membership is not None:
+        scores["membership_auc"] = membership["auc"]
     if local_only is not None and evaluation.get("clients"):
         known = [score for score in local_only["clients"] if score is not None]
         if known:

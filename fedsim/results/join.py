@@ -61,6 +61,7 @@ class RunResults:
         references: The reference lines by key.
         audits: All audit lines, in the order in which they were written.
         checks: All check lines, in the order in which they were written.
+        memberships: The lines of attacks on saved generators by training id.
         entries: The cells that the manifest lists, with the kept cells of earlier grids last.
             Without a manifest, one cell for every evaluation.
     """
@@ -71,6 +72,7 @@ class RunResults:
     references: Mapping[str, Line] = field(default_factory=dict)
     audits: Sequence[Line] = ()
     checks: Sequence[Line] = ()
+    memberships: Mapping[str, Line] = field(default_factory=dict)
     entries: Sequence[Entry] = ()
 
     def row(self, entry: Entry, *, evaluated: bool = True) -> Row | None:
@@ -97,6 +99,7 @@ class RunResults:
             ceiling=self.references.get(entry.ceiling),
             local_only=self.references.get(entry.local_only),
             audit=self.audit_of(training),
+            membership=self.memberships.get(entry.training_id),
             check=self._check_of(training),
         )
 
@@ -274,6 +277,7 @@ def read_results(folder: Path | str) -> RunResults:
         # Every audit and check counts, not only the last one with a key.
         audits=list(store.lines("audits")),
         checks=list(store.lines("checks")),
+        memberships=store.last("memberships"),
     )
     if "cells" not in manifest:
         return replace(results, entries=results.every_entry)

@@ -17,7 +17,16 @@ from fedsim.files import unread
 from fedsim.json_lines import complete_lines, decode, dump, has_words, is_json, load, reasons
 from fedsim.words import encodable
 
-Kind = Literal["trainings", "evaluations", "references", "audits", "pairs", "checks", "rounds"]
+Kind = Literal[
+    "trainings",
+    "evaluations",
+    "references",
+    "audits",
+    "pairs",
+    "memberships",
+    "checks",
+    "rounds",
+]
 _KEYS: dict[Kind, dict[str, Any]] = {
     "trainings": {
         "training_id": str,
@@ -32,6 +41,7 @@ _KEYS: dict[Kind, dict[str, Any]] = {
     "references": {"reference": str},
     "audits": {"audit": str, "claim": str},
     "pairs": {"audit": str, "pair": int},
+    "memberships": {"training_id": str, "auc": float},
     "checks": {
         "source": str,
         "unit": str,

@@ -51,8 +51,8 @@ def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool 
     run_folder = RunFolder(folder)
     prepared = prepared_again(run_folder, trust_plugin=trust_plugin)
     cells = _cells_of_today(run_folder, prepared)
-    # Audits and checks are no part of a cell.
-    lines = replace(read_results(folder), audits=(), checks=())
+    # Audits, checks and attacks are no part of a cell.
+    lines = replace(read_results(folder), audits=(), checks=(), memberships={})
     finished = _repeatable_rows(run_folder, lines, cells)
     random_order = np.random.default_rng().permutation(len(finished))
     old = [finished[i] for i in random_order[:count]]

@@ -125,7 +125,11 @@ def test_differences_need_two_seeds(run: fedsim.Run) -> None:
     ("options", "message"),
     [
         ({"order": "bset"}, r"order: there is no 'bset'; did you mean 'best'\? \(known: best, "),
-        ({"table": "foo"}, "table: there is no 'foo'; known: differences, private, results, sites"),
+        (
+            {"table": "foo"},
+            "table: there is no 'foo'; known: differences, private, results, sites, verdict",
+        ),
+        ({"subject": "foo"}, "subject: there is no 'foo'; known: dp-gaussian, linear"),
         ({"spread": "foo"}, "spread: there is no 'foo'; known: ci95, range, sd"),
     ],
 )
@@ -146,6 +150,21 @@ def test_table_has_the_mean_scores(run: fedsim.Run) -> None:
     linear = run.rows.query("label == 'linear' and epsilon_target == 8")
     mean = f"{linear['balanced_accuracy'].mean():.3f}"
     assert any(mean in text for text in run.table().texts["ε = 8"])
+
+
+def test_verdict_compares_all_measures(run: fedsim.Run, command: Command) -> None:
+    verdict = run.table(table="verdict")
+    assert {"balanced", "accuracy", "AUROC", "all"} <= set(verdict.texts.columns)
+    assert "dp-gaussian: won/level/lost against" in verdict.text("md")
+    done = command("report", str(run.folder), "--table", "verdict", "--subject", "linear")
+    assert done.returncode == 0, done.stderr
+    assert "linear: won/level/lost against" in done.stdout
+
+
+def test_verdict_needs_two_methods(run: fedsim.Run) -> None:
+    message = "table: no two methods have results in the same settings"
+    with pytest.raises(fedsim.UserError, match=message):
+        run.table(table="verdict", where="label == 'linear'")
 
 
 def test_report_prints_a_table_and_draws_no_page(run: fedsim.Run, command: Command) -> None:

@@ -151,6 +151,18 @@ def test_a_report_is_drawn_from_rows_alone(tmp_path: Path, quickstart: list[Row]
     assert head in page.text
 
 
+def test_page_has_the_verdict_on_all_methods(tmp_path: Path, quickstart: list[Row]) -> None:
+    page = page_of(folder_with(tmp_path, quickstart))
+    assert named(page, "section", "id")[:3] == ["curve", "results", "verdict"]
+    assert "Verdict by all measures" in page.text
+    assert "fedhypevae: won/level/lost against" in page.text
+
+
+def test_page_of_a_single_method_has_no_verdict(tmp_path: Path) -> None:
+    page = page_of(folder_with(tmp_path, [make_row()]))
+    assert "verdict" not in named(page, "section", "id")
+
+
 def test_a_notebook_shows_every_text_of_a_run_escaped(hostile: Path) -> None:
     shown = summary_html(hostile)
     assert "<script" not in shown

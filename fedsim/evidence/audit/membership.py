@@ -24,7 +24,7 @@ from fedsim.methods.products import is_classifier
 from fedsim.results.columns import Line
 from fedsim.results.join import Entry, read_results
 from fedsim.results.lines import as_trained, read_state
-from fedsim.results.store import RunFolder
+from fedsim.results.store import ResultStore, RunFolder
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
@@ -127,7 +127,9 @@ def attack_run(
     trials: Sequence[Trial],
     data: Mapping[str, Embeddings],
 ) -> Iterator[str]:
-    """Attack every saved generator of a run and yield a line for each of both scores.
+    """Attack every saved generator of a run, record the results, and yield a line for each score.
+
+    The run folder gets the larger area under both ROC curves of each generator.
 
     Args:
         folder: the run folder.
@@ -135,7 +137,8 @@ def attack_run(
         data: the data sets by key.
 
     Raises:
-        UserError: the run has no saved generators of today's code and data.
+        UserError: the run has no saved generators of today's code and data, or the run folder
+            cannot be written.
     """
     results = read_results(folder.path)
     finished = 0
@@ -169,7 +172,7 @@ def _attack_generator(
     line: Line,
     data: Mapping[str, Embeddings],
 ) -> Iterator[str]:
-    """Attack the saved generator of a cell and yield a line for each score."""
+    """Attack the saved generator of a cell, record the result, and yield a line for each score."""
     cell = trial.cell
     seeds = Seeds(cell.seed)
     state = read_state(folder.state(cell.training_id), line["state"])
@@ -189,12 +192,16 @@ def _attack_generator(
     name += f", seed {cell.seed}"
     if cell.evaluation.unseen:
         name += f", {cell.evaluation.unseen} unseen"
+    areas = []
     for attack, scores in scores_of(synthetic, labels, x, y).items():
         area, *rates = membership(scores, inside)
+        areas.append(area.value)
         text = f"{name}: {attack}: AUC {area}"
         for rate, estimate in zip(FALSE_POSITIVE_RATES, rates, strict=True):
             text += f", TPR {estimate} at {rate:.1%} FPR"
         yield f"{text}; {len(x)} rows"
+    record = {"training_id": cell.training_id, "auc": max(areas)}
+    ResultStore(folder.path).append("memberships", [record])
 
 
 def rows_of(

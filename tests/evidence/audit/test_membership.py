@@ -8,6 +8,7 @@ import numpy as np
 from benches import Done, Ran
 from cells import NODES, digits_of_sites, quick, small_grid
 
+import fedsim
 from fedsim.evidence.audit.membership import membership, rows_of
 from fedsim.results.store import ResultStore, RunFolder
 from fedsim.runs.prepare import prepare
@@ -26,6 +27,9 @@ def test_audit_attacks_a_run_and_runs_only_trusted_code(
     )
     assert len(plain) == 4
     assert all(re.fullmatch(form, line) for line in plain)
+    areas = [float(text) for text in re.findall(r"AUC (\d\.\d+)", "".join(plain))]
+    recorded = fedsim.load(run.folder).rows["membership_auc"].round(3)
+    assert recorded.tolist() == [max(areas[:2]), max(areas[2:])]
     (folder / "wicked.py").write_text(
         'open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n'
     )
