@@ -51,8 +51,8 @@ def test_cells_of_one_seed_share_a_partition() -> None:
             r"algorithms\[1\].published: balanced_accuracy is from 0 to 1",
         ),
         (
-            {"algorithms": [number(dataset="digit"), "dp-gaussian"]},
-            r"algorithms\[0\].dataset: there is no 'digit'; did you mean 'digits'",
+            {"algorithms": [number(dataset="digits"), "dp-gaussian"]},
+            r"algorithms\[0\].dataset: there is no 'digits'; .*known: digits\[:200\]",
         ),
         (
             {"algorithms": ["dp-gaussian", number(), number(published=0.8)]},
