@@ -105,7 +105,9 @@ def test_partial_run_keeps_the_page_whole(bench: Bench) -> None:
 def bench_with_number(bench: Bench, value: float) -> Ran:
     """Run a grid of one method beside a published number."""
     number = make_published(published=value).model_dump()
-    return bench(small_grid(number, "dp-gaussian"))
+    grid = small_grid("dp-gaussian").model_dump()
+    grid["algorithms"] = [number, *grid["algorithms"]]
+    return bench(Grid.model_validate(grid))
 
 
 def test_changed_published_number_runs_nothing(bench: Bench) -> None:
