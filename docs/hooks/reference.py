@@ -18,7 +18,16 @@ from fedsim import methods as for_authors
 from fedsim.api.describe import Parameter, describe, parameters_of, plain
 from fedsim.commands import app
 from fedsim.data.spec import DatasetSpec, EncoderSpec, SplitSpec
-from fedsim.grid.models import AlgorithmEntry, AuditSpec, Evaluation, Grid, Privacy, Resources, Tune
+from fedsim.grid.models import (
+    AlgorithmEntry,
+    AuditSpec,
+    Evaluation,
+    Grid,
+    Privacy,
+    Published,
+    Resources,
+    Tune,
+)
 from fedsim.partition import PartitionSpec
 from fedsim.plugins.registry import known, lookup
 from fedsim.results.columns import COLUMNS
@@ -26,6 +35,7 @@ from fedsim.results.columns import COLUMNS
 SECTIONS: dict[Any, str] = {
     Grid: "grid",
     AlgorithmEntry: "algorithms",
+    Published: "published",
     DatasetSpec: "dataset",
     SplitSpec: "split",
     EncoderSpec: "encoder",

@@ -67,7 +67,8 @@ def bench(
         set: values of the grid to replace, as a mapping or as texts such as ``alpha=[0.3]`` and
             ``resources.device=cpu``.
         algorithms: more methods: names, mappings of ``name``, ``params`` and ``label``, or classes.
-            With a class that a notebook defines, everything runs in this process.
+            With a class that a notebook defines, everything runs in this process. A mapping with
+            ``published`` adds a published number, which runs nothing.
         dry_run: only plan cells, noise, partitions, memory and time; run nothing.
         retry_failed: run failed cells again.
         keep_going: leave out algorithms whose plug-in is refused; the run's ``code`` is then 1.
@@ -102,7 +103,7 @@ def bench(
             hint,
         )
     if address is not None or checked.check or checked.audit:
-        for entry in checked.algorithms:
+        for entry in checked.running.values():
             check_importable(entry.name, "a cluster, checks and audits need other processes")
     folder = Path(out or Path("runs") / checked.name)
     store = ResultStore(folder)

@@ -131,11 +131,13 @@ class Run(Printed):
             UserError: no finished cell has such a score.
         """
         from fedsim.report.figures import over_parameter, utility
+        from fedsim.results.join import published_in
         from fedsim.results.stats import SeedGroups
 
         rows = pooled([self.folder, *beside], where)
         if over == "epsilon":
-            drawn = utility(SeedGroups.of(rows, spread), measure, width)
+            published = published_in(self.folder, *beside)
+            drawn = utility(SeedGroups.of(rows, spread, published), measure, width)
         else:
             drawn = over_parameter(rows, over, measure, width)
         if drawn is None:
@@ -182,11 +184,13 @@ class Run(Printed):
         check_choice("table", table, get_args(TableName))
         check_choice("order", order, get_args(Order))
         from fedsim.report.tables import results_table
+        from fedsim.results.join import published_in
         from fedsim.results.stats import SeedGroups
 
-        settings = SeedGroups.of(pooled([self.folder, *beside], where), spread)
+        folders = [self.folder, *beside]
+        settings = SeedGroups.of(pooled(folders, where), spread, published_in(*folders))
         if table == "sites":
-            return _table_of_sites(settings, [self.folder, *beside], digits)
+            return _table_of_sites(settings, folders, digits)
         if table == "verdict" or subject:
             return _table_of_verdict(settings, digits, subject)
         if table == "results" and pair is None:
@@ -526,9 +530,11 @@ class Run(Printed):
         from fedsim.report.report import terminal_tables
         from fedsim.report.table import show_briefly
         from fedsim.report.tables import site_table
+        from fedsim.results.join import published_in
         from fedsim.results.stats import SeedGroups
 
-        settings = SeedGroups.of(self._results.rows)
+        published = published_in(self.folder)
+        settings = SeedGroups.of(self._results.rows, published=published)
         tables = terminal_tables(settings, site_table(settings, self.clients))
         show_briefly(tables, self.folder, console)
 

@@ -108,7 +108,14 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
     """
     classes: dict[int, type[Algorithm]] = {}
     refused: dict[int, PluginError] = {}
-    for position, entry in enumerate(grid.algorithms):
+    running = grid.running
+    if not running:
+        raise UserError(
+            grid.location("algorithms"),
+            "nothing runs, because all entries are published numbers",
+            "add an algorithm",
+        )
+    for position, entry in running.items():
         where = grid.location("algorithms", position, "name")
         try:
             classes[position] = lookup(entry.name, where)
@@ -117,7 +124,7 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
                 raise
             refused[position] = error
     if not classes:
-        raise refused[0]
+        raise next(iter(refused.values()))
     if not refused:
         _check_shared_axes(grid, classes.values())
     grid = _with_labels(grid, classes)
@@ -158,7 +165,7 @@ def _with_labels(grid: Grid, classes: Mapping[int, type[Algorithm]]) -> Grid:
     for position, cls in classes.items():
         name = vars(cls).get("name", ":")
         is_registered = ":" not in name  # The name of any other class is its path.
-        if is_registered and entries[position].is_called_by_path:
+        if is_registered and grid.running[position].is_called_by_path:
             labels[position] = name
     uses = Counter(labels)
     for position, label in enumerate(labels):
@@ -190,7 +197,7 @@ class _EntryAxes:
     @property
     def entry(self) -> AlgorithmEntry:
         """Return the entry."""
-        return self.grid.algorithms[self.position]
+        return self.grid.running[self.position]
 
     def variants(self) -> Iterator[Variant]:
         """Yield the entry at every point of its scan, once for each curve if it is tuned.
@@ -598,7 +605,7 @@ def _cell(
         cell_id="",
         source=source_hash(variant.cls),
         label=variant.label,
-        algorithm=grid.algorithms[variant.entry].name,
+        algorithm=grid.running[variant.entry].name,
         params=variant.params,
         dataset=spec,
         dataset_hash=data.fingerprint,

@@ -20,9 +20,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
     PrivateAttr,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -531,6 +533,57 @@ def _entry_of_samples(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+class Published(_Model):
+    """A number that a paper reports, ``{published: NUMBER, …}``: it is shown and runs nothing.
+
+    Attributes:
+        published: The number.
+        measure: The measure that it is a value of, such as ``accuracy``.
+        epsilon: The ε for which the source reports it. ``.inf`` means no privacy.
+        source: Where it was published, such as ``Author 2025, Table 2``.
+        label: The name of its method in tables and curves.
+        dataset: The data set that it belongs to, as tables call it; what tables add in brackets
+            may be left out. Default: all data sets of the grid.
+        delta: The δ for which the source reports it.
+    """
+
+    published: Annotated[Real, Field(allow_inf_nan=False)]
+    measure: str
+    epsilon: Epsilon
+    source: str = Field(min_length=1)
+    label: str = Field(min_length=1)
+    dataset: str | None = Field(default=None, min_length=1)
+    delta: Annotated[Real, Field(gt=0, lt=1)] | None = None
+
+    @property
+    def display(self) -> str:
+        """Return the name of the number in tables and curves, with its source."""
+        label = self.label.removesuffix(" (published)")
+        return f"{label} (published, not run here: {self.source})"
+
+    def belongs_to(self, dataset: str) -> bool:
+        """Return whether the number belongs to a data set, given by its name in tables."""
+        return self.dataset is None or f"{dataset} (".startswith(f"{self.dataset} (")
+
+    def within(self, folder: Path) -> Published:
+        """Return the same entry, which names no file."""
+        return self
+
+
+def _kind_of_entry(entry: Any) -> str:
+    """Return the tag of the model that reads an entry of ``algorithms``."""
+    if isinstance(entry, Published) or (isinstance(entry, Mapping) and "published" in entry):
+        return "a number"
+    return "an algorithm"
+
+
+Entry = Annotated[
+    Annotated[AlgorithmEntry, Tag("an algorithm")] | Annotated[Published, Tag("a number")],
+    Discriminator(_kind_of_entry),
+]
+"""One entry of ``algorithms``. No key of an entry is called as a tag is, so messages skip tags."""
+
+
 class Grid(_Model):
     """A grid file: which cells to run. An axis takes one value or a list of values.
 
@@ -542,7 +595,7 @@ class Grid(_Model):
         encoder: The axis of encoders, which turn images into embeddings. A data set that has
             embeddings already is scanned once.
         partition: The scheme that divides examples among clients.
-        algorithms: The axis of algorithms.
+        algorithms: The axis of algorithms. Published numbers may stand among them.
         alpha: The axis of Dirichlet concentrations, > 0.
         clients: The axis of numbers of clients.
         epsilon: The axis of privacy budgets ε, > 0. ``.inf`` means no privacy.
@@ -568,7 +621,7 @@ class Grid(_Model):
     public: DatasetSpec | None = None
     encoder: Annotated[tuple[EncoderSpec, ...], BeforeValidator(listed)] = ()
     partition: PartitionSpec = PartitionSpec()
-    algorithms: Axis[AlgorithmEntry]
+    algorithms: Axis[Entry]
     alpha: Axis[Positive] = (0.3,)
     clients: Axis[Count] = (10,)
     epsilon: Axis[Epsilon] = (1.0,)
@@ -621,6 +674,15 @@ class Grid(_Model):
         return unit
 
     @property
+    def running(self) -> dict[int, AlgorithmEntry]:
+        """Return the entries of ``algorithms`` that run, by their position."""
+        return {
+            position: entry
+            for position, entry in enumerate(self.algorithms)
+            if isinstance(entry, AlgorithmEntry)
+        }
+
+    @property
     def most_cells(self) -> int:
         """Return an upper bound on the number of cells.
 
@@ -628,7 +690,7 @@ class Grid(_Model):
         each scanned parameter.
         """
         variants = 0
-        for entry in self.algorithms:
+        for entry in self.running.values():
             axes = self.scan | entry.scan
             variants += prod(map(len, axes.values()))
         shared_axes = (

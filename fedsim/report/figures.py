@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 
 from fedsim.errors import UserError, nearest
 from fedsim.evaluation.measures import MEASURES
+from fedsim.grid.models import Published
 from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.report.findings import ROUND_NUMBERS, loss_words
 from fedsim.report.names import (
@@ -44,10 +45,12 @@ from fedsim.report.panels import (
     epsilon_axis,
     facet,
     looks,
+    published_look,
     reference_look,
     shades,
     side_by_side,
 )
+from fedsim.report.published import published_lines
 from fedsim.results.columns import Row
 from fedsim.results.stats import PLACE, SeedGroups
 from fedsim.words import number, setting, spelled
@@ -96,15 +99,26 @@ def caption_of(settings: SeedGroups) -> str:
     return " ".join(sentences)
 
 
-def _points(settings: SeedGroups, measures: Sequence[str]) -> tuple[pd.DataFrame, dict[float, str]]:
+def _points(
+    settings: SeedGroups, measures: Sequence[str], published: Sequence[Published] = ()
+) -> tuple[pd.DataFrame, dict[float, str]]:
     """Return one point per setting and measure that has values, and the ticks of epsilon.
+
+    Args:
+        settings: The results.
+        measures: The names of the measures.
+        published: The published numbers, of which those of the first measure are points, too.
 
     Returns:
         The lines of :meth:`SeedGroups.means` with ``at`` (the place on the axis of epsilon, with
         methods side by side) and ``place`` (what differs between places, in words). ``low`` and
         ``high`` are clipped to the values that the measure can have. Then the text of each tick.
     """
-    means = settings.means(measures).astype({"epsilon_target": "float64"})
+    means = settings.means(measures)
+    numbers = published_lines(published, measures[0], means)
+    if len(numbers):
+        means = pd.concat([means, numbers], ignore_index=True)
+    means = means.astype({"epsilon_target": "float64"})
     least = {name: measure.least for name, measure in MEASURES.items()}
     most = {name: measure.most for name, measure in MEASURES.items()}
     at, ticks = epsilon_axis(means["epsilon_target"])
@@ -130,7 +144,7 @@ def utility(
     """Return the privacy-utility curves: a measure against epsilon.
 
     There is a row of panels per data set and number of clients, and a panel per alpha. A tick is
-    at the epsilon that an audit refutes, joined to the claim.
+    at the epsilon that an audit refutes, joined to the claim. A hollow mark is a published number.
 
     Args:
         settings: The results.
@@ -143,7 +157,7 @@ def utility(
     Raises:
         UserError: There is no such measure.
     """
-    points, ticks = _points(settings, [known_measure(measure)])
+    points, ticks = _points(settings, [known_measure(measure)], settings.published)
     if points.empty:
         return None
     title = _title(points)
@@ -160,6 +174,8 @@ def utility(
     )
     panels = points.drop_duplicates(PLACE)[[*PLACE, "row", "place"]]
     look = looks(settings.facts)
+    for position, entry in enumerate(settings.published):
+        look[entry.display] = published_look(entry.display, position)
     labels = set(look)
     for name, column in MEASURES[measure].references:
         line = reference_name(name, labels)

@@ -180,6 +180,23 @@ def reference_look(reference: str, name: str) -> Look:
     return Look(name, style, reference=True)
 
 
+def published_look(name: str, position: int) -> Look:
+    """Return the look of a published number: a hollow mark in the colour of text, without a line.
+
+    Args:
+        name: The name that a legend gives it, in several lines if it does not fit into a column.
+        position: Its position among the published numbers, which decides the mark.
+    """
+    style = {
+        "color": INK,
+        "linestyle": "none",
+        "marker": MARKERS[position % len(MARKERS)],
+        "markersize": 7,
+        "markerfacecolor": "none",
+    }
+    return Look(textwrap.fill(name, 60), style)
+
+
 def looks(facts: pd.DataFrame, *, joined: bool = True) -> dict[str, Look]:
     """Return the look of every method, by label.
 

@@ -49,7 +49,7 @@ from fedsim.report.tables import (
 from fedsim.report.terminal import texts_of
 from fedsim.report.verdict import verdict_table
 from fedsim.results.columns import UNDRAWN, Row, frame_of_lines
-from fedsim.results.join import listed, read_manifest, read_results
+from fedsim.results.join import listed, published_in, read_manifest, read_results
 from fedsim.results.stats import PLACE, SeedGroups, Spread
 from fedsim.results.store import RunFolder
 from fedsim.words import Printed, counted, encodable, number
@@ -213,6 +213,8 @@ def render_page(
         main=Markup(main.html()),
         more=[(table.short_title, Markup(table.html())) for table in more],
         verdict=verdict and Markup(verdict.html()),
+        published=settings.published,
+        number=number,
         by_site=by_site and Markup(by_site.html()),
         methods=list(
             _methods(
@@ -336,7 +338,7 @@ def summary_html(folder: Path) -> str:
     run.check()
     manifest = read_manifest(folder)
     rows = read_results(folder).rows
-    settings = SeedGroups.of(rows)
+    settings = SeedGroups.of(rows, published=published_in(folder))
     pills = "".join(
         f'<li class="{status}">{counted(count, "cell")} {status}</li>'
         for status, count in status_counts(rows, manifest).items()
@@ -487,7 +489,7 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     run.check()
     manifest = read_manifest(folder)
     results = read_results(folder)
-    settings = SeedGroups.of(results.rows, spread)
+    settings = SeedGroups.of(results.rows, spread, published_in(folder))
     clients = frame_of_lines(results.clients(), results.rows)
     rounds = round_frame(settings, results.rounds())
     matrices = read_partitions(run.partitions)

@@ -35,6 +35,7 @@ from fedsim.report.names import (
     reference_name,
     spread_words,
 )
+from fedsim.report.published import NOTE, published_lines
 from fedsim.report.table import Table
 from fedsim.results.columns import UNDRAWN, UNVERIFIED
 from fedsim.results.stats import (
@@ -71,8 +72,10 @@ _BOLD = (
 """The note below a table that explains bold numbers."""
 MOST_SITES = 24
 """The largest number of sites in a table by site. With more sites there is no such table."""
-_REFERENCE = 2
-"""The ``kind`` of a reference's line, sorted after generators (0) and classifiers (1)."""
+_PUBLISHED = 2
+"""The ``kind`` of a published number's line, sorted after generators (0) and classifiers (1)."""
+_REFERENCE = 3
+"""The ``kind`` of a reference's line."""
 _CSV_NAMES = {"half": "ci95", "n": "seeds"}
 """The names in CSV of columns that are called otherwise in :meth:`SeedGroups.means`."""
 
@@ -141,6 +144,9 @@ def results_table(
 ) -> Table:
     """Return the table of a measure: means with their spread over seeds, and references.
 
+    Published numbers have lines of their own, which are never bold. Numbers for CSV are only those
+    that were run.
+
     Args:
         settings: The results.
         measure: The name of the measure, a key of :data:`MEASURES`.
@@ -167,6 +173,9 @@ def results_table(
     )
     references = _reference_lines(settings, methods, measure, digits)
     lines = pd.concat([methods, *references.values()])
+    numbers = published_lines(settings.published, measure, methods)
+    if len(numbers):
+        lines = pd.concat([lines, numbers.assign(kind=_PUBLISHED)])
     positions = {place: position for position, place in enumerate(dict.fromkeys(places))}
     lines["place"] = lines["where"].map(positions)
     lines = lines.sort_values(["place", "kind", "rank"], kind="stable")
@@ -179,6 +188,8 @@ def results_table(
         lines["best"] = _best(lines, best, digits)
         if lines["best"].any():
             notes.append(_BOLD)
+    if len(numbers):
+        notes.append(NOTE)
     columns = ["label", "claim", "epsilon_target", "delta", "unit", "trust", "mean", "half", "n"]
     return built(
         measure,

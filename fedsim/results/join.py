@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from fedsim.errors import UserError
 from fedsim.files import replaced
-from fedsim.grid.models import points_of
+from fedsim.grid.models import Published, points_of
 from fedsim.json_lines import dump, load, plain_json
 from fedsim.plugins.claims import Check, check_of
 from fedsim.results.columns import Line, Row, row_of
@@ -300,6 +300,7 @@ class _Manifest(BaseModel):
     kept: list[Entry] = []
     refused: list[dict[_RefusedKey, str]] | None = None
     methods: list[dict[_MethodKey, str]] = []
+    published: list[Published] = []
     hardware: dict[str, Any] = {}
     versions: dict[str, str] = {}
 
@@ -327,6 +328,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             "read it with the version that wrote it, or run its grid again in a new folder",
         )
     return manifest
+
+
+def published_in(*folders: Path | str) -> list[Published]:
+    """Return the published numbers in the grids of some run folders."""
+    return [
+        Published.model_validate(entry)
+        for folder in folders
+        for entry in read_manifest(Path(folder)).get("published", ())
+    ]
 
 
 def _write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -19,6 +19,7 @@ import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from fedsim.errors import check_choice
+from fedsim.grid.models import Published
 from fedsim.json_lines import dump
 from fedsim.privacy.plan import Claim
 from fedsim.results.columns import UNDRAWN, UNVERIFIED, Row, frame_of
@@ -70,14 +71,22 @@ class SeedGroups:
             ``scope``, ``claim`` (the weakest of its results), ``seeds`` (how many results its means
             include), and how many results are left out, by status.
         spread: What is shown beside means.
+        published: The published numbers that tables and curves show beside the results. No
+            statistic includes them.
     """
 
     rows: pd.DataFrame
     facts: pd.DataFrame
     spread: Spread = "ci95"
+    published: Sequence[Published] = ()
 
     @classmethod
-    def of(cls, results: Sequence[Row], spread: Spread = "ci95") -> SeedGroups:
+    def of(
+        cls,
+        results: Sequence[Row],
+        spread: Spread = "ci95",
+        published: Sequence[Published] = (),
+    ) -> SeedGroups:
         """Group results, which may be in any order, into settings.
 
         Raises:
@@ -102,7 +111,7 @@ class SeedGroups:
         rows = rows.loc[_order_of(rows)]
         setting = rows.groupby(keys, sort=False, dropna=False).ngroup()
         rows = rows.assign(setting=setting).drop(columns=["_params", "_evaluation"])
-        return cls(rows, _facts(rows), spread)
+        return cls(rows, _facts(rows), spread, published)
 
     @cached_property
     def averaged(self) -> pd.DataFrame:

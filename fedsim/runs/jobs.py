@@ -181,7 +181,7 @@ class CellJob(Job):
         self._log(failure.traceback.rstrip("\n"))
         cell = self.trial.cell
         grid = self.run.prepared.grid
-        names = [entry.name for entry in grid.algorithms]
+        names = [getattr(entry, "name", "") for entry in grid.algorithms]
         where = grid.location("algorithms", names.index(cell.algorithm), "name")
         log = self.run.store.folder.log(cell.cell_id)
         what = f"its first cell failed: {failure.summary()} ({log})"

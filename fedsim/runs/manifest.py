@@ -23,7 +23,7 @@ from fedsim import __version__
 from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.grid.cells import evaluation_id
-from fedsim.grid.models import Grid
+from fedsim.grid.models import Grid, Published
 from fedsim.json_lines import decode, dump, encode
 from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins.registry import check_installed, lookup, source_of_today
@@ -79,7 +79,7 @@ def prepared_again(folder: RunFolder, *, trust_plugin: bool) -> Prepared:
         what = "cannot be read (it has no grid of this version)"
         raise UserError(where, what, RESTORE) from error
     entries = []
-    for entry in grid.algorithms:
+    for entry in grid.running.values():
         if entry.display in refused:
             continue
         if not trust_plugin:
@@ -95,7 +95,7 @@ def write_manifest(
     entries: Sequence[Entry],
     kept: Sequence[Entry] = (),
 ) -> None:
-    """Write ``manifest.json``: versions, hardware, the grid, its methods and its cells.
+    """Write ``manifest.json``: versions, hardware, the grid, its methods, numbers and cells.
 
     Args:
         folder: the run folder.
@@ -106,7 +106,7 @@ def write_manifest(
     grid = prepared.grid
     methods = [
         _describe_method(entry.display, lookup(entry.name))
-        for i, entry in enumerate(grid.algorithms)
+        for i, entry in grid.running.items()
         if i not in prepared.refused
     ]
     if kept:
@@ -122,6 +122,11 @@ def write_manifest(
         "release": RELEASE_WORDS[grid.privacy.noise],
         "grid": encode(grid.model_dump()),
         "methods": methods,
+        "published": [
+            entry.model_dump(mode="json")
+            for entry in grid.algorithms
+            if isinstance(entry, Published)
+        ],
         "refused": [
             {"algorithm": grid.algorithms[i].display, "error": str(error)}
             for i, error in prepared.refused.items()

@@ -12,8 +12,9 @@ import joblib
 import torch
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.errors import PluginError, UserError, at, nearest
+from fedsim.errors import PluginError, UserError, at, check_choice, nearest
 from fedsim.evaluation.evaluators import EVALUATORS
+from fedsim.evaluation.measures import MEASURES
 from fedsim.evaluation.plans import plans_of
 from fedsim.grid.cells import (
     expand,
@@ -24,7 +25,7 @@ from fedsim.grid.cells import (
     task_of,
     without_unseen,
 )
-from fedsim.grid.models import Cell, Grid, shown
+from fedsim.grid.models import Cell, Grid, Published, shown
 from fedsim.json_lines import dump
 from fedsim.methods.messages import Task
 from fedsim.partition import Partition, as_seen, site_names
@@ -175,6 +176,7 @@ def prepare(
     for name in set(grid.evaluation.evaluators) - EVALUATORS.keys():
         where = grid.location("evaluation", "evaluators")
         raise UserError(where, f"there is no evaluator '{name}'", nearest(name, EVALUATORS))
+    _check_published(grid)
     resolved = resolve(grid, keep_going=keep_going)
     grid = resolved.grid
     need = Need(grid.resources.cpus_per_actor, grid.resources.gpus_per_actor)
@@ -212,6 +214,32 @@ def prepare(
         equal=equal_cells(trials),
         keep_going=keep_going,
     )
+
+
+def _check_published(grid: Grid) -> None:
+    """Refuse published numbers that no table or curve could show, or that are called the same.
+
+    Raises:
+        UserError: there is no such measure, value or data set, or a number is given twice.
+    """
+    datasets = [spec.display for spec in grid.sets]
+    names = set()
+    for position, entry in enumerate(grid.algorithms):
+        if not isinstance(entry, Published):
+            continue
+        where = partial(grid.location, "algorithms", position)
+        check_choice(where("measure"), entry.measure, MEASURES)
+        measure = MEASURES[entry.measure]
+        if not measure.least <= entry.published <= measure.most:
+            what = f"{entry.measure} is from {measure.least:g} to {measure.most:g}"
+            raise UserError(where("published"), what)
+        if not any(map(entry.belongs_to, datasets)):
+            check_choice(where("dataset"), entry.dataset, datasets)
+        name = (entry.display, entry.measure, entry.epsilon, entry.dataset)
+        if name in names:
+            hint = "give each a label: of its own"
+            raise UserError(where(), "two published numbers are called the same", hint)
+        names.add(name)
 
 
 @dataclass

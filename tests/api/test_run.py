@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import torch
 from benches import Done, Ran, assert_refused
 from cells import small_grid
 from notebooks import Notebook
+from rows import make_published
 
 import fedsim
 
@@ -400,3 +402,50 @@ def test_class_of_a_notebook_is_refused_by_other_processes(book: Notebook, call:
     message = r"Mine: is defined in this process alone, .*%%writefile my_method\.py"
     with pytest.raises(fedsim.UserError, match=message):
         book.cell(call)
+
+
+# --- published numbers ---
+
+CITED = "published, not run here: Author 2025, Table 2"
+
+
+@pytest.fixture
+def cited(run: fedsim.Run, tmp_path: Path) -> fedsim.Run:
+    """The run, as if its grid had a published number."""
+    folder = tmp_path / "cited"
+    shutil.copytree(run.folder, folder)
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["published"] = [make_published(epsilon=2).model_dump(mode="json")]
+    path.write_text(json.dumps(manifest))
+    return fedsim.load(folder)
+
+
+def test_figure_cites_a_published_number(cited: fedsim.Run) -> None:
+    (legend,) = cited.figure().legends
+    assert any(CITED in text.get_text() for text in legend.get_texts())
+
+
+def test_figure_of_another_measure_has_no_published_number(cited: fedsim.Run) -> None:
+    (legend,) = cited.figure(measure="accuracy").legends
+    assert not any(CITED in text.get_text() for text in legend.get_texts())
+
+
+def test_table_and_terminal_cite_a_published_number(cited: fedsim.Run) -> None:
+    assert CITED in cited.table().text("latex")
+    assert "DP-CVAE" in repr(cited)
+
+
+def test_runs_beside_bring_their_published_numbers(run: fedsim.Run, cited: fedsim.Run) -> None:
+    assert CITED in run.table(cited.folder).text("md")
+
+
+def test_published_number_is_in_no_frame(run: fedsim.Run, cited: fedsim.Run) -> None:
+    assert cited.rows.equals(run.rows)
+    assert cited.tidy.equals(run.tidy)
+
+
+def test_published_number_is_in_no_statement_proof_and_board(cited: fedsim.Run) -> None:
+    assert "DP-CVAE" not in cited.statement()
+    assert "DP-CVAE" not in repr(cited.verify())
+    assert "DP-CVAE" not in repr(fedsim.board([cited.folder]))

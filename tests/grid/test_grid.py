@@ -18,6 +18,7 @@ import yaml
 from benches import PATIENCE
 from pictures import save_folder
 from pydantic import Field
+from rows import make_published
 
 from baselines.dp_gaussian import DPGaussian
 from baselines.fedavg_cvae import FedAvgCVAE
@@ -25,8 +26,9 @@ from fedsim.api.new import STARTER
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.grid.cells import expand, loaded, resolve
-from fedsim.grid.models import Cell, Evaluation, Grid
+from fedsim.grid.models import Cell, Evaluation, Grid, Published
 from fedsim.grid.read import load_grid, parse
+from fedsim.json_lines import decode, encode
 from fedsim.methods.algorithm import Params
 from fedsim.plugins import registry
 from fedsim.plugins.registry import register
@@ -146,6 +148,8 @@ def test_every_shipped_grid_is_valid(name: str) -> None:
 
 
 BASE = "algorithms: [config-private]\n"
+NUMBER = "{published: 0.9, measure: accuracy, label: DP-CVAE"
+"""The beginning of a published number, without its source and its ε."""
 
 
 @pytest.mark.parametrize(
@@ -203,6 +207,34 @@ BASE = "algorithms: [config-private]\n"
             "g.yaml:3: trust: every training would be seen",
         ),
         (
+            f"algorithms:\n- config-private\n- {NUMBER}, epsilon: 1}}",
+            "g.yaml:3: algorithms[1].source: Field required",
+        ),
+        (
+            f"algorithms:\n- config-private\n- {NUMBER}, source: ''}}",
+            "g.yaml:3: algorithms[1].epsilon: Field required",
+        ),
+        (
+            f"algorithms:\n- config-private\n- {NUMBER}, source: A, epsilon: -1}}",
+            "g.yaml:3: algorithms[1].epsilon: -1: Input should be greater than 0",
+        ),
+        (
+            f"algorithms:\n- config-private\n- {NUMBER}, source: A, epsilon: 0}}",
+            "g.yaml:3: algorithms[1].epsilon: 0 would be infinite noise",
+        ),
+        (
+            f"algorithms:\n- config-private\n- {NUMBER}, source: A, epsilon: 1, params: {{}}}}",
+            "g.yaml:3: algorithms[1].params: unknown key 'params'",
+        ),
+        (
+            f"algorithms:\n- {NUMBER}, source: A, epsilon: 1}}",
+            "g.yaml:1: algorithms: nothing runs, because all entries are published numbers; add",
+        ),
+        (
+            f"algorithms:\n- {NUMBER}, source: A, epsilon: 1}}\n- config-privat",
+            "g.yaml:3: algorithms[1]: unknown algorithm 'config-privat'",
+        ),
+        (
             "algorithms: [config-privat]",
             "g.yaml:1: algorithms[0]: unknown algorithm 'config-privat'; did you mean "
             "'config-private'?",
@@ -247,6 +279,42 @@ def test_a_mistake_is_one_message_with_its_place(
         resolve(load_grid("g.yaml"))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def grid_with_number(position: int, **keys: Any) -> Grid:
+    """Return a grid of two algorithms with a published number among them."""
+    entries: list[Any] = ["config-private", "config-open"]
+    entries.insert(position, make_published(epsilon=math.inf).model_dump())
+    return grid_of(algorithms=entries, **keys)
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_published_number_makes_no_cell(position: int) -> None:
+    grid = grid_with_number(position)
+    assert grid.most_cells == 2
+    assert cells_of(grid) == cells_of(grid_of())
+
+
+def test_grid_with_a_published_number_is_written_and_read(write: Write) -> None:
+    grid = grid_with_number(1)
+    assert list(grid.running) == [0, 2]
+    assert Grid.model_validate(decode(encode(grid.model_dump()))) == grid
+    text = yaml.safe_dump(grid.model_dump(mode="json"))
+    assert load_grid(write(text, "grid.yaml")) == grid
+
+
+def test_python_adds_a_published_number_as_an_algorithm() -> None:
+    number = {"published": 0.9, "measure": "auroc", "epsilon": 1, "source": "A", "label": "L"}
+    grid = load_grid({"algorithms": "config-private"}, algorithms=[number])
+    assert grid.algorithms[1] == Published.model_validate(number)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "belongs"),
+    [("PACS", True), ("PACS (dinov2-small)", True), ("PACS2", False), ("digits", False)],
+)
+def test_published_number_belongs_to_its_data_set(dataset: str, *, belongs: bool) -> None:
+    assert make_published(dataset="PACS").belongs_to(dataset) is belongs
 
 
 def bomb(repeat: str) -> str:

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.image import imread
-from rows import make_failed, make_rounds, make_row
+from rows import make_failed, make_published, make_rounds, make_row
 
 from fedsim.errors import UserError
 from fedsim.evaluation.measures import MEASURES
+from fedsim.grid.models import Published
 from fedsim.partition import PartitionSpec, make_partition
 from fedsim.partition.matrix import LabelMatrix
 from fedsim.plugins.registry import known, lookup
@@ -32,6 +33,7 @@ from fedsim.report.figures import (
 from fedsim.report.findings import round_frame
 from fedsim.report.panels import (
     FIXED_LOOKS,
+    INK,
     epsilon_axis,
     inches,
     look_numbers,
@@ -518,3 +520,68 @@ def test_an_unknown_width_is_an_error(width: str) -> None:
         match=f"width {width}: is not a width; give column, page, or",
     ):
         inches(width)
+
+
+# --- published numbers ---
+
+NAME = "DP-CVAE (published, not run here: Author 2025, Table 2)"
+"""The name of a published number in a legend."""
+
+
+def figure_with(*numbers: Published, measure: str = "balanced_accuracy") -> Any:
+    """Return the curve of one private method beside published numbers."""
+    rows = [make_row(cell_id=f"{epsilon}", epsilon_target=epsilon) for epsilon in (1.0, 8.0)]
+    return utility(SeedGroups.of(rows, published=numbers), measure)
+
+
+def hollow(figure: Any) -> list[Any]:
+    """Return the marks of published numbers in the first panel."""
+    return [mark for mark in shown(figure)[0].lines if mark.get_color() == INK]
+
+
+def test_published_number_is_a_hollow_mark_at_its_epsilon() -> None:
+    figure = figure_with(make_published())
+    (mark,) = hollow(figure)
+    assert mark.get_linestyle() == "None"
+    assert mark.get_markerfacecolor() == "none"
+    assert line(shown(figure)[0], (0.0, 0.91))
+
+
+def test_legend_cites_a_published_number() -> None:
+    assert legend(figure_with(make_published()))[1] == NAME
+
+
+def test_curve_shows_only_published_numbers_of_its_measure() -> None:
+    number = make_published(measure="accuracy")
+    assert hollow(figure_with(number)) == []
+    assert len(hollow(figure_with(number, measure="accuracy"))) == 1
+
+
+def test_curve_shows_no_published_number_of_another_data_set() -> None:
+    assert hollow(figure_with(make_published(dataset="PACS"))) == []
+
+
+def test_published_epsilon_that_nothing_ran_at_has_a_tick() -> None:
+    figure = figure_with(make_published(epsilon=3))
+    ticks = [text.get_text() for text in shown(figure)[0].get_xticklabels()]
+    assert ticks == ["1", "3", "8"]
+
+
+def test_axis_covers_published_numbers() -> None:
+    _, high = shown(figure_with(make_published()))[0].get_ylim()
+    assert high > 0.91
+
+
+def test_published_numbers_have_marks_of_their_own() -> None:
+    figure = figure_with(make_published(), make_published(label="FedX"))
+    first, second = hollow(figure)
+    assert first.get_marker() != second.get_marker()
+
+
+def test_long_citation_takes_several_lines_of_a_legend() -> None:
+    figure = figure_with(make_published(source="A long title of a paper, " * 5))
+    assert max(map(len, legend(figure)[1].splitlines())) <= 60
+
+
+def test_curve_without_results_shows_no_published_number() -> None:
+    assert utility(SeedGroups.of([], published=[make_published()])) is None

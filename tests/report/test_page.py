@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 from benches import PATIENCE
-from rows import add_lines, add_rows, changed, make_failed, make_rounds, make_row
+from rows import (
+    add_lines,
+    add_rows,
+    changed,
+    make_failed,
+    make_published,
+    make_rounds,
+    make_row,
+)
 
 from fedsim.errors import UserError
 from fedsim.report.report import NOT_PRIVATE, summary_html, write_report
@@ -86,6 +94,11 @@ def named(page: Elements, tag: str, attribute: str) -> list[str]:
     ]
 
 
+def published(**values: Any) -> dict[str, Any]:
+    """Return a published number as a manifest has it."""
+    return make_published(**values).model_dump(mode="json")
+
+
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory, quickstart: list[Row]) -> Path:
     """The quickstart with a failed, an overspent and an unaccounted cell, and hostile text wherever
@@ -122,6 +135,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, quickstart: list[Row]) -> 
             }
         ],
         "refused": [{"algorithm": HOSTILE, "error": "g.yaml:2: mine.py:3: the loss"}],
+        "published": [published(label=HOSTILE, source=HOSTILE)],
     }
     records = [record for each in rows for record in make_rounds(each.cell_id)]
     return folder_with(tmp_path_factory.mktemp("hostile"), rows, manifest, records)
@@ -410,3 +424,34 @@ def test_a_run_in_which_all_failed_still_has_a_report(tmp_path: Path) -> None:
     ):
         assert words in page.text
     assert named(page, "img", "alt") == []
+
+
+def page_with(tmp_path: Path, **values: Any) -> Elements:
+    """Return the page of one result beside a published number."""
+    manifest = {"published": [published(**values)]}
+    return page_of(folder_with(tmp_path, [make_row()], manifest))
+
+
+def test_page_cites_a_published_number_below_its_curve(tmp_path: Path) -> None:
+    page = page_with(tmp_path)
+    words = "Hollow black mark: DP-CVAE (published, not run here: Author 2025, Table 2)."
+    assert words in page.text
+
+
+def test_page_lists_published_numbers_of_any_measure(tmp_path: Path) -> None:
+    page = page_with(tmp_path, measure="accuracy", delta=1e-5, epsilon=float("inf"))
+    assert "accuracy 0.91 at ε = ∞, δ = 1e-5 Author 2025, Table 2" in page.text
+    assert "Hollow black mark" not in page.text
+
+
+def test_notebook_shows_a_published_number(tmp_path: Path) -> None:
+    manifest = {"published": [published()]}
+    shown = summary_html(folder_with(tmp_path, [make_row()], manifest))
+    assert "published, not run here: Author 2025, Table 2" in shown
+
+
+def test_damaged_published_number_is_one_message(tmp_path: Path) -> None:
+    manifest = {"published": [published() | {"epsilon": "one"}]}
+    folder = folder_with(tmp_path, [make_row()], manifest)
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        write_report(folder)

@@ -6,10 +6,12 @@ from typing import Any
 import pandas as pd
 import pytest
 from rich.console import Console
-from rows import make_failed, make_row
+from rows import make_failed, make_published, make_row
 
 from fedsim.errors import UserError
+from fedsim.grid.models import Published
 from fedsim.plugins.registry import EXTERNAL
+from fedsim.report.published import NOTE
 from fedsim.report.table import MOST_LINES, Table, show_briefly
 from fedsim.report.tables import (
     chosen_pair,
@@ -595,3 +597,77 @@ def test_sites_that_were_left_out_have_a_table_with_their_mean() -> None:
     assert table.title.startswith(
         "Balanced accuracy by site · on a site that took no part in training · digits · "
     )
+
+
+# --- published numbers ---
+
+PUBLISHED = "DP-CVAE (published, not run here: Author 2025, Table 2)"
+"""The name of a published number in a table."""
+
+
+def settings_with(*numbers: Published) -> SeedGroups:
+    """Return two methods at ε = 1, three seeds each, beside published numbers."""
+    rows = [*seeds(0.3, 0.4, 0.5, label="a"), *seeds(0.5, 0.6, 0.8, label="b")]
+    return SeedGroups.of(rows, published=numbers)
+
+
+def test_published_number_has_a_line_below_the_methods() -> None:
+    table = results_table(settings_with(make_published()))
+    assert methods_of(table)[:4] == ["a", "b", PUBLISHED, "ceiling"]
+    assert table.texts.loc[("", PUBLISHED), "ε = 1"] == "0.91"
+
+
+def test_label_that_says_published_says_it_once() -> None:
+    table = results_table(settings_with(make_published(label="DP-CVAE (published)")))
+    assert PUBLISHED in methods_of(table)
+
+
+def test_published_number_is_not_bold() -> None:
+    table = results_table(settings_with(make_published()))
+    assert table.best is not None
+    assert table.best["ε = 1"].to_dict()[("", "b")]
+    assert not table.best["ε = 1"].to_dict()[("", PUBLISHED)]
+
+
+def test_published_numbers_change_no_mean_of_a_table() -> None:
+    alone = results_table(settings_with())
+    beside = results_table(settings_with(make_published()))
+    assert beside.numbers.equals(alone.numbers)
+    assert lines_of(alone) == [line for line in lines_of(beside) if line[1] != PUBLISHED]
+
+
+def test_published_number_is_in_no_difference() -> None:
+    alone = difference_table(settings_with())
+    beside = difference_table(settings_with(make_published()))
+    assert lines_of(beside) == lines_of(alone)
+
+
+def test_table_says_what_a_published_number_is() -> None:
+    assert NOTE in results_table(settings_with(make_published())).notes
+    assert NOTE not in results_table(settings_with()).notes
+
+
+def test_table_of_another_measure_has_no_published_number() -> None:
+    table = results_table(settings_with(make_published(measure="accuracy")))
+    assert PUBLISHED not in methods_of(table)
+
+
+def test_published_epsilon_that_nothing_ran_at_has_a_column() -> None:
+    table = results_table(settings_with(make_published(epsilon=2)))
+    assert table.texts.columns.tolist() == ["ε = 1", "ε = 2", "no ε"]
+
+
+def test_table_shows_a_published_number_at_its_data_set_alone() -> None:
+    rows = [make_row(cell_id=name, dataset=name) for name in ("digits", "PACS")]
+    settings = SeedGroups.of(rows, published=[make_published(dataset="PACS")])
+    places = [place for place, method, *_ in lines_of(results_table(settings)) if "DP" in method]
+    assert places == ["PACS"]
+
+
+@pytest.mark.parametrize(
+    ("as_", "text"),
+    [("latex", r"A \& B"), ("html", "A &amp; B"), ("md", r"A \& B")],
+)
+def test_source_of_a_published_number_is_escaped(as_: Any, text: str) -> None:
+    table = results_table(settings_with(make_published(source="A & B")))
+    assert text in table.text(as_)

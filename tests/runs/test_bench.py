@@ -13,7 +13,7 @@ from benches import TIMES, Ran, keep_claims
 from cells import NODES, quick, small_grid
 from plug_ins import GOOD, changed
 from rich.console import Console
-from rows import values_of
+from rows import make_published, values_of
 
 import fedsim
 from fedsim.errors import PluginError, UserError
@@ -100,6 +100,32 @@ def test_partial_run_keeps_the_page_whole(bench: Bench) -> None:
         in (partial.folder / "report.html").read_text()
     )
     assert drawn_map.read_bytes() == before
+
+
+def bench_with_number(bench: Bench, value: float) -> Ran:
+    """Run a grid of one method beside a published number."""
+    number = make_published(published=value).model_dump()
+    grid = small_grid("dp-gaussian").model_dump()
+    grid["algorithms"] = [number, *grid["algorithms"]]
+    return bench(Grid.model_validate(grid))
+
+
+def test_changed_published_number_runs_nothing(bench: Bench) -> None:
+    first = bench_with_number(bench, 0.625)
+    written = files(first.folder)
+    again = bench_with_number(bench, 0.875)
+    assert "the cell is finished" in again.output
+    assert files(first.folder) == written
+
+
+def test_changed_published_number_redraws_the_page(bench: Bench) -> None:
+    first = bench_with_number(bench, 0.625)
+    before = (first.folder / "report.html").read_text()
+    bench_with_number(bench, 0.875)
+    after = (first.folder / "report.html").read_text()
+    assert "<td>0.625</td>" in before
+    assert "<td>0.625</td>" not in after
+    assert "<td>0.875</td>" in after
 
 
 def test_page_keeps_no_other_parameters_under_one_label(bench: Bench) -> None:

@@ -5,12 +5,18 @@ from typing import Any
 
 import pytest
 from cells import NODES, digits_of_sites, quick, small_grid
+from rows import make_published
 
 from fedsim.errors import UserError
 from fedsim.results.join import read_manifest
 from fedsim.results.store import RunFolder
 from fedsim.runs.manifest import write_manifest
 from fedsim.runs.prepare import Need, label_matrices, prepare
+
+
+def number(**values: Any) -> dict[str, Any]:
+    """Return the entry of a published number."""
+    return make_published(**values).model_dump()
 
 
 def test_cells_of_one_seed_share_a_partition() -> None:
@@ -35,6 +41,22 @@ def test_cells_of_one_seed_share_a_partition() -> None:
             {"clients": 5, "resources": {"clients_per_actor": 1}},
             r"resources.clients_per_actor: 5 clients need 5 actors at once and the cluster has "
             r"room for 4",
+        ),
+        (
+            {"algorithms": ["dp-gaussian", number(measure="acuracy")]},
+            r"algorithms\[1\].measure: there is no 'acuracy'; did you mean 'accuracy'",
+        ),
+        (
+            {"algorithms": ["dp-gaussian", number(published=91)]},
+            r"algorithms\[1\].published: balanced_accuracy is from 0 to 1",
+        ),
+        (
+            {"algorithms": [number(dataset="digits"), "dp-gaussian"]},
+            r"algorithms\[0\].dataset: there is no 'digits'; .*known: digits\[:200\]",
+        ),
+        (
+            {"algorithms": ["dp-gaussian", number(), number(published=0.8)]},
+            r"algorithms\[2\]: two published numbers are called the same; give each a label",
         ),
         (
             {"evaluation": {"evaluators": ["knn", "kn"]}},
