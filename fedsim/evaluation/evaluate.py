@@ -428,9 +428,9 @@ class CellEvaluator:
     def _weights_on_validation(self, local_classifiers: Sequence[LinearClassifier]) -> list[float]:
         """Return the same weight for every client: the best one on their validation examples.
 
-        It has the best mean accuracy over clients. A client without such examples counts as always wrong, at every weight. Accuracies are exact
-        fractions of numbers of examples, so no rounding of their sum decides. Of equally good
-        weights, the smallest is taken.
+        It has the best mean accuracy over clients. A client without such examples counts as always
+        wrong, at every weight. Accuracies are exact fractions of numbers of examples, so no
+        rounding of their sum decides. Of equally good weights, the smallest is taken.
 
         Args:
             local_classifiers: the clients' own classifiers.

@@ -199,18 +199,17 @@ _INTERPOLATED = (
 )
 _ALONE = "at the clients, own classifier alone"
 HELD_OUT = "personal_held_out"
-"""What stands for ``personal`` in a score whose weight was chosen on validation examples."""
+"""This replaces ``personal`` in the names of scores with a weight from validation examples."""
 _VALIDATED = (
     "at the clients, own classifier and shared one mixed (where there is one of each), with one "
     "weight for all, chosen on real validation examples (not private)"
 )
-_ALONE_WITHOUT_VALIDATION = f"{_ALONE}, without validation examples"
 HELD_OUT_NOTE = (
     "Not private: all clients have the one weight that is best on their real validation examples. "
     "No ε covers that choice. No method is trained on these examples, and no test example was used "
     "for the choice."
 )
-"""The note that marks every table of scores whose weight was chosen on validation examples."""
+"""This note marks every table of scores with a weight from validation examples."""
 _CHANCE = (("chance", "chance"),)
 _ALL_ROWS = (
     ("ceiling", "ceiling_balanced_accuracy"),
@@ -386,11 +385,11 @@ MEASURES = {
         notes=(HELD_OUT_NOTE,),
     ),
     "personal_held_out_alone_accuracy": Measure(
-        f"Accuracy {_ALONE_WITHOUT_VALIDATION}",
+        f"Accuracy {_ALONE}, without validation examples",
         "personal",
     ),
     "personal_held_out_alone_balanced_accuracy": Measure(
-        f"Balanced accuracy {_ALONE_WITHOUT_VALIDATION}",
+        f"Balanced accuracy {_ALONE}, without validation examples",
         "personal",
     ),
     "personal_held_out_weight": Measure(

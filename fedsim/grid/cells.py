@@ -683,7 +683,7 @@ def training_id_of(cell: Cell, place: str, code: str) -> str:
     if cell.public_hash is not None:
         facts["public"] = cell.public_hash
     if cell.evaluation.has_validation:
-        facts["personal"] = cell.evaluation.personal
+        facts["personal"] = "held-out"
     return identity(facts)
 
 

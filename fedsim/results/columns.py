@@ -102,7 +102,7 @@ class Row:
     @property
     def has_validation(self) -> bool:
         """Return whether its personal scores have a weight chosen on real validation examples."""
-        return bool((self.evaluation or {}).get("personal") == "held-out")
+        return bool(self.evaluation.get("personal") == "held-out")
 
     @property
     def drawn_claim(self) -> str | None:
