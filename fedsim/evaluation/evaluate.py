@@ -356,11 +356,11 @@ class CellEvaluator:
             scores = self._personal_classifiers(self.product)
         else:
             scores = self._personal_mixtures(self.product)
-        if not self.cell.evaluation.has_validation:
-            return scores
-        return Scores(
-            {name.replace("personal", HELD_OUT): score for name, score in scores.items()},
-        )
+        if self.cell.evaluation.has_validation:
+            return Scores(
+                {name.replace("personal", HELD_OUT): score for name, score in scores.items()},
+            )
+        return scores
 
     def _personal_mixtures(self, product: Generator) -> Scores:
         """Return the scores of each client's mixture and of its own classifier alone."""
