@@ -595,3 +595,18 @@ def test_sites_that_were_left_out_have_a_table_with_their_mean() -> None:
     assert table.title.startswith(
         "Balanced accuracy by site · on a site that took no part in training · digits · "
     )
+
+
+@pytest.mark.parametrize("score", ["accuracy", "balanced_accuracy"])
+def test_tables_of_held_out_scores_say_that_they_are_not_private(score: str) -> None:
+    measure = f"personal_held_out_{score}"
+    table = table_of([make_row(**{measure: 0.8})], measure)
+    assert "(not private)" in table.title
+    assert any(note.startswith("Not private: ") for note in table.notes)
+
+
+def test_held_out_scores_stand_beside_the_client_alone() -> None:
+    values = {"personal_held_out_accuracy": 0.8, "personal_held_out_alone_accuracy": 0.6}
+    table = table_of([make_row(**values)], "personal_held_out_accuracy")
+    assert methods_of(table)[-1] == "own classifier alone"
+    assert lines_of(table)[-1][-1] == "0.600"
