@@ -6,8 +6,9 @@ Both can also be scored as each client would use them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, to_device
 from fedsim.evaluation.evaluators import EVALUATORS, Labelled
-from fedsim.evaluation.measures import LabelShares, Predictions
+from fedsim.evaluation.measures import HELD_OUT, LabelShares, Predictions
 from fedsim.evaluation.scores import (
     Scores,
     mean_scores,
@@ -50,6 +51,7 @@ from fedsim.methods.products import (
     own,
 )
 from fedsim.models.linear import (
+    TRIED_WEIGHTS,
     Interpolated,
     LinearClassifier,
     ProbeClassifier,
@@ -335,34 +337,57 @@ class CellEvaluator:
         its own classifier and its weight stay with the client. Where the algorithm made a
         classifier, that one predicts, and there is no weight.
 
-        This mixture is that of Di Salvo et al. 2025 (arXiv 2507.02671); the rule for its weight is
-        not. They choose one weight for all clients, on the clients' real validation examples. Here
-        all clients have the weight that the grid gives, or (``synthetic``) each has the weight that
-        is best on other synthetic embeddings, weighted by the client's label frequencies. A
-        generator with finitely many embeddings gives the same embeddings again.
+        This mixture is that of Di Salvo et al. 2025 (arXiv 2507.02671). The grid chooses the rule
+        for its weight:
+
+        - ``held-out``, their rule (``eval_ours.py`` of github.com/myng15/federated-dp-cvae at
+          e9c6077): all clients have the weight with the best mean accuracy over clients, on real
+          validation examples that nothing trains on, neither before the choice nor after it. The
+          choice is not private, so the scores have names of their own. They cut validation and test
+          examples class by class from each client's data. Here the cut looks at no label
+          (:func:`fedsim.partition.with_validation`), and the test split of a client is the data
+          set's test rows as the client sees them, at its label frequencies.
+        - ``synthetic``: each client has the weight that is best on other synthetic embeddings,
+          weighted by the client's label frequencies. A generator with finitely many embeddings
+          gives the same embeddings again.
+        - a number: all clients have this weight.
         """
         if is_classifier(self.product):
-            return self._personal_classifiers(self.product)
+            scores = self._personal_classifiers(self.product)
+        else:
+            scores = self._personal_mixtures(self.product)
+        if self.cell.evaluation.has_validation:
+            return Scores(
+                {name.replace("personal", HELD_OUT): score for name, score in scores.items()},
+            )
+        return scores
+
+    def _personal_mixtures(self, product: Generator) -> Scores:
+        """Return the scores of each client's mixture and of its own classifier alone."""
         data = self.data
-        shared = folded(self.probe, data.classes)
-        other = self._draw(self.product, draw=1, per_class=self._per_class_of_client)
-        other_shared = shared.probabilities(torch.from_numpy(other.x))
         x_test = torch.from_numpy(self._client_test.x)
-        mixed = []
-        alone = []
-        weights = []
-        for client, rows in enumerate(client_rows(data, self.partition)):
-            local = fit_linear(
+        local_classifiers = [
+            fit_linear(
                 data.x_train[rows],
                 data.y_train[rows],
                 data.classes,
                 self.cell.evaluation.real_c,
             )
-            weight = self._personal_weight(client, local, other, other_shared)
-            mixture = Interpolated(local, shared, weight)
-            mixed.append(self._predict_own_rows(client, mixture.probabilities, x_test))
+            for rows in client_rows(data, self.partition)
+        ]
+        personal = self.cell.evaluation.personal
+        if personal == "synthetic":
+            weights = self._weights_on_synthetic(product, local_classifiers)
+        elif personal == "held-out":
+            weights = self._weights_on_validation(local_classifiers)
+        else:
+            weights = [float(personal or 0)] * len(local_classifiers)
+        mixed = []
+        alone = []
+        for client, local in enumerate(local_classifiers):
+            both = Interpolated(local, self._shared_classifier, weights[client])
+            mixed.append(self._predict_own_rows(client, both.probabilities, x_test))
             alone.append(self._predict_own_rows(client, local.probabilities, x_test))
-            weights.append(weight)
         scores = personal_scores(mixed)
         for name, score in personal_scores(alone).items():
             scores[name.replace("personal", "personal_alone")] = score
@@ -379,28 +404,47 @@ class CellEvaluator:
             ]
         )
 
-    def _personal_weight(
+    def _weights_on_synthetic(
         self,
-        client: int,
-        local: LinearClassifier,
-        other: Labelled,
-        other_shared: Tensor,
-    ) -> float:
-        """Return the weight of a client's own classifier.
+        product: Generator,
+        local_classifiers: Sequence[LinearClassifier],
+    ) -> list[float]:
+        """Return the weight of every client that is best on other synthetic embeddings.
 
         Args:
-            client: the number of the client.
-            local: the client's own classifier.
-            other: other synthetic embeddings, on which the weight may be chosen.
-            other_shared: their probabilities ``[n, C]`` by the classifier of the shared generator.
+            product: the shared generator.
+            local_classifiers: the clients' own classifiers.
         """
-        personal = self.cell.evaluation.personal
-        if personal != "synthetic":
-            return float(personal or 0)
+        other = self._draw(product, draw=1, per_class=self._per_class_of_client)
         x = torch.from_numpy(other.x)
         y = torch.from_numpy(other.y)
-        importance = torch.from_numpy(self._share(client))[y]
-        return best_weight(local.probabilities(x), other_shared, y, importance)
+        by_shared = self._shared_classifier.probabilities(x)
+        weights = []
+        for client, local in enumerate(local_classifiers):
+            importance = torch.from_numpy(self._share(client))[y]
+            weights.append(best_weight(local.probabilities(x), by_shared, y, importance))
+        return weights
+
+    def _weights_on_validation(self, local_classifiers: Sequence[LinearClassifier]) -> list[float]:
+        """Return the same weight for every client: the best one on their validation examples.
+
+        It has the best mean accuracy over clients. A client without such examples counts as always
+        wrong, at every weight. Accuracies are exact fractions of numbers of examples, so no
+        rounding of their sum decides. Of equally good weights, the smallest is taken.
+
+        Args:
+            local_classifiers: the clients' own classifiers.
+        """
+        totals = [Fraction(0)] * len(TRIED_WEIGHTS)
+        for local, rows in zip(local_classifiers, self.partition.validation, strict=True):
+            x = torch.from_numpy(self.data.x_train[rows])
+            y = torch.from_numpy(self.data.y_train[rows])
+            for position, weight in enumerate(TRIED_WEIGHTS):
+                both = Interpolated(local, self._shared_classifier, weight)
+                correct = both.probabilities(x).argmax(1) == y
+                totals[position] += Fraction(int(correct.sum()), max(len(y), 1))
+        best = TRIED_WEIGHTS[totals.index(max(totals))]
+        return [best] * len(local_classifiers)
 
     @property
     def _label_shares(self) -> NDArray[np.float64] | None:
@@ -427,6 +471,11 @@ class CellEvaluator:
     def probe(self) -> Probe:
         """The linear probe that is fitted to the shared generator's embeddings."""
         return fit_probe(self._synthetic.x, self._synthetic.y, self._probe_c)
+
+    @cached_property
+    def _shared_classifier(self) -> LinearClassifier:
+        """The probe as a linear classifier, which clients mix with their own one."""
+        return folded(self.probe, self.data.classes)
 
     @property
     def _probe_c(self) -> float:
@@ -501,6 +550,9 @@ class CellEvaluator:
         )
 
     def _share(self, client: int) -> NDArray[np.float64]:
-        """Return the frequency of every class among a client's training rows, ``[C]``."""
-        y = self.data.y_train[self.partition.rows[client]]
+        """Return the frequency of every class among all rows that a client holds, ``[C]``.
+
+        Its validation rows count, because its test rows stand for all of its data.
+        """
+        y = self.data.y_train[self.partition.all_rows[client]]
         return np.bincount(y, minlength=self.data.classes) / max(len(y), 1)

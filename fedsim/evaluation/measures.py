@@ -67,6 +67,7 @@ class Measure:
         least: the least possible number.
         most: the largest possible number.
         fidelity: whether the picture of fidelity shows it.
+        notes: sentences below each of its tables.
     """
 
     title: str
@@ -80,6 +81,7 @@ class Measure:
     least: float = 0.0
     most: float = 1.0
     fidelity: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def accuracy(of: Predictions) -> float:
@@ -196,6 +198,18 @@ _INTERPOLATED = (
     "at the clients, own classifier and shared one interpolated (where there is one of each)"
 )
 _ALONE = "at the clients, own classifier alone"
+HELD_OUT = "personal_held_out"
+"""This replaces ``personal`` in the names of scores with a weight from validation examples."""
+_VALIDATED = (
+    "at the clients, own classifier and shared one mixed (where there is one of each), with one "
+    "weight for all, chosen on real validation examples (not private)"
+)
+HELD_OUT_NOTE = (
+    "Not private: all clients have the one weight that is best on their real validation examples. "
+    "No ε covers that choice. No method is trained on these examples, and no test example was used "
+    "for the choice."
+)
+"""This note marks every table of scores with a weight from validation examples."""
 _CHANCE = (("chance", "chance"),)
 _ALL_ROWS = (
     ("ceiling", "ceiling_balanced_accuracy"),
@@ -359,6 +373,35 @@ MEASURES = {
     "personal_alone_balanced_accuracy": Measure(f"Balanced accuracy {_ALONE}", "personal"),
     "personal_weight": Measure(
         "Mean weight of the clients' own classifiers", "personal", best=None
+    ),
+    "personal_held_out_accuracy": Measure(
+        f"Accuracy {_VALIDATED}",
+        "personal",
+        table=True,
+        terminal=True,
+        references=(("own classifier alone", "personal_held_out_alone_accuracy"),),
+        notes=(HELD_OUT_NOTE,),
+    ),
+    "personal_held_out_balanced_accuracy": Measure(
+        f"Balanced accuracy {_VALIDATED}",
+        "personal",
+        table=True,
+        terminal=True,
+        references=(("own classifier alone", "personal_held_out_alone_balanced_accuracy"),),
+        notes=(HELD_OUT_NOTE,),
+    ),
+    "personal_held_out_alone_accuracy": Measure(
+        f"Accuracy {_ALONE}, without validation examples",
+        "personal",
+    ),
+    "personal_held_out_alone_balanced_accuracy": Measure(
+        f"Balanced accuracy {_ALONE}, without validation examples",
+        "personal",
+    ),
+    "personal_held_out_weight": Measure(
+        "Weight of the clients' own classifiers, chosen on real validation examples (not private)",
+        "personal",
+        best=None,
     ),
 }
 """The measures by the names of their columns, in the order of the columns."""

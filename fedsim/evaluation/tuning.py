@@ -414,36 +414,28 @@ def held_out(
         The partition without the held-out examples, and these.
     """
     partition = trial.partition
-    training_rows = []
-    training_groups = []
+    left_out = []
     held_rows = []
     held_clients = []
     weights = []
     for client, client_rows in enumerate(partition.rows):
-        units = np.arange(len(client_rows))
-        if partition.groups is not None:
-            units = partition.groups[client]
+        units = partition.units_of(client)
         count = int(units.max(initial=-1)) + 1
         coins = seeds.keystream(Purpose.HELD_OUT, client=client).uniform(count)
         out = coins[units] < probability
-        training_rows.append(client_rows[~out])
-        training_groups.append(np.unique(units[~out], return_inverse=True)[1])
+        left_out.append(out)
         held_rows.append(client_rows[out])
         held_clients.append(np.full(out.sum(), client))
         sizes = np.ones(len(coins), np.int64)
         if trial.task.unit == "group":
             sizes = np.bincount(units)
         weights.append(1.0 / sizes[units[out]])
-    groups = None
-    if partition.groups is not None:
-        groups = tuple(training_groups)
-    remaining = replace(partition, rows=tuple(training_rows), groups=groups)
     held = HeldOut(
         np.concatenate(held_rows),
         np.concatenate(held_clients),
         np.concatenate(weights),
     )
-    return remaining, held
+    return partition.without(left_out), held
 
 
 def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:

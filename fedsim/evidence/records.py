@@ -33,7 +33,8 @@ _EQUAL_PLACES = (
 """The places of a record that must hold the same value, by the path of their keys."""
 _IN_THE_ID = (
     "algorithm, params, dataset_hash, public_hash, partition, alpha, clients, epsilon, delta, "
-    "unit, unit_column, trust, noise, seed, tuning, evaluation (unseen, probe_c), source"
+    "unit, unit_column, trust, noise, seed, tuning, evaluation (unseen, probe_c, and personal "
+    "if it is held-out), source"
 )
 """The keys of a cell that :func:`fedsim.grid.cells.training_id_of` reads."""
 

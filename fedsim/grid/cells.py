@@ -43,7 +43,7 @@ from fedsim.grid.read import complaint
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.given import GivenRows
 from fedsim.methods.messages import Task
-from fedsim.partition import Partition, check_partition, make_partition
+from fedsim.partition import Partition, check_partition, make_partition, with_validation
 from fedsim.partition.partition import TOGETHER_KEY, check_split
 from fedsim.partition.schemes import column_values
 from fedsim.plugins.code_hash import harness_hash, place_of, source_hash
@@ -502,8 +502,11 @@ def grid_place(grid: Grid, clients: int) -> Callable[[str], str]:
 
 
 def partition_of(cell: Cell, data: Embeddings) -> Partition:
-    """Return the partition of a cell's data among its clients."""
-    return make_partition(
+    """Return the partition of a cell's data among its clients.
+
+    Validation examples are cut here, before anything is trained.
+    """
+    partition = make_partition(
         data.y_train,
         spec=cell.partition,
         alpha=cell.alpha,
@@ -511,6 +514,9 @@ def partition_of(cell: Cell, data: Embeddings) -> Partition:
         seed=cell.seed,
         columns=data.columns,
     )
+    if cell.evaluation.has_validation:
+        return with_validation(partition)
+    return partition
 
 
 def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ...]:
@@ -687,6 +693,8 @@ def training_id_of(cell: Cell, place: str, code: str) -> str:
         facts["code"] = code
     if cell.public_hash is not None:
         facts["public"] = cell.public_hash
+    if cell.evaluation.has_validation:
+        facts["personal"] = "held-out"
     return identity(facts)
 
 

@@ -249,9 +249,10 @@ class Evaluation(_Model):
             client sees them.
         personal: Whether each client's own classifier, interpolated with the shared one, is
             evaluated too, and with which weight. ``synthetic``: each client takes the weight that
-            is best on fresh synthetic examples, weighted by its label shares. (DP-CVAE chooses one
-            weight for all clients, on real validation examples.) A number in [0, 1]: all clients
-            take this weight.
+            is best on fresh synthetic examples, weighted by its label shares. ``held-out``: all
+            clients take one weight, the best on their real validation examples, as in DP-CVAE.
+            These are a fifth of each client's training examples, which nothing trains on. The
+            choice is not private. A number in [0, 1]: all clients take this weight.
         evaluators: The evaluators of synthetic embeddings beside the linear probe: ``knn``,
             ``mlp``, ``fidelity``.
         unseen: A site that takes no part in training. All scores are then computed on its test
@@ -261,7 +262,9 @@ class Evaluation(_Model):
     per_class: Annotated[Whole, Field(ge=1, le=10**6)] | None = None
     probe_c: Positive | None = None
     per_client: bool = Field(default=False, strict=True)
-    personal: Literal["synthetic"] | Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
+    personal: (
+        Literal["synthetic", "held-out"] | Annotated[float, Field(ge=0, le=1, strict=True)] | None
+    ) = None
     evaluators: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("knn", "fidelity")
     unseen: str | None = Field(default=None, min_length=1)
 
@@ -292,6 +295,11 @@ class Evaluation(_Model):
         enough_rows = ENOUGH_ROWS * dim * classes
         for_few_rows = min(1.0, rows / enough_rows)
         return SYNTHETIC_C * for_few_features * for_few_rows**2
+
+    @property
+    def has_validation(self) -> bool:
+        """Return whether a part of each client's training examples is held out for validation."""
+        return self.personal == "held-out"
 
     @property
     def real_c(self) -> float:

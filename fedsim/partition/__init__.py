@@ -13,6 +13,7 @@ from fedsim.partition.partition import (
     make_partition,
     own_rows,
     site_names,
+    with_validation,
 )
 from fedsim.partition.schemes import PartitionSpec
 
@@ -25,4 +26,5 @@ __all__ = [
     "make_partition",
     "own_rows",
     "site_names",
+    "with_validation",
 ]

@@ -8,6 +8,7 @@ own.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +30,8 @@ from fedsim.seeds import Purpose, Seeds
 
 TOGETHER_KEY = "partition.together"
 """The grid's key that errors about groups name."""
+VALIDATION = 5
+"""One in this many examples (or groups) of a client is for validation, if any are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +41,15 @@ class Partition:
     Attributes:
         rows: the numbers of each client's training examples, one int64 array per client. They are
             ascending, or ascending within groups that stay together. Clients share no example, and
-            together they hold all.
+            together they hold all but those for validation.
         fingerprint: 16 hexadecimal digits of a hash of what the clients hold.
-        label_counts: how many examples of each class each client holds, int64
-            ``[clients, classes]``.
+        label_counts: how many examples of each class each client holds, with those for
+            validation, int64 ``[clients, classes]``.
         scheme: the name of the scheme that made it.
         groups: if examples stay together: the number of each example's group within its client,
             ascending from 0, one array per client; else None.
+        validation: the numbers of each client's examples that are held out of training, one int64
+            array per client; empty if none are (:func:`with_validation`).
     """
 
     rows: RowNumbers
@@ -52,6 +57,38 @@ class Partition:
     label_counts: Integers
     scheme: str
     groups: RowNumbers | None = None
+    validation: RowNumbers = ()
+
+    @property
+    def all_rows(self) -> RowNumbers:
+        """The numbers of each client's examples, with those for validation."""
+        if not self.validation:
+            return self.rows
+        return tuple(map(np.concatenate, zip(self.rows, self.validation, strict=True)))
+
+    def units_of(self, client: int) -> Integers:
+        """Return the group of each of a client's training examples, or else its own position."""
+        if self.groups is None:
+            return np.arange(len(self.rows[client]))
+        return self.groups[client]
+
+    def without(self, left_out: Sequence[NDArray[np.bool_]]) -> Partition:
+        """Return a copy without some training examples, whose groups are numbered anew.
+
+        Args:
+            left_out: whether each example is left out, one array per client.
+        """
+        rows = []
+        groups = []
+        for client, is_out in enumerate(left_out):
+            rows.append(self.rows[client][~is_out])
+            units = self.units_of(client)[~is_out]
+            groups.append(np.unique(units, return_inverse=True)[1])
+        return replace(
+            self,
+            rows=tuple(rows),
+            groups=self.groups and tuple(groups),
+        )
 
     def count(self, unit: str) -> int:
         """Return the number of units of protection: ``example``, ``group`` or ``client``."""
@@ -164,6 +201,27 @@ def make_partition(
         label_counts.reshape(clients, classes),
         spec.scheme,
         groups,
+    )
+
+
+def with_validation(partition: Partition) -> Partition:
+    """Return a partition that holds a fifth of each client's examples out for validation.
+
+    Every fifth example is held out, or every fifth group if examples stay together. So the choice
+    looks at no label and no embedding. A client with fewer than five of them has none for
+    validation.
+    """
+    left_out = []
+    validation = []
+    for client, rows in enumerate(partition.rows):
+        is_out = partition.units_of(client) % VALIDATION == VALIDATION - 1
+        left_out.append(is_out)
+        validation.append(rows[is_out])
+    digest = hashlib.sha256(f"{partition.fingerprint} without validation".encode())
+    return replace(
+        partition.without(left_out),
+        fingerprint=digest.hexdigest()[:16],
+        validation=tuple(validation),
     )
 
 
@@ -296,7 +354,7 @@ def as_seen(
     spec: PartitionSpec,
     seed: int,
 ) -> Embeddings:
-    """Return the data set with every training example as its client sees it.
+    """Return the data set with every example as its client sees it.
 
     Test examples stand for all clients alike: client ``i mod clients`` sees example i. Without
     feature shift the same data set comes back.
@@ -306,7 +364,7 @@ def as_seen(
     x_train = data.x_train.copy()
     x_test = data.x_test.copy()
     clients = len(partition.rows)
-    for client, rows in enumerate(partition.rows):
+    for client, rows in enumerate(partition.all_rows):
         tested = slice(client, None, clients)
         for x, seen in ((x_train, rows), (x_test, tested)):
             x[seen] = apply_shift(

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from fedsim.evaluation.measures import MEASURES
+from fedsim.evaluation.measures import HELD_OUT_NOTE, MEASURES
 from fedsim.files import replaced
 from fedsim.json_lines import decode
 from fedsim.partition.matrix import LabelMatrix, read_partitions
@@ -277,6 +277,12 @@ def _cautions(
             f"Method that was left out because its plug-in was refused: {len(table)}",
             "There are no results of it.",
             _plain_table(pd.DataFrame(table)),
+        )
+    if any(row.has_validation for row in rows):
+        yield Caution(
+            "Personal scores are not private",
+            HELD_OUT_NOTE,
+            Markup(""),
         )
     for finding in findings:
         title = f"{finding.kind.name}: {counted(len(finding.table), 'setting')}"

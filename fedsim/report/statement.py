@@ -479,6 +479,11 @@ def _uncovered(row: Row) -> Iterator[str]:
         "scores, references, diagnostics and label matrices of the run folder, which are computed "
         "from the real data without noise"
     )
+    if row.has_validation:
+        yield (
+            "the validation examples: the weight of personal scores was chosen on them without "
+            "noise, and ε covers neither that nor which examples they are"
+        )
     yield f"the choice of {searched} after looking at these"
     yield "the choice of training examples and of their clients, if it depends on the examples"
     yield (

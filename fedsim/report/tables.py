@@ -183,6 +183,7 @@ def results_table(
     has_fewer_rows = settings.averaged["reference_rows"] < settings.averaged["train_rows"]
     if "local-only" in references and has_fewer_rows.any():
         notes.append(_FEWER_ROWS)
+    notes.extend(MEASURES[measure].notes)
     best = MEASURES[measure].best
     if best is not None:
         lines["best"] = _best(lines, best, digits)

@@ -100,6 +100,11 @@ class Row:
         return bool(self.algorithm == EXTERNAL)
 
     @property
+    def has_validation(self) -> bool:
+        """Return whether its personal scores have a weight chosen on real validation examples."""
+        return bool(self.evaluation.get("personal") == "held-out")
+
+    @property
     def drawn_claim(self) -> str | None:
         """Return the claim that tables and curves show.
 

@@ -330,3 +330,14 @@ def test_search_is_proved_composed_and_released(bench, tmp_path: Path) -> None:
         put(cell__params__radius=0.7),
     )
     assert [proof_of(line, lie).verdict for lie in lies] == ["differs"] * 4
+
+
+def test_a_record_with_held_out_examples_is_proved() -> None:
+    held_out = record("dp-gaussian", evaluation={"personal": "held-out"})
+    assert proof_of(held_out).verdict == "proved"
+
+
+def test_a_record_that_hides_its_held_out_examples_is_not_proved() -> None:
+    held_out = record("dp-gaussian", evaluation={"personal": "held-out"})
+    proof = proof_of(held_out, put(cell__evaluation__personal="synthetic"))
+    assert "its training_id is not the hash of its cell" in proof.why

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import UserError
-from fedsim.partition import Partition, PartitionSpec, make_partition
+from fedsim.partition import Partition, PartitionSpec, make_partition, with_validation
 from fedsim.partition.partition import check_split, divisible_parts
 
 LESIONS = np.sort(np.random.default_rng(0).integers(0, 400, 900))
@@ -146,3 +146,19 @@ def test_a_group_on_both_sides_of_the_split_is_reported() -> None:
     problem = "1 values of lesion have both training and test rows, such as 'b'; give the data a"
     with pytest.raises(UserError, match=problem):
         check_split("lesion", train, test)
+
+
+def test_a_group_is_in_training_or_in_validation() -> None:
+    made = with_validation(partition())
+    for training, validation in zip(made.rows, made.validation, strict=True):
+        assert len(validation) > 0
+        assert not np.intersect1d(LESIONS[training], LESIONS[validation]).size
+
+
+def test_groups_that_are_left_in_training_are_numbered_anew() -> None:
+    made = with_validation(partition())
+    assert made.groups is not None
+    for rows, groups in zip(made.rows, made.groups, strict=True):
+        lesions, numbers = np.unique(LESIONS[rows], return_inverse=True)
+        assert len(lesions) == groups.max() + 1
+        np.testing.assert_array_equal(groups, numbers)

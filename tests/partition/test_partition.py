@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from fedsim.data.embeddings import Embeddings, unit_norm
 from fedsim.errors import UserError
-from fedsim.partition import PartitionSpec, as_seen, make_partition, schemes
+from fedsim.partition import PartitionSpec, as_seen, make_partition, schemes, with_validation
 from fedsim.partition.partition import apply_shift, shift_of
 
 LABELS = np.random.default_rng(0).integers(0, 10, 3_000)
@@ -282,20 +282,52 @@ def test_feature_shift_applies_the_owners_map():
     x = np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32)
     split = np.repeat([0, 2], [40, 20])
     data = Embeddings.from_arrays("made up", unit_norm(x), np.arange(60) % 3, split)
-    made = partition(
-        data.y_train,
-        "feature-shift",
-        clients=4,
-        seed=1,
-        columns={},
-        strength=0.4,
+    made = with_validation(
+        partition(
+            data.y_train,
+            "feature-shift",
+            clients=4,
+            seed=1,
+            columns={},
+            strength=0.4,
+        )
     )
     spec = PartitionSpec(scheme="feature-shift", strength=0.4)
     seen = as_seen(data, made, spec, seed=1)
-    for client, rows in enumerate(made.rows):
+    for client, rows in enumerate(made.all_rows):
         x_train = apply_shift(data.x_train[rows], client, strength=0.4, seed=1)
         x_test = apply_shift(data.x_test[client::4], client, strength=0.4, seed=1)
         np.testing.assert_array_equal(seen.x_train[rows], x_train)
         np.testing.assert_array_equal(seen.x_test[client::4], x_test)
     np.testing.assert_allclose(np.linalg.norm(seen.x_train, axis=1), 1, atol=1e-5)
     assert not np.allclose(seen.x_train, data.x_train, atol=0.05)
+
+
+def test_validation_takes_every_fifth_example_of_a_client():
+    whole = partition()
+    made = with_validation(whole)
+    for rows, training, validation in zip(whole.rows, made.rows, made.validation, strict=True):
+        np.testing.assert_array_equal(validation, rows[4::5])
+        np.testing.assert_array_equal(training, np.setdiff1d(rows, validation))
+
+
+def test_training_and_validation_together_are_what_clients_hold():
+    whole = partition()
+    made = with_validation(whole)
+    for rows, held in zip(whole.rows, made.all_rows, strict=True):
+        np.testing.assert_array_equal(np.sort(held), rows)
+
+
+def test_validation_changes_the_fingerprint():
+    assert with_validation(partition()).fingerprint != partition().fingerprint
+
+
+def test_a_client_with_four_examples_has_none_for_validation():
+    made = with_validation(partition(LABELS[:8], "iid", clients=2))
+    assert [len(rows) for rows in made.rows] == [4, 4]
+    assert [len(rows) for rows in made.validation] == [0, 0]
+
+
+def test_a_partition_without_validation_holds_its_training_examples():
+    made = partition()
+    assert made.all_rows is made.rows

@@ -455,3 +455,16 @@ def test_damaged_published_number_is_one_message(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, [make_row()], manifest)
     with pytest.raises(UserError, match=r"manifest\.json"):
         write_report(folder)
+
+
+def test_page_warns_of_a_weight_chosen_on_validation_examples(tmp_path: Path) -> None:
+    rows = [make_row(evaluation={"personal": "held-out"})]
+    page = page_of(folder_with(tmp_path, rows))
+    assert "Personal scores are not private" in page.text
+    assert "No ε covers that choice" in page.text
+
+
+def test_page_has_no_such_warning_for_other_personal_scores(tmp_path: Path) -> None:
+    rows = [make_row(evaluation={"personal": "synthetic"})]
+    page = page_of(folder_with(tmp_path, rows))
+    assert "Personal scores are not private" not in page.text

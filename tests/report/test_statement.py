@@ -229,3 +229,9 @@ def test_statement_warns_of_large_delta_without_a_count(fields: dict[str, Any], 
     assert warning.startswith(f"δ = 0.01 is not below 1/n, where n is the number of {unit}: ")
     assert "223" not in "\n".join(statement.lines)
     assert f"{1 / 223:.2g}" not in "\n".join(statement.lines)
+
+
+def test_a_weight_of_validation_examples_is_not_covered() -> None:
+    words = "the weight of personal scores was chosen on them without noise"
+    assert words in stated(make_row(evaluation={"personal": "held-out"}))["fedhypevae"]
+    assert words not in stated(make_row(evaluation={"personal": "synthetic"}))["fedhypevae"]

@@ -671,3 +671,18 @@ def test_table_shows_a_published_number_at_its_data_set_alone() -> None:
 def test_source_of_a_published_number_is_escaped(as_: Any, text: str) -> None:
     table = results_table(settings_with(make_published(source="A & B")))
     assert text in table.text(as_)
+
+
+@pytest.mark.parametrize("score", ["accuracy", "balanced_accuracy"])
+def test_tables_of_held_out_scores_say_that_they_are_not_private(score: str) -> None:
+    measure = f"personal_held_out_{score}"
+    table = table_of([make_row(**{measure: 0.8})], measure)
+    assert "(not private)" in table.title
+    assert any(note.startswith("Not private: ") for note in table.notes)
+
+
+def test_held_out_scores_stand_beside_the_client_alone() -> None:
+    values = {"personal_held_out_accuracy": 0.8, "personal_held_out_alone_accuracy": 0.6}
+    table = table_of([make_row(**values)], "personal_held_out_accuracy")
+    assert methods_of(table)[-1] == "own classifier alone"
+    assert lines_of(table)[-1][-1] == "0.600"

@@ -222,6 +222,8 @@ def rows_of(
     if site is None:
         data = views[trial.data_key]
         trained = np.ones(len(data.y_train), bool)
+        for held_out in trial.partition.validation:
+            trained[held_out] = False
     else:
         # A site is left out only where clients see values as they are, so the whole data set has
         # the examples of the site and of all others.

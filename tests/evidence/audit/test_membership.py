@@ -67,6 +67,15 @@ def test_rows_of_an_unseen_site_are_not_members(tmp_path: Path) -> None:
         assert len(x) == 450
 
 
+def test_validation_rows_are_not_members() -> None:
+    grid = small_grid(quick("dp-gaussian"), evaluation={"personal": "held-out"})
+    prepared = prepare(grid, NODES)
+    (trial,) = prepared.trials
+    _, _, inside = rows_of(trial, prepared.data)
+    trained = np.concatenate(trial.partition.rows)
+    assert np.array_equal(np.flatnonzero(inside), np.sort(trained))
+
+
 def test_random_scores_show_no_membership() -> None:
     stream = np.random.default_rng(1)
     area, rate, _ = membership(
