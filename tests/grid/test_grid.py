@@ -177,7 +177,18 @@ BASE = "algorithms: [config-private]\n"
             BASE + "seeds: 4-0",
             "seeds: '4-0' is not a range of up to 1000 numbers; give one such as 0-4",
         ),
-        (BASE + "unit: {colum: a}", "g.yaml:2: unit.colum: unknown key 'colum'"),
+        (
+            BASE + "unit: {colum: a}",
+            "g.yaml:2: unit.colum: unknown key 'colum'; did you mean 'column'?",
+        ),
+        (
+            BASE + "evaluation: {per_clas: 9}",
+            "g.yaml:2: evaluation.per_clas: unknown key 'per_clas'; did you mean 'per_class'?",
+        ),
+        (
+            BASE + "dataset: [{npz: a.npz, licens: mine}]",
+            "g.yaml:2: dataset[0].licens: unknown key 'licens'; did you mean 'licence'?",
+        ),
         (
             BASE + "unit: {column: client}",
             "a column called 'client' would be taken for another unit; rename it",
@@ -209,7 +220,7 @@ BASE = "algorithms: [config-private]\n"
         ),
         (
             "algorithms: {name: config-private, params: {schedule: {warmpu: 1}}}",
-            "params.schedule.warmpu: unknown key 'warmpu'",
+            "params.schedule.warmpu: unknown key 'warmpu'; did you mean 'warmup'?",
         ),
         (
             "algorithms: {name: config-private, scan: {betta: [1]}}",
