@@ -22,6 +22,7 @@ from fedsim.data.spec import EXPORTED, REVISIONS, EncoderSpec
 from fedsim.data.split import SPLIT_SEED
 from fedsim.errors import UserError, at, not_installed
 from fedsim.files import cache_folder
+from fedsim.words import counted
 
 SMALLEST_CROP = 0.8
 """The smallest share of an image's sides that a view shows; the largest is 1."""
@@ -221,7 +222,7 @@ class ImageEncoder:
         if output is None or output.dim() not in (2, 3, 4):
             raise UserError(
                 f"encoder {self.spec.display}",
-                "yields no tokens",
+                "gives no tokens, maps or vectors",
                 "give a vision transformer, such as facebook/dinov2-base, or an onnx file",
             )
         if output.dim() == 2:
@@ -321,10 +322,12 @@ class _Exported:
         self.input = inputs[0]
         floating = self.input.type in ("tensor(float)", "tensor(float16)")
         if len(inputs) > 1 or len(self.input.shape) != 4 or not floating:
+            listed = ", ".join(f"{one.name}: {one.type} {one.shape}" for one in inputs)
             raise UserError(
                 self.where,
-                f"takes other inputs than images ({self.input.type} {self.input.shape})",
-                "export it with one input of floating-point images, [n, 3, h, w] or [n, h, w, 3]",
+                f"takes {counted(len(inputs), 'input')} ({listed})",
+                "export a network with exactly one input, floating-point images [n, 3, h, w] or "
+                "[n, h, w, 3]",
             )
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:

@@ -49,7 +49,7 @@ from fedsim.partition.schemes import column_values
 from fedsim.plugins.code_hash import harness_hash, place_of, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.selection import SEEN
-from fedsim.words import json_number, number, spelled
+from fedsim.words import json_number, number, setting, spelled
 
 CURVE_LABELS: dict[Curve, str] = {
     "default": "",
@@ -560,19 +560,37 @@ def _epsilons(grid: Grid, variant: Variant) -> Sequence[float | None]:
 
 def _check_distinct(grid: Grid, cells: Iterable[Cell]) -> None:
     """Refuse cells that are equal, or that tables could not tell apart."""
-    seen: set[Any] = set()
+    ids: set[str] = set()
+    names: set[tuple[Any, ...]] = set()
     for cell in cells:
         dataset = shown(cell.dataset, cell.evaluation.unseen)
         name = (cell.label, dataset, cell.alpha, cell.clients, cell.epsilon, cell.seed)
-        if cell.cell_id in seen or name in seen:
+        if cell.cell_id in ids:
             raise UserError(
                 grid.location(),
-                f"two cells are equal or are called the same: '{cell.label}' on {dataset}, "
-                f"alpha {cell.alpha:g}, {cell.clients} clients",
-                "remove a value that is listed twice or changes nothing, or give one a "
-                "label: or name: of its own",
+                f"two cells are equal: {_in_words(cell)}",
+                "remove a value or an entry of algorithms that is listed twice or changes nothing",
             )
-        seen |= {cell.cell_id, name}
+        if name in names:
+            raise UserError(
+                grid.location(),
+                f"two cells have the same name in tables: {_in_words(cell)}",
+                "give each entry of algorithms its own label:, or each data set its own name:",
+            )
+        ids.add(cell.cell_id)
+        names.add(name)
+
+
+def _in_words(cell: Cell) -> str:
+    """Return the name of a cell in tables."""
+    return setting(
+        cell.label,
+        shown(cell.dataset, cell.evaluation.unseen),
+        alpha=cell.alpha,
+        clients=cell.clients,
+        epsilon=cell.epsilon,
+        seed=cell.seed,
+    )
 
 
 def _cell(
@@ -637,7 +655,7 @@ def _cell(
 def training_id_of(cell: Cell, place: str, code: str) -> str:
     """Return the id of a cell's training: a hash of everything that can change what is trained.
 
-    :mod:`fedsim.evidence.prove` computes it again from the record of a training.
+    :mod:`fedsim.evidence.records` computes it again from the record of a training.
 
     Args:
         cell: The cell. Its own ids are ignored. The tuned parameters of a cell count with the

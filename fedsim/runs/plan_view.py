@@ -138,11 +138,11 @@ class Plan(Printed):
         parallel = counted(prepared.parallel, "cell")
         print_line(console, f"{parallel} at a time, actors with {prepared.need} each")
         if prepared.repeated:
-            repeated = counted(prepared.repeated, "cell")
-            print_line(console, f"{repeated} equal to another by construction: trained once")
+            print_line(console, _shared_trainings(prepared.repeated))
         if self.audits:
-            pairs = f"{self.audits[0].run.count} pairs of trainings each"
-            print_line(console, f"audits: {counted(len(self.audits), 'claim')}, {pairs}")
+            claims = counted(len(self.audits), "claim")
+            pairs = f"{self.audits[0].run.count} pairs of trainings"
+            print_line(console, f"audits: {claims} would be attacked, each with {pairs}")
         show_time_left(prepared, read_results(self.folder), console)
         print_line(console, "nothing was run")
 
@@ -159,6 +159,19 @@ class Plan(Printed):
         by_partition = self.partitions.groupby(keys, sort=False, dropna=False)
         spread = by_partition["rows"].agg(["min", "median", "max"])
         console.print(frame_table("partitions: rows a client", spread.reset_index()))
+
+
+def _shared_trainings(cells: int) -> str:
+    """Return why some cells need no training of their own, in one sentence."""
+    if cells == 1:
+        return (
+            "1 cell needs no training of its own: the partition cannot change its results, so it "
+            "shares those of another cell"
+        )
+    return (
+        f"{cells} cells need no training of their own: the partition cannot change their results, "
+        "so they share those of other cells"
+    )
 
 
 def _cell_facts(trial: Trial) -> dict[str, Any]:
