@@ -316,9 +316,9 @@ def audit(
 
     A method is trained many times, in pairs: with one unit (such as one example) and without it.
     An adversary who sees every noisy output guesses which training had the unit. The exit code is
-    1 if the bound, at 95 % confidence, is above the ε that the method claims. A lower bound never
-    proves ε. You can interrupt the command at any time. The same command then continues, and a
-    larger --pairs adds pairs.
+    1 if the bound, at 95 % confidence, is above the ε to test. A lower bound never proves ε. You
+    can interrupt the command at any time. The same command then continues, and a larger --pairs
+    adds pairs.
 
     The generators of a run folder are attacked by membership inference from their synthetic
     examples. This gives no bound of ε.

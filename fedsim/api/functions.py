@@ -419,7 +419,7 @@ def account(
     rounds: int = 1,
     sample_rate: float = 1.0,
 ) -> Account:
-    """Return the noise that a privacy budget needs, or the privacy budget of a noise.
+    """Return the noise for a given ε, or the ε for a given noise.
 
     The noise is that of the Gaussian mechanism on Poisson samples of the units, as in DP-SGD. No
     data is needed.

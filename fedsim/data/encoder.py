@@ -22,7 +22,6 @@ from fedsim.data.spec import EXPORTED, REVISIONS, EncoderSpec
 from fedsim.data.split import SPLIT_SEED
 from fedsim.errors import UserError, at, not_installed
 from fedsim.files import cache_folder
-from fedsim.words import counted
 
 SMALLEST_CROP = 0.8
 """The smallest share of an image's sides that a view shows; the largest is 1."""
@@ -325,7 +324,7 @@ class _Exported:
             listed = ", ".join(f"{one.name}: {one.type} {one.shape}" for one in inputs)
             raise UserError(
                 self.where,
-                f"takes {counted(len(inputs), 'input')} ({listed})",
+                f"takes these inputs: {listed}",
                 "export a network with exactly one input, floating-point images [n, 3, h, w] or "
                 "[n, h, w, 3]",
             )

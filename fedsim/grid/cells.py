@@ -560,37 +560,26 @@ def _epsilons(grid: Grid, variant: Variant) -> Sequence[float | None]:
 
 def _check_distinct(grid: Grid, cells: Iterable[Cell]) -> None:
     """Refuse cells that are equal, or that tables could not tell apart."""
-    ids: set[str] = set()
-    names: set[tuple[Any, ...]] = set()
+    seen: set[Any] = set()
     for cell in cells:
         dataset = shown(cell.dataset, cell.evaluation.unseen)
         name = (cell.label, dataset, cell.alpha, cell.clients, cell.epsilon, cell.seed)
-        if cell.cell_id in ids:
+        if cell.cell_id in seen or name in seen:
+            words = setting(
+                cell.label,
+                dataset,
+                alpha=cell.alpha,
+                clients=cell.clients,
+                epsilon=cell.epsilon,
+                seed=cell.seed,
+            )
             raise UserError(
                 grid.location(),
-                f"two cells are equal: {_in_words(cell)}",
-                "remove a value or an entry of algorithms that is listed twice or changes nothing",
+                f"two cells are equal or have the same name in tables: {words}",
+                "remove a value that is listed twice or changes nothing, or give each entry of "
+                "algorithms its own label: and each data set its own name:",
             )
-        if name in names:
-            raise UserError(
-                grid.location(),
-                f"two cells have the same name in tables: {_in_words(cell)}",
-                "give each entry of algorithms its own label:, or each data set its own name:",
-            )
-        ids.add(cell.cell_id)
-        names.add(name)
-
-
-def _in_words(cell: Cell) -> str:
-    """Return the name of a cell in tables."""
-    return setting(
-        cell.label,
-        shown(cell.dataset, cell.evaluation.unseen),
-        alpha=cell.alpha,
-        clients=cell.clients,
-        epsilon=cell.epsilon,
-        seed=cell.seed,
-    )
+        seen |= {cell.cell_id, name}
 
 
 def _cell(

@@ -219,29 +219,21 @@ def complaint(
     return UserError(where, message)
 
 
-def _keys_at(model: type[BaseModel], path: Loc) -> set[str]:
+def _keys_at(annotation: Any, path: Loc) -> set[str]:
     """Return the keys that the mapping at a path may have.
 
     Args:
-        model: The model of the whole.
+        annotation: The type of the whole, such as a model or a list of models.
         path: The path as pydantic gives it. It also has positions in lists and names of models,
             which are no keys.
     """
-    models = [model]
-    for part in path:
-        inner = []
-        for outer in models:
-            if part in outer.model_fields:
-                inner += _models_in(outer.model_fields[str(part)].annotation)
-        models = inner or models
-    return {key for found in models for key in found.model_fields}
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Return the models that a type is made of."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models_in(part)]
+    fields = getattr(annotation, "model_fields", None)
+    if fields is None:  # a list or a choice of models
+        return {key for part in get_args(annotation) for key in _keys_at(part, path)}
+    for depth, part in enumerate(path, 1):
+        if part in fields:
+            return _keys_at(fields[part].annotation, path[depth:])
+    return set(fields)
 
 
 def _is_consequence(error: ErrorDetails) -> bool:

@@ -218,9 +218,10 @@ def _provenance(first: Row, second: Row) -> Iterator[str]:
     new = _made_by(second)
     for name in old | new:
         if old.get(name) != new.get(name):
-            before = old.get(name) or "none"
-            after = new.get(name) or "none"
-            yield f"{name} differs: {before} in the first run, {after} in the second"
+            yield (
+                f"{name} differs: {old.get(name) or 'none'} in the first run, "
+                f"{new.get(name) or 'none'} in the second"
+            )
 
 
 def _made_by(row: Row) -> dict[str, str | None]:

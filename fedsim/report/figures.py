@@ -338,8 +338,11 @@ def over_parameter(
     if points.empty:
         known = {name for row in results for name in row.params} | {*COSTS}
         if over not in known:
-            hint = nearest(over, ["epsilon", *known])
-            raise UserError(f"over {over}", "no method has this parameter", hint)
+            raise UserError(
+                f"over {over}",
+                "no method has this parameter",
+                nearest(over, ["epsilon", *known]),
+            )
         raise UserError(
             f"over {over}",
             f"no method has this score at two values of {over}, so no curve can be drawn",

@@ -138,7 +138,11 @@ class Plan(Printed):
         parallel = counted(prepared.parallel, "cell")
         print_line(console, f"{parallel} at a time, actors with {prepared.need} each")
         if prepared.repeated:
-            print_line(console, _shared_trainings(prepared.repeated))
+            print_line(
+                console,
+                f"{counted(prepared.repeated, 'cell')} without separate training: the results are "
+                "those of another cell, because the partition cannot change them",
+            )
         if self.audits:
             claims = counted(len(self.audits), "claim")
             pairs = f"{self.audits[0].run.count} pairs of trainings"
@@ -159,19 +163,6 @@ class Plan(Printed):
         by_partition = self.partitions.groupby(keys, sort=False, dropna=False)
         spread = by_partition["rows"].agg(["min", "median", "max"])
         console.print(frame_table("partitions: rows a client", spread.reset_index()))
-
-
-def _shared_trainings(cells: int) -> str:
-    """Return why some cells need no training of their own, in one sentence."""
-    if cells == 1:
-        return (
-            "1 cell needs no training of its own: the partition cannot change its results, so it "
-            "shares those of another cell"
-        )
-    return (
-        f"{cells} cells need no training of their own: the partition cannot change their results, "
-        "so they share those of other cells"
-    )
 
 
 def _cell_facts(trial: Trial) -> dict[str, Any]:

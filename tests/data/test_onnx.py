@@ -94,6 +94,6 @@ def test_a_broken_network_is_refused(network):
 
 def test_all_inputs_of_a_refused_network_are_listed(tmp_path):
     path = write_network(tmp_path / "masked.onnx", masked=True)
-    message = r"takes 2 inputs \(images: tensor\(float\) .*, mask: tensor\(float\) .*\); export"
+    message = r"takes these inputs: images: tensor\(float\) .*, mask: tensor\(float\) .*; export"
     with pytest.raises(UserError, match=message):
         encoder(path)

@@ -527,18 +527,12 @@ def test_ids_follow_the_content_of_the_data_and_the_class() -> None:
                 {"name": "config-open", "params": {"beta": 1}, "label": "other"},
             ]
         },
+        {"algorithms": ["config-open", {"name": "config-open", "params": {"beta": 2}}]},
     ],
 )
-def test_no_two_cells_are_equal(twice: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"two cells are equal: .* · seed 0; remove a value"):
+def test_no_two_cells_are_equal_or_have_the_same_name(twice: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"two cells are equal or have .* · seed 0; remove a value"):
         cells_of(grid_of(**twice))
-
-
-def test_no_two_cells_are_called_the_same() -> None:
-    entries = ["config-open", {"name": "config-open", "params": {"beta": 2}}]
-    message = "two cells have the same name in tables: config-open · .*; give each entry"
-    with pytest.raises(UserError, match=message):
-        cells_of(grid_of(algorithms=entries))
 
 
 def test_partition_that_the_data_do_not_allow_is_named_by_place(write: Write) -> None:

@@ -213,14 +213,9 @@ def setting_of(
 
 def parameters(algorithm: str, params: Sequence[str]) -> dict[str, Any]:
     """Return all parameters of an algorithm; ``params`` are ``key=YAML`` texts of some of them."""
-    with at(_in_params):
+    with at(lambda where: where.removeprefix("algorithms[0].").replace("params.", "params ", 1)):
         (variant,) = resolve(one_cell(algorithm, params, dataset="digits")).variants
     return variant.params
-
-
-def _in_params(where: str) -> str:
-    """Return the place of a parameter in ``params``, from its place in a grid of one algorithm."""
-    return where.removeprefix("algorithms[0].").replace("params.", "params ", 1)
 
 
 class Canary(NamedTuple):
