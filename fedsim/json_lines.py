@@ -55,7 +55,8 @@ def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise UserError(
             str(path),
             f"cannot be read ({unread(error)})",
-            "move it away, or give another run folder",
+            "correct its permissions, or give another run folder; without this file its cells run "
+            "again",
         ) from error
 
 

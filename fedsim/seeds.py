@@ -172,8 +172,8 @@ class Seeds:
             )
         if not self.whole:
             raise ValueError(
-                f"the stream {purpose.name} is drawn at the clients and by the harness; a "
-                "server draws from another purpose"
+                f"a server may not draw from the stream {purpose.name}, which only clients and "
+                "fedsim itself use; draw from server.seeds.torch(Purpose.META, ...)"
             )
         key = (self.root if self.secret is None else self.secret).to_bytes(32, "big")
         return Keystream(
@@ -190,8 +190,8 @@ class Seeds:
         """Return the seed sequence of a public stream, named as in :meth:`keystream`."""
         if purpose in SECRET:
             raise ValueError(
-                f"the stream {purpose.name} is secret; it is drawn from Seeds.keystream, at "
-                "the clients and by the harness"
+                f"the stream {purpose.name} is secret; only clients and fedsim itself draw from "
+                "it, by Seeds.keystream"
             )
         return np.random.SeedSequence(self.root, spawn_key=(int(purpose), round_, client + 1))
 

@@ -68,9 +68,12 @@ def test_grid_is_an_argument_or_an_option(command: Command) -> None:
                 "--param",
                 "rankk=3",
             ],
-            "params.rankk: unknown key 'rankk'",
+            "fedsim: --param rankk: unknown key 'rankk'; did you mean",
         ),
         (["synth", "run", "--out", "x.csv"], "run: there are no results here"),
+        (["bench", "out/g.yaml"], "fedsim: out/g.yaml: cannot be read"),
+        (["bench", "set.yaml"], "fedsim: set.yaml: cannot be read"),
+        (["report", "table-1"], "fedsim: table-1: there are no results here"),
         (["bench"], "bench: a value is missing for --grid; see fedsim bench --help"),
         (
             [
@@ -91,8 +94,8 @@ def test_grid_is_an_argument_or_an_option(command: Command) -> None:
             "takes no value; see fedsim bench --help",
         ),
         (["bench", "g.yaml", "--dry-rnu"], "Did you mean --dry-run?"),
-        (["bench", ""], "the path is empty; pass a path, or omit the option"),
-        (["banch", "g.yaml"], "there is no command 'banch', did you mean 'bench'?"),
+        (["bench", ""], "the path is empty; give a path, or leave the option out"),
+        (["banch", "g.yaml"], "there is no command 'banch'; did you mean 'bench'?"),
         (["account", "--epsilon", "x"], "account: --epsilon: 'x' is not a number; see"),
     ],
 )
@@ -104,7 +107,7 @@ def test_mistake_is_one_line_with_exit_code_2(
     assert [path.name for path in folder.iterdir()] == ["g.yaml"]
 
 
-def test_interruption_has_one_word_and_exit_code_130(tmp_path: Path) -> None:
+def test_interruption_has_one_line_and_exit_code_130(tmp_path: Path) -> None:
     (tmp_path / "stop.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     script = (
         "import sys; sys.argv = ['fedsim', 'algorithms', 'stop.py:Any']; from fedsim.cli "
@@ -119,7 +122,7 @@ def test_interruption_has_one_word_and_exit_code_130(tmp_path: Path) -> None:
         preexec_fn=interruptible,
     )
     assert done.returncode == 130
-    assert done.stdout == "interrupted\n"
+    assert done.stdout == "interrupted; run the same command again\n"
     assert done.stderr == ""
 
 

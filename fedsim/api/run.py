@@ -440,8 +440,8 @@ class Run(Printed):
         if proof.verdict != "proved":
             raise UserError(
                 f"{self.folder}, cell {row.cell_id}",
-                f"is not proved: {proof.why}",
-                "run the cell again in a new folder",
+                f"its ε is not proved: {proof.why}",
+                "if that names no remedy, run its grid again in a new folder",
             )
         path = generator.release(Path(out))
         budget = f"ε = {row.epsilon_target:g} at δ = {row.delta:g}, claim {row.plan['claim']}"

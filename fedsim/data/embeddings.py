@@ -203,7 +203,7 @@ class PublicRows:
             if shared:
                 problem = (
                     f"{len(shared)} {part} rows of '{data.name}' are public too, the first is "
-                    f"row {shared[0]}"
+                    f"row {shared[0]} (counted from 0)"
                 )
                 raise UserError(
                     "",
@@ -423,7 +423,8 @@ def _checked_features(x: NDArray[Any]) -> NDArray[Any]:
                 first = block.start + int(bad.any(axis=1).argmax())
     if count:
         problem = (
-            f"x has {count} NaN or infinite values, or beyond float32, the first in row {first}"
+            f"x has {count} NaN or infinite values, or beyond float32, the first in row {first} "
+            "(counted from 0)"
         )
         raise UserError("", problem, "repair or drop them")
     return x
@@ -485,7 +486,7 @@ def _check_split(split: NDArray[np.int64]) -> None:
         row = int(np.argmax(split == unknown[0]))
         raise UserError(
             "",
-            f"split has the value {unknown[0]} in row {row}",
+            f"split has the value {unknown[0]} in row {row} (counted from 0)",
             "give 0 = train, 1 = validation (ignored), 2 = test",
         )
     for name, value in (("training", TRAIN), ("test", TEST)):
@@ -542,8 +543,9 @@ def _count_classes(
         row = int(np.argmax(test & (labels == untrained[0])))
         raise UserError(
             "",
-            f"no training row has label {untrained[0]}, test rows have, the first is row {row}",
-            "drop these test rows, or train on some",
+            f"label {untrained[0]} occurs in test rows (the first is row {row}, counted from 0), "
+            "but in no training row",
+            "remove these test rows, or give some of them split 0 (training)",
         )
     misplaced = np.flatnonzero(present != np.arange(classes))
     if len(misplaced):
@@ -554,8 +556,8 @@ def _count_classes(
             listed += ", ..."
         raise UserError(
             "",
-            f"row {row} has label {label} and no training row has label {misplaced[0]}: the labels "
-            f"of the training rows are {listed}",
+            f"row {row} (counted from 0) has label {label} and no training row has label "
+            f"{misplaced[0]}: the labels of the training rows are {listed}",
             f"number the classes 0 .. {classes - 1}, or let remap: true do it",
         )
     if classes < 2:

@@ -213,7 +213,7 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedde
         raise UserError(
             str(job.path),
             f"cannot be read ({error})",
-            "remove it, it is made again",
+            "remove it and run the command again, which makes it anew",
         ) from error
     good = images.take(np.setdiff1d(np.arange(len(images)), list(bad)))
     return Embedded(good, x, _describe(job, good, manifest, bad))

@@ -221,7 +221,7 @@ class ImageEncoder:
         if output is None or output.dim() not in (2, 3, 4):
             raise UserError(
                 f"encoder {self.spec.display}",
-                "yields no tokens",
+                "gives no tokens, maps or vectors",
                 "give a vision transformer, such as facebook/dinov2-base, or an onnx file",
             )
         if output.dim() == 2:
@@ -321,10 +321,12 @@ class _Exported:
         self.input = inputs[0]
         floating = self.input.type in ("tensor(float)", "tensor(float16)")
         if len(inputs) > 1 or len(self.input.shape) != 4 or not floating:
+            listed = ", ".join(f"{one.name}: {one.type} {one.shape}" for one in inputs)
             raise UserError(
                 self.where,
-                f"takes other inputs than images ({self.input.type} {self.input.shape})",
-                "export it with one input of floating-point images, [n, 3, h, w] or [n, h, w, 3]",
+                f"takes these inputs: {listed}",
+                "export a network with exactly one input, floating-point images [n, 3, h, w] or "
+                "[n, h, w, 3]",
             )
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:

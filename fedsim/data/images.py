@@ -86,7 +86,8 @@ class ImageSet:
             raise UserError(
                 self.where,
                 "there is no test image",
-                "give images for training and for testing",
+                "put test images into a folder test/, or write test into the column split; without "
+                "both, fedsim chooses a quarter",
             )
         trained = np.bincount(self.y[self.split == TRAIN], minlength=len(self.class_names))
         if not trained.all():

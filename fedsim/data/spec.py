@@ -107,8 +107,10 @@ class EncoderSpec(BaseModel):
     @model_validator(mode="after")
     def _check_kind(self) -> Self:
         """Refuse a spec that names no encoder or two, and keys of the other kind of encoder."""
-        if (self.name is None) == (self.onnx is None):
-            raise ValueError("names no encoder or two; give a name, or {onnx: PATH}")
+        if not (self.name or self.onnx):
+            raise ValueError("names no encoder; give name: NAME or onnx: FILE")
+        if self.name and self.onnx:
+            raise ValueError("names two encoders; give name: or onnx:, not both")
         if self.onnx:
             encoder = "a network of an onnx file"
             refused = {"revision"}

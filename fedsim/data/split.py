@@ -90,7 +90,11 @@ def made_up_labels(rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         UserError: there are fewer than three rows.
     """
     if rows < 3:
-        raise UserError("", f"{rows} rows are too few", "give three or more")
+        raise UserError(
+            "",
+            f"public data without labels needs at least 3 rows, and this has {rows}",
+            "give more rows",
+        )
     numbers = np.arange(rows, dtype=np.int64)
     return numbers % 2, np.where(numbers == rows - 1, TEST, TRAIN)
 

@@ -18,6 +18,7 @@ from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
 from fedsim.plugins.claims import allowed
 from fedsim.privacy import accountant
+from fedsim.privacy.accountant import AccountantName
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.privacy.selection import SCORE, SEEN, Selection, distinct, solved_noise
@@ -119,7 +120,7 @@ def _plans_of_search(
             raise UserError(
                 "epsilon",
                 str(error),
-                "give a larger one, or a smaller mean number of trials",
+                "give a larger epsilon, or fewer trainings by tune: {trials: N}",
             ) from error
     while True:
         solved = [_plan(algorithm, epsilon_of_training, delta) for algorithm in algorithms]
@@ -187,7 +188,7 @@ def _with_score(
         reached: the epsilon that the search costs.
     """
     relative_noise = 1.0
-    accountant_name = "none"
+    accountant_name: AccountantName = "none"
     if plan.sigma:
         relative_noise = selection.score / plan.sigma
         accountant_name = "rdp"

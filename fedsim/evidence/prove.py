@@ -34,7 +34,7 @@ from fedsim.plugins.claims import may_leave
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import EXTERNAL, check_installed, lookup
 from fedsim.plugins.untouched import replaced
-from fedsim.privacy.accountant import INTEGER_ORDERS
+from fedsim.privacy.accountant import INTEGER_ORDERS, AccountantName
 from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.plan import Claim, PrivacyPlan
 from fedsim.privacy.selection import Curve, composed_by_renyi, converted
@@ -199,7 +199,13 @@ def _recompute_row(row: Row, plan: PrivacyPlan) -> float:
     """Return dp-accounting's ε of what ran, or of the search that it was part of."""
     if plan.selection:
         return plan.selection.spent(plan.delta, _curve)
-    return recomputed(row.ran, plan.delta, row.accountant == "rdp")
+    return recomputed(row.ran, plan.delta, _is_renyi(row))
+
+
+def _is_renyi(row: Row) -> bool:
+    """Return whether the ε of a result was computed by Rényi composition."""
+    name: AccountantName | None = row.accountant
+    return name == "rdp"
 
 
 def proofs_of(
@@ -271,7 +277,7 @@ def _differences_from_class(cls: type[Algorithm], line: Line) -> tuple[list[str]
     except (Exception, SystemExit) as error:
         # An algorithm may do anything with parameters that it was not made for.
         why = "; ".join(reasons(error)) if isinstance(error, Exception) else "it exits"
-        return [f"its algorithm makes no plan of its parameters ({why})"], False
+        return [f"its algorithm cannot make a plan from these parameters ({why})"], False
     if differences and replaced_name is not None:
         differences.append(f"somebody replaced {replaced_name} in this process")
     return differences, True
@@ -286,7 +292,7 @@ def _make_plan(cls: type[Algorithm], facts: str) -> dict[str, Any]:
         facts: parameters, tuning, task, ε and δ as JSON.
 
     Raises:
-        ValueError: the class makes no plan of these parameters.
+        ValueError: the class cannot make a plan from these parameters.
     """
     from fedsim.evaluation.plans import plans_of
     from fedsim.methods.messages import PublicRows, Task  # late: they import torch
@@ -302,7 +308,7 @@ def _make_plan(cls: type[Algorithm], facts: str) -> dict[str, Any]:
             algorithm = cls(cls.Params.model_validate(candidate.params), task)
             noise_at = "clients" if algorithm.noise_at_clients() else "sum"
             return {**asdict(candidate.plan), "noise_at": noise_at}
-    raise ValueError("its parameters are no point of the space that was searched")
+    raise ValueError("the recorded parameters are none of the candidates of tune:")
 
 
 def _plan_differences(plan: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> Iterator[str]:
@@ -513,7 +519,7 @@ def _may_be_released(row: Row) -> bool:
 def _composed_epsilon(rows: Sequence[Row], delta: float) -> float:
     """Return the ε of all mechanisms of several results together."""
     if not any(row.selection for row in rows):
-        is_renyi = any(row.accountant == "rdp" for row in rows)
+        is_renyi = any(map(_is_renyi, rows))
         # A privacy loss distribution cannot hold what a thousand generators at ε = 8 spend.
         with suppress(ValueError):
             mechanisms = merged(mechanism for row in rows for mechanism in row.ran)

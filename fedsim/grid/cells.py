@@ -49,7 +49,7 @@ from fedsim.partition.schemes import column_values
 from fedsim.plugins.code_hash import harness_hash, place_of, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.selection import SEEN
-from fedsim.words import json_number, number, spelled
+from fedsim.words import json_number, number, setting, spelled
 
 CURVE_LABELS: dict[Curve, str] = {
     "default": "",
@@ -578,12 +578,19 @@ def _check_distinct(grid: Grid, cells: Iterable[Cell]) -> None:
         dataset = shown(cell.dataset, cell.evaluation.unseen)
         name = (cell.label, dataset, cell.alpha, cell.clients, cell.epsilon, cell.seed)
         if cell.cell_id in seen or name in seen:
+            words = setting(
+                cell.label,
+                dataset,
+                alpha=cell.alpha,
+                clients=cell.clients,
+                epsilon=cell.epsilon,
+                seed=cell.seed,
+            )
             raise UserError(
                 grid.location(),
-                f"two cells are equal or are called the same: '{cell.label}' on {dataset}, "
-                f"alpha {cell.alpha:g}, {cell.clients} clients",
-                "remove a value that is listed twice or changes nothing, or give one a "
-                "label: or name: of its own",
+                f"two cells are equal or have the same name in tables: {words}",
+                "remove a value that is listed twice or changes nothing, or give each entry of "
+                "algorithms its own label: and each data set its own name:",
             )
         seen |= {cell.cell_id, name}
 
@@ -650,7 +657,7 @@ def _cell(
 def training_id_of(cell: Cell, place: str, code: str) -> str:
     """Return the id of a cell's training: a hash of everything that can change what is trained.
 
-    :mod:`fedsim.evidence.prove` computes it again from the record of a training.
+    :mod:`fedsim.evidence.records` computes it again from the record of a training.
 
     Args:
         cell: The cell. Its own ids are ignored. The tuned parameters of a cell count with the

@@ -442,7 +442,8 @@ class Resources(_Model):
         """Refuse actors that compute on a GPU and have none."""
         if self.device == "cuda" and not self.gpus_per_actor:
             raise ValueError(
-                "device: cuda with gpus_per_actor: 0 leaves actors without a GPU; give a share"
+                "device: cuda needs a GPU, and gpus_per_actor is 0; give gpus_per_actor: 1 or a "
+                "part of 1, or give device: auto"
             )
         return self
 
@@ -660,8 +661,8 @@ class Grid(_Model):
         if unit in get_args(Unit):
             column = "NAME"
         raise ValueError(
-            f"'{unit}' is not a unit; give example, client, or for the rows that share a value of "
-            f"a column: unit: {{column: {column}}}"
+            f"'{unit}' is not a unit; give example or client, or give unit: {{column: {column}}} "
+            "to protect all rows with one value of that column together"
         )
 
     @field_validator("unit")

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 import yaml
@@ -130,8 +130,8 @@ def _check_aliases(root: yaml.Node, where: str) -> None:
         if total > len(values) + MOST_VALUES:
             raise UserError(
                 _at_line(where, node.start_mark),
-                f"its aliases stand for more than {MOST_VALUES} values",
-                "write out the values that are meant, or repeat fewer",
+                f"the YAML aliases (*name) of this line stand for more than {MOST_VALUES:,} values",
+                "write the values without aliases, or list fewer values",
             )
         values[key] = total
         return total
@@ -204,11 +204,9 @@ def complaint(
     where = place(loc)
     if kind == "extra_forbidden":
         key = str(loc[-1])
-        hint = ""
+        hint = nearest(key, _keys_at(model, loc[:-1]))
         if key in RENAMED_KEYS:
             hint = f"it is now called '{RENAMED_KEYS[key]}'"
-        elif len(loc) == 1:
-            hint = nearest(key, model.model_fields)
         return UserError(where, f"unknown key '{key}'", hint)
     if kind == "value_error":
         message = str(first["ctx"]["error"])
@@ -219,6 +217,23 @@ def complaint(
     if kind != "missing" and not isinstance(value, Mapping | list | tuple):
         message = f"{value!r}: {message}"
     return UserError(where, message)
+
+
+def _keys_at(annotation: Any, path: Loc) -> set[str]:
+    """Return the keys that the mapping at a path may have.
+
+    Args:
+        annotation: The type of the whole, such as a model or a list of models.
+        path: The path as pydantic gives it. It also has positions in lists and names of models,
+            which are no keys.
+    """
+    fields = getattr(annotation, "model_fields", None)
+    if fields is None:  # a list or a choice of models
+        return {key for part in get_args(annotation) for key in _keys_at(part, path)}
+    for depth, part in enumerate(path, 1):
+        if part in fields:
+            return _keys_at(fields[part].annotation, path[depth:])
+    return set(fields)
 
 
 def _is_consequence(error: ErrorDetails) -> bool:

@@ -150,7 +150,10 @@ def check_per_example(
     unclipped = replace(norms, clip=math.inf, unit="example")
     measured = clipped_sum(model, loss, batch, unclipped, engine).norms
     if not measured.isfinite().all():
-        raise ValueError("the loss's gradient is not finite on made-up rows of unit norm")
+        raise ValueError(
+            "the gradient of the loss is infinite or NaN for made-up examples of norm 1; look for "
+            "sqrt, log, a norm or a division at 0 in the loss"
+        )
     halving = replace(unclipped, clip=max(float(measured.median()), 1e-12))
     together = clipped_sum(model, loss, batch, halving, engine).sums
     for index in range(len(batch)):

@@ -99,8 +99,9 @@ class GivenRows(Algorithm):
             if (data.dim, data.classes) != (task.dim, task.classes):
                 raise UserError(
                     "",
-                    f"has {data.dim} dimensions and {data.classes} classes",
-                    f"the data has {task.dim} and {task.classes}",
+                    f"has {data.dim} dimensions and {data.classes} classes, and the data set has "
+                    f"{task.dim} and {task.classes}",
+                    "make the samples with the encoder and the class numbers of the data set",
                 )
         x = np.concatenate([data.x_train, data.x_test])
         y = np.concatenate([data.y_train, data.y_test])

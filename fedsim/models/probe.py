@@ -337,7 +337,10 @@ def strengths(dim: int) -> list[float]:
 def _check_examples(x: NDArray[np.float32]) -> None:
     """Raises ValueError if there is no example, or one is not finite."""
     if len(x) == 0:
-        raise ValueError("the probe needs at least one training row")
+        raise ValueError(
+            "there is no example to train a probe on; a method that fits a probe must give it at "
+            "least one example"
+        )
     is_finite = np.isfinite(x).all(axis=1)
     broken = int((~is_finite).sum())
     if broken:

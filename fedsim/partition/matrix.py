@@ -81,6 +81,6 @@ def read_partitions(path: Path) -> Sequence[LabelMatrix]:
     except (OSError, ValueError) as error:
         raise UserError(
             str(path),
-            "this is not a file of partitions that fedsim wrote",
-            "remove it",
+            "cannot be read, or is not a file that fedsim wrote",
+            "remove it; the next `fedsim bench` of the grid writes it again",
         ) from error

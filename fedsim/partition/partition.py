@@ -285,7 +285,8 @@ def check_split(column: str, train: Columns, test: Columns) -> None:
         raise UserError(
             TOGETHER_KEY,
             f"{len(both)} values of {column} have both training and test rows, such as '{both[0]}'",
-            f"give the data a split that keeps all rows of a {column} on one side",
+            f"for images write split: {{by: {column}}} in the data set; for embeddings give all "
+            f"rows with one value of {column} the same split",
         )
 
 

@@ -167,10 +167,10 @@ def check_importable(name: str, what: str) -> None:
     if name.startswith(NOTEBOOK):
         path = name.removeprefix(NOTEBOOK)
         hint = (
-            "write it to a file, as by %%writefile my_method.py at the top of its cell, and "
-            f"name it my_method.py:{path}"
+            "write `%%writefile my_method.py` as the first line of its cell, run the cell, and "
+            f'give "my_method.py:{path}" in place of the class'
         )
-        raise UserError(path, f"is defined in this process alone, and {what}", hint)
+        raise UserError(path, f"exists only in this notebook or script, and {what}", hint)
 
 
 @contextmanager

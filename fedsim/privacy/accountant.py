@@ -13,12 +13,18 @@ from decimal import ROUND_CEILING, Context
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from fedsim import __version__
 from fedsim.privacy.mechanism import Mechanism, merged
 
+AccountantName = Literal["prv", "rdp", "none"]
+"""How an epsilon was composed: numerically, by Rényi divergences, or not at all ("none").
+
+It is "none" if there is no noise to account for, or if nothing ran.
+"""
 LARGE_ORDERS = (72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
 INTEGER_ORDERS: tuple[float, ...] = (*range(2, 64), *LARGE_ORDERS)
 """The integer Rényi orders, whose divergence is fast to compute."""
@@ -69,7 +75,7 @@ Further digits of its sums depend on the processor and the number of threads.
 def epsilon(
     mechanisms: Iterable[Mechanism],
     delta: float,
-) -> tuple[float, str]:
+) -> tuple[float, AccountantName]:
     """Returns the epsilon that ``mechanisms`` spend together at ``delta``, and its accountant.
 
     It is the upper bound of numerical composition of privacy loss random variables (Gopi, Lee &
@@ -92,7 +98,7 @@ def epsilon(
 def _composed(
     mechanisms: tuple[Mechanism, ...],
     delta: float,
-) -> tuple[float, str]:
+) -> tuple[float, AccountantName]:
     """Returns :func:`epsilon` of merged mechanisms.
 
     It is cached because the cells of a grid share few plans and each evaluation takes half a

@@ -45,7 +45,7 @@ class Ledger:
         counts = self._counts.get(client, Counter())
         return tuple(sorted(mechanism.times(count) for mechanism, count in counts.items()))
 
-    def epsilon(self, delta: float) -> tuple[float, str]:
+    def epsilon(self, delta: float) -> tuple[float, accountant.AccountantName]:
         """Returns the epsilon spent so far, the largest over clients, and its accountant's name.
 
         Under add-or-remove-one, neighbours differ in one client's data, so only the mechanisms that

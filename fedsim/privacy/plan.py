@@ -17,6 +17,7 @@ from typing import Literal
 
 from fedsim.errors import UserError
 from fedsim.privacy import accountant
+from fedsim.privacy.accountant import AccountantName
 from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.selection import Selection
 
@@ -89,7 +90,7 @@ class PrivacyPlan:
             message.
         scope: a word of the algorithm for the parameters that get noise.
         claim: whether (epsilon, delta) is a theorem for the algorithm.
-        accountant: "prv" or "rdp"; "none" without noise.
+        accountant: which accountant computed ``epsilon_reached``; "none" without noise.
         sigma: the noise multiplier of a release with ``relative_noise`` 1, which is the standard
             deviation of its noise over ``sensitivity``.
         releases: the noisy releases that the budget pays for.
@@ -106,7 +107,7 @@ class PrivacyPlan:
     trust: Trust
     scope: str
     claim: Claim
-    accountant: str
+    accountant: AccountantName
     sigma: float
     releases: tuple[Release, ...]
     clip: float
@@ -173,8 +174,8 @@ def large_delta(
     if published:
         bound = f"1/n, where n is the number of {plural}"
     return (
-        f"δ = {delta:g} is not below {bound}: such a δ would allow to publish a whole {singular} "
-        "outright; give a smaller delta"
+        f"δ = {delta:g} is not below {bound}: such a δ would allow a method to publish a whole "
+        f"{singular}; give a smaller delta"
     )
 
 
@@ -221,7 +222,7 @@ def calibrate(
     if math.isinf(epsilon):
         sigma = 0.0
         reached = math.inf
-        name = "none"
+        name: AccountantName = "none"
         claim = "none"
     else:
         _check_spending(epsilon, delta, releases)
@@ -313,14 +314,17 @@ def _log_never_sampled(release: Release) -> float:
 def _check_positive(name: str, value: float) -> None:
     """Raises UserError if the value of ``clip`` or ``sensitivity`` is not positive and finite."""
     if not 0 < value < math.inf:
-        hint = (
-            f"give one; in a method of your own let {name}() return the norm to which a unit's "
-            "part of a sum is clipped"
-        )
-        raise UserError(name, f"{value} is not a positive, finite number", hint)
+        raise UserError(name, f"{value} is not a positive, finite number", _BOUND_HINTS[name])
 
 
-Solution = tuple[float, float, str]
+_BOUND_HINTS = {
+    "clip": "give the parameter clip a positive number; in a method of your own, clip() returns "
+    "the largest norm that one unit can add to a sum",
+    "sensitivity": "in a method of your own, sensitivity() returns the largest change that one "
+    "unit can cause in a sum",
+}
+"""What to do about a bound that is not positive and finite, by its name."""
+Solution = tuple[float, float, AccountantName]
 """The noise multiplier, the epsilon that it reaches, and the accountant."""
 SIGMA_MIN = 1e-3
 """The smallest noise multiplier that is tried."""
@@ -359,15 +363,11 @@ def solved(
     def rough(sigma: float) -> float:
         return accountant.rough_epsilon(scaled(sigma), delta)
 
-    def exact(sigma: float) -> tuple[float, str]:
+    def exact(sigma: float) -> tuple[float, AccountantName]:
         return accountant.epsilon(scaled(sigma), delta)
 
     if rough(SIGMA_MAX) > epsilon:
-        raise UserError(
-            "epsilon",
-            f"{epsilon:g} is too small to account for at delta {delta:g}",
-            "give a larger epsilon",
-        )
+        raise _too_small(epsilon, delta)
     # The fast Rényi bound needs a little more noise than is necessary.
     start = accountant.least_noise(
         lambda sigma: rough(sigma) <= epsilon, SIGMA_MIN, SIGMA_MAX, ratio=1.02
@@ -376,7 +376,7 @@ def solved(
 
 
 def _tighten(
-    spend: Callable[[float], tuple[float, str]],
+    spend: Callable[[float], tuple[float, AccountantName]],
     target: float,
     sigma: float,
     delta: float,
@@ -415,12 +415,24 @@ def _tighten(
             halve=tries > 8,
         )
         if not SIGMA_MIN / 2 < sigma < SIGMA_MAX * 2:
+            # An accountant's error does not shrink with the noise, so it may exceed a small target.
+            if sigma > SIGMA_MAX:
+                raise _too_small(target, delta)
             raise UserError(
                 "epsilon",
-                f"{target:g} at delta {delta:g} is reached by no noise multiplier in "
-                f"[{SIGMA_MIN:g}, {SIGMA_MAX:g}]",
-                "give a smaller delta, a smaller epsilon, or .inf for no noise",
+                f"{target:g} at delta {delta:g} is too large: even the smallest noise multiplier, "
+                f"{SIGMA_MIN:g}, spends less",
+                "give a smaller epsilon; a grid may say .inf for no noise",
             )
+
+
+def _too_small(epsilon: float, delta: float) -> UserError:
+    """Returns the error for an epsilon that no accountant can tell from 0."""
+    return UserError(
+        "epsilon",
+        f"{epsilon:g} is too small to account for at delta {delta:g}",
+        "give a larger epsilon",
+    )
 
 
 def _next_sigma(

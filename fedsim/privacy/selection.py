@@ -197,7 +197,10 @@ def solved_noise(
 
     largest = 1e6
     if not spent(largest) <= epsilon:
-        raise ValueError(f"the best of {mean:g} runs costs more than {epsilon:g} with any noise")
+        raise ValueError(
+            f"a search over {mean:g} trainings costs more than ε = {epsilon:g}, however much noise "
+            "is added"
+        )
     sigma = least_noise(
         lambda sigma: spent(sigma) <= _REACH * epsilon,
         1e-2,

@@ -40,7 +40,7 @@ _MATCHED_BY = (
 )
 """The columns that two results must share to be compared, beside their parameters."""
 _PROVENANCE = {
-    "source": "source of {}",
+    "source": "code of {}",
     "evaluation_source": "code that evaluated",
     "counted_by": "code that counted ε",
 }
@@ -218,7 +218,10 @@ def _provenance(first: Row, second: Row) -> Iterator[str]:
     new = _made_by(second)
     for name in old | new:
         if old.get(name) != new.get(name):
-            yield f"{name}: {old.get(name) or 'none'} → {new.get(name) or 'none'}"
+            yield (
+                f"{name} differs: {old.get(name) or 'none'} in the first run, "
+                f"{new.get(name) or 'none'} in the second"
+            )
 
 
 def _made_by(row: Row) -> dict[str, str | None]:

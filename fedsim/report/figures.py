@@ -353,11 +353,16 @@ def over_parameter(
     points = _scan_points(results, over, measure)
     if points.empty:
         known = {name for row in results for name in row.params} | {*COSTS}
-        hint = nearest(over, ["epsilon", *known])
-        if over in known:
-            hint = "scan a parameter in the grid, such as scan: {rounds: [...]}"
+        if over not in known:
+            raise UserError(
+                f"over {over}",
+                "no method has this parameter",
+                nearest(over, ["epsilon", *known]),
+            )
         raise UserError(
-            f"over {over}", "no two results of a method with this measure differ in it", hint
+            f"over {over}",
+            f"no method has this score at two values of {over}, so no curve can be drawn",
+            "scan a parameter in the grid, such as scan: {rounds: [...]}",
         )
     ticks = None
     logarithmic = False

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from fedsim.evidence.prove import Proof
+from fedsim.privacy.accountant import AccountantName
 from fedsim.privacy.plan import THEOREMS
 from fedsim.privacy.selection import SCORE
 from fedsim.report.names import parameter_words
@@ -62,7 +63,7 @@ SCOPES = {
     "hypernetwork": "the hypernetwork only",
 }
 """What the noise covers, by the scope of a plan."""
-ACCOUNTANTS = {
+ACCOUNTANTS: dict[AccountantName, str] = {
     "prv": "numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, "
     "theorem 5.5; Opacus), an upper bound",
     "rdp": "Rényi composition (Mironov, Talwar & Zhang 2019; conversion of Balle et al. 2020), "
@@ -79,7 +80,7 @@ _CITED_TRUSTS = {
     "silo": "every message of every client",
 }
 """What the adversary sees, in the sentence for a paper."""
-_CITED_ACCOUNTANTS = {
+_CITED_ACCOUNTANTS: dict[AccountantName, str] = {
     "prv": "the PRV accountant (Gopi, Lee & Wutschitz, 2021)",
     "rdp": "Rényi differential privacy (Mironov, Talwar & Zhang, 2019)",
 }

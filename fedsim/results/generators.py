@@ -399,9 +399,13 @@ def _version_of_client(
     where = f"synthesis {synthesis}"
     kind, _, number = synthesis.partition(":")
     if kind != "client" or not number.isdigit():
-        ways = ", ".join([*algorithm.syntheses, "client:0"])
-        what = f"is not one of {facts.cell.label}'s"
-        raise UserError(where, what, f"give {ways}, or leave it out")
+        ways = list(algorithm.syntheses)
+        if is_personal(generator):
+            ways.append("client:0")
+        hint = "leave out `synthesis`"
+        if ways:
+            hint = f"give {' or '.join(ways)}, or {hint}"
+        raise UserError(where, f"{facts.cell.label} cannot draw in this way", hint)
     client = int(number)
     clients = facts.task.clients
     if client >= clients:
@@ -409,7 +413,7 @@ def _version_of_client(
         raise UserError(where, f"there are {clients} clients", hint)
     if not is_personal(generator):
         what = f"{facts.cell.label} has one generator for all clients"
-        raise UserError(where, what, "leave it out")
+        raise UserError(where, what, "leave out `synthesis`")
     if not algorithm.releases_codes():
         raise UserError(
             where,

@@ -235,7 +235,11 @@ def _show_report(report: Report, run: RunContext, console: Console, *, retry_fai
         print_line(console, f"{row.setting}: {row.outcome} ({log})", "red")
     unlisted = len(not_ok) - MOST_SHOWN
     if unlisted > 0:
-        print_line(console, f"and {unlisted} more that are not ok; the report lists them", "red")
+        print_line(
+            console,
+            f"and {counted(unlisted, 'more cell')} without an ok result; report.html lists them",
+            "red",
+        )
     if any(row.status == "failed" for row in not_ok):
         hint = "give --retry-failed to run failed cells again"
         if retry_failed:

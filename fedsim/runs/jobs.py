@@ -1,7 +1,7 @@
 """Jobs: what runs on slots, and writes its own result lines.
 
 :class:`Job` is one piece of work for a worker; :class:`CellJob` trains and evaluates a cell. The
-other jobs are in :mod:`fedsim.runs.side_jobs`.
+other jobs are made in :mod:`fedsim.runs.job_list`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,11 @@ class Job:
 
     @property
     def need(self) -> Need:
-        """The actors that the job needs: one."""
+        """The actors that the job needs: one.
+
+        Every actor of a bench has the same CPUs and GPUs, because the scheduler counts room in
+        actors.
+        """
         return self.run.prepared.need
 
     @cached_property

@@ -229,7 +229,7 @@ def _what_fits(need: GridMemory, available: int) -> str:
     room = available - need.data - need.other
     fitting = room // need.cell.total
     if fitting >= 1:
-        return f"give `max_parallel={fitting}`"
+        return f"give `max_parallel` {fitting}"
     trial = need.largest
     in_one_process = need.cell.total - need.cell.processes + PROCESS
     if len(trial.sizes) > 1 and in_one_process <= room:

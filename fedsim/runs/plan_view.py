@@ -138,11 +138,15 @@ class Plan(Printed):
         parallel = counted(prepared.parallel, "cell")
         print_line(console, f"{parallel} at a time, actors with {prepared.need} each")
         if prepared.repeated:
-            repeated = counted(prepared.repeated, "cell")
-            print_line(console, f"{repeated} equal to another by construction: trained once")
+            print_line(
+                console,
+                f"{counted(prepared.repeated, 'cell')} without separate training: the results are "
+                "those of another cell, because the partition cannot change them",
+            )
         if self.audits:
-            pairs = f"{self.audits[0].run.count} pairs of trainings each"
-            print_line(console, f"audits: {counted(len(self.audits), 'claim')}, {pairs}")
+            claims = counted(len(self.audits), "claim")
+            pairs = f"{self.audits[0].run.count} pairs of trainings"
+            print_line(console, f"audits: {claims} would be attacked, each with {pairs}")
         show_time_left(prepared, read_results(self.folder), console)
         print_line(console, "nothing was run")
 

@@ -385,7 +385,7 @@ def _clients_of_actors(
             f"{clients} clients need {len(sizes)} actors at once and the cluster has room for "
             f"{capacity}"
         )
-        hint = "put more clients on an actor, or give actors a smaller share"
+        hint = "give a larger clients_per_actor, or a smaller cpus_per_actor or gpus_per_actor"
         raise UserError(grid.location("resources", "clients_per_actor"), what, hint)
     return sizes
 
@@ -403,8 +403,8 @@ def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
     if need.gpus and not any(node.gpus for node in nodes):
         hint = "give gpus_per_actor: 0 and device: auto"
     else:
-        hint = "give actors a smaller share"
-    what = f"an actor needs {need}; no node has them ({offers})"
+        hint = "give a smaller cpus_per_actor or gpus_per_actor"
+    what = f"an actor (a worker process) needs {need}, and no machine has them ({offers})"
     raise UserError(grid.location("resources"), what, hint)
 
 

@@ -65,7 +65,7 @@ def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool 
     )
     comparison.show(console)
     same = comparison.rows_equal and len(comparison.matched) == len(old)
-    verdict = "they differ"
+    verdict = "not all results are equal; the lines above say what differs"
     if same:
         verdict = "equal to the last bit in results and rounds"
     available = counted(len(finished), "finished cell")

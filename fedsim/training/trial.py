@@ -19,6 +19,7 @@ from fedsim.methods.messages import Task, Tensors
 from fedsim.models.layers import initial_model
 from fedsim.partition import Partition
 from fedsim.partition.schemes import RowNumbers
+from fedsim.privacy.accountant import AccountantName
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
@@ -159,7 +160,7 @@ class Outcome:
     """
 
     epsilon_spent: float | None
-    accountant: str | None
+    accountant: AccountantName | None
     mechanisms: tuple[Mechanism, ...] | None
     noise_at: Literal["sum", "clients"] | None
     unaccounted: str

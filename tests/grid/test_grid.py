@@ -181,7 +181,18 @@ NUMBER = "{published: 0.9, measure: accuracy, label: DP-CVAE"
             BASE + "seeds: 4-0",
             "seeds: '4-0' is not a range of up to 1000 numbers; give one such as 0-4",
         ),
-        (BASE + "unit: {colum: a}", "g.yaml:2: unit.colum: unknown key 'colum'"),
+        (
+            BASE + "unit: {colum: a}",
+            "g.yaml:2: unit.colum: unknown key 'colum'; did you mean 'column'?",
+        ),
+        (
+            BASE + "evaluation: {per_clas: 9}",
+            "g.yaml:2: evaluation.per_clas: unknown key 'per_clas'; did you mean 'per_class'?",
+        ),
+        (
+            BASE + "dataset: [{npz: a.npz, licens: mine}]",
+            "g.yaml:2: dataset[0].licens: unknown key 'licens'; did you mean 'licence'?",
+        ),
         (
             BASE + "unit: {column: client}",
             "a column called 'client' would be taken for another unit; rename it",
@@ -196,7 +207,7 @@ NUMBER = "{published: 0.9, measure: accuracy, label: DP-CVAE"
         ),
         (
             BASE + "resources: {device: cuda}",
-            "device: cuda with gpus_per_actor: 0 leaves actors without a GPU; give a share",
+            "device: cuda needs a GPU, and gpus_per_actor is 0; give gpus_per_actor: 1 or a part",
         ),
         (
             BASE + "tune: {params: {beta: [1, 2]}}\nunit: client",
@@ -241,7 +252,7 @@ NUMBER = "{published: 0.9, measure: accuracy, label: DP-CVAE"
         ),
         (
             "algorithms: {name: config-private, params: {schedule: {warmpu: 1}}}",
-            "params.schedule.warmpu: unknown key 'warmpu'",
+            "params.schedule.warmpu: unknown key 'warmpu'; did you mean 'warmup'?",
         ),
         (
             "algorithms: {name: config-private, scan: {betta: [1]}}",
@@ -332,7 +343,9 @@ def test_grid_whose_aliases_multiply_is_refused_at_once(write: Write, repeat: st
         load_grid(path)
     assert time.process_time() - started < 1
     message = str(caught.value)
-    assert re.search(r"g\.yaml:\d+: its aliases stand for more than 100000 values; write", message)
+    assert re.search(
+        r"g\.yaml:\d+: the YAML aliases .* for more than 100,000 values; write", message
+    )
     assert len(message) < 300
 
 
@@ -585,8 +598,8 @@ def test_ids_follow_the_content_of_the_data_and_the_class() -> None:
         {"algorithms": ["config-open", {"name": "config-open", "params": {"beta": 2}}]},
     ],
 )
-def test_no_two_cells_are_equal_or_are_called_the_same(twice: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="two cells are equal or are called the same: '"):
+def test_no_two_cells_are_equal_or_have_the_same_name(twice: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"two cells are equal or have .* · seed 0; remove a value"):
         cells_of(grid_of(**twice))
 
 

@@ -58,8 +58,8 @@ def test_unit_that_is_a_bare_word_is_refused(word: str, column: str) -> None:
     with pytest.raises(UserError) as caught:
         load_grid({"algorithms": ["dp-gaussian"], "unit": word})
     assert str(caught.value) == (
-        f"unit: '{word}' is not a unit; give example, client, or for the rows that share a value "
-        f"of a column: unit: {{column: {column}}}"
+        f"unit: '{word}' is not a unit; give example or client, or give unit: {{column: {column}}} "
+        "to protect all rows with one value of that column together"
     )
 
 

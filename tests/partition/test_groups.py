@@ -143,7 +143,7 @@ def test_groups_on_one_side_of_the_split_each_are_accepted() -> None:
 def test_a_group_on_both_sides_of_the_split_is_reported() -> None:
     train = {"lesion": np.array(["a", "b", "b"])}
     test = {"lesion": np.array(["b", "c"])}
-    problem = "1 values of lesion have both training and test rows, such as 'b'; give the data a"
+    problem = "1 values of lesion have both training and test rows, such as 'b'; for images write"
     with pytest.raises(UserError, match=problem):
         check_split("lesion", train, test)
 

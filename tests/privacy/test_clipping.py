@@ -348,4 +348,4 @@ def test_batch_of_other_clients_than_the_models_is_refused():
 
 def test_batch_without_groups_is_refused_for_unit_group():
     batch = replace(make_batch(), groups=None)
-    refused(linear, batch, "the batch does not say which rows are one", "group")
+    refused(linear, batch, "the batch has no group numbers", "group")

@@ -112,6 +112,17 @@ def test_impossible_budget_is_refused(epsilon, delta, release):
         solve(epsilon, release, delta=delta)
 
 
+def test_budget_above_the_least_noise_is_called_too_large():
+    with pytest.raises(UserError, match=r"1e\+07 at delta 0.0001 is too large.*; give a smaller"):
+        solve(1e7, Release("step", 1.0, 1), delta=1e-4)
+
+
+def test_budget_below_the_accountants_resolution_is_called_too_small():
+    message = r"0\.003 is too small to account for at delta 0\.0001; give a larger epsilon"
+    with pytest.raises(UserError, match=message):
+        solve(0.003, Release("step", 1.0, 100_000), delta=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

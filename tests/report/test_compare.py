@@ -112,11 +112,12 @@ def test_other_code_and_versions_are_named_once_and_not_equal() -> None:
     }
     found = compared((rows_of(0, 1), []), (rows_of(0, 1, **other), []))
     code = [
-        "source of fedhypevae: 1a → 2b",
-        "code that evaluated: none → 3c",
-        "code that counted ε: none → 4d",
+        "code of fedhypevae differs: 1a in the first run, 2b in the second",
+        "code that evaluated differs: none in the first run, 3c in the second",
+        "code that counted ε differs: none in the first run, 4d in the second",
     ]
-    assert found.provenance == [*code, "torch: 2.13.0 → 2.14.0"]
+    torch = "torch differs: 2.13.0 in the first run, 2.14.0 in the second"
+    assert found.provenance == [*code, torch]
     assert (found.rows_equal, found.equal) == (True, False)
 
 

@@ -417,7 +417,7 @@ def test_scanned_parameter_or_cost_is_the_axis() -> None:
     assert figure.get_figwidth() == 3.35
     with pytest.raises(
         UserError,
-        match=r"over latent: no two results .* differ in it; scan a parameter in the grid",
+        match=r"over latent: no method has this score at two values of latent.*; scan a parameter",
     ):
         over_parameter(scan(rounds=[5, 20]), "latent", "balanced_accuracy")
     with pytest.raises(UserError, match="did you mean 'rounds'"):

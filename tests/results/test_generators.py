@@ -129,11 +129,18 @@ def test_ways_to_synthesise_differ_and_draws_follow_the_seed(tmp_path: Path) -> 
     assert not np.array_equal(load_generator(tmp_path).sample(labels, seed=1), drawn[0])
     for synthesis, message in {
         "client:4": "there are 4 clients; give client:0 .. client:3",
-        "client:x": "is not one of fedhypevae's; give neutral, mixture, client:0, or leave it out",
-        "average": "is not one of",
+        "client:x": "fedhypevae cannot draw in this way; give neutral or mixture or client:0, or",
+        "average": "fedhypevae cannot draw in this way",
     }.items():
         with pytest.raises(UserError, match=f"synthesis {synthesis}: {message}"):
             load_generator(tmp_path, synthesis=synthesis)
+
+
+def test_one_generator_for_all_is_not_asked_for_a_clients_own(tmp_path: Path) -> None:
+    save(tmp_path, "dp-gaussian")
+    message = "dp-gaussian cannot draw in this way; leave out `synthesis`$"
+    with pytest.raises(UserError, match=message):
+        load_generator(tmp_path, synthesis="mixture")
 
 
 def test_client_codes_are_in_no_file_unless_released(tmp_path: Path) -> None:
@@ -358,7 +365,9 @@ def test_changed_tensors_are_named_and_never_unpickled(
     tensors_of_package = facts_of(package).with_suffix(".safetensors")
     for folder, tensors in ((run, tensors_of_run), (package, tensors_of_package)):
         tensors.write_bytes(b"\x80\x04cos\nsystem\n")
-        with pytest.raises(UserError, match=r"cannot be read \(its SHA-256 .*; restore it"):
+        with pytest.raises(
+            UserError, match=r"cannot be read \(its SHA-256 .*; copy the file from a backup"
+        ):
             load_generator(folder)
 
 

@@ -137,7 +137,7 @@ def dry_run(folder: Path, command: Callable[..., Done], pairs: int) -> Done:
 
 def test_dry_run_counts_audits(folder: Path, command: Callable[..., Done]) -> None:
     done = dry_run(folder, command, pairs=200)
-    assert "audits: 2 claims, 200 pairs of trainings each\n" in done.stdout
+    assert "audits: 2 claims would be attacked, each with 200 pairs of trainings\n" in done.stdout
 
 
 def test_dry_run_refuses_too_few_pairs(folder: Path, command: Callable[..., Done]) -> None:

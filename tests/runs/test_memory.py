@@ -63,7 +63,7 @@ def test_fewer_cells_at_a_time_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
     prepared = prepared_grid("dp-gaussian", seeds=[0, 1, 2, 3])
     need = memory_of_grid(prepared, in_process=False)
     give_machine(monkeypatch, need.total - need.cell.total)
-    with pytest.raises(UserError, match=r"4 cells at a time .*; give `max_parallel=3`") as caught:
+    with pytest.raises(UserError, match=r"4 cells at a time .*; give `max_parallel` 3") as caught:
         check_memory(prepared, in_process=False)
     assert caught.value.exit_code == 2
 

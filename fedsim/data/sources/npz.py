@@ -111,8 +111,8 @@ def _remap(
     if len(untrained) and (split == TRAIN).any():
         raise UserError(
             "",
-            f"no training row has label {untrained[0]}, test rows have",
-            "drop these test rows, or train on some",
+            f"label {untrained[0]} occurs in test rows, but in no training row",
+            "remove these test rows, or give some of them split 0 (training)",
         )
     if y.dtype.kind in "US":
         return labels, values.astype(np.str_)

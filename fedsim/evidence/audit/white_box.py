@@ -213,7 +213,8 @@ def setting_of(
 
 def parameters(algorithm: str, params: Sequence[str]) -> dict[str, Any]:
     """Return all parameters of an algorithm; ``params`` are ``key=YAML`` texts of some of them."""
-    (variant,) = resolve(one_cell(algorithm, params, dataset="digits")).variants
+    with at(lambda where: where.removeprefix("algorithms[0].").replace("params.", "params ", 1)):
+        (variant,) = resolve(one_cell(algorithm, params, dataset="digits")).variants
     return variant.params
 
 

@@ -260,8 +260,8 @@ def _check_batch(batch: Batch, norms: Norms) -> None:
             )
     if norms.unit == "group" and batch.groups is None:
         raise ValueError(
-            "the unit is a group, and the batch does not say which rows are one; take it "
-            "from Clients.batch or batches"
+            "the privacy unit is a group, but the batch has no group numbers; make the batch by "
+            "clients.batch(...) or clients.batches(...)"
         )
 
 

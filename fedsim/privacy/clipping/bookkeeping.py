@@ -261,7 +261,9 @@ def _check_call(
         )
     for arg in call.args:
         if isinstance(arg, Layout) and arg is not layout:
-            raise ValueError(f"layer '{path}' was called with another layout than its batch's")
+            raise ValueError(
+                f"layer '{path}' got a layout that is not that of the batch; pass it batch.layout"
+            )
 
 
 def _join(values: list[Tensor]) -> Tensor:

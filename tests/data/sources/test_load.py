@@ -146,7 +146,11 @@ def test_damage_of_a_file_is_reported_in_one_line(tmp_path, damage):
             {"npz": "a.npz", "split": {"by": "site"}},
             "'a' holds embeddings and takes no split, which is for images",
         ),
-        ({"csv": "a.csv", "encoder": {}}, "names no encoder or two; give a name"),
+        ({"csv": "a.csv", "encoder": {}}, "names no encoder; give name: NAME or onnx: FILE"),
+        (
+            {"csv": "a.csv", "encoder": {"name": "dinov2-small", "onnx": "a.onnx"}},
+            "names two encoders; give name: or onnx:, not both",
+        ),
         ({"csv": "a.csv", "encoder": {"name": "a", "size": 112}}, "a named encoder takes no size"),
     ],
 )

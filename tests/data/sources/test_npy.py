@@ -126,14 +126,14 @@ def test_row_of_a_gap_in_the_labels_of_a_large_file_is_named(tmp_path: Path) -> 
     arrays["split"] = arrays["split"][::-1]
     arrays["y"][1_000_000] = 4
     message = refused_in_seconds(save_folder(tmp_path, arrays))
-    assert "row 1000000 has label 4 and no training row has label 3" in message
+    assert "row 1000000 (counted from 0) has label 4 and no training row has label 3" in message
 
 
 def test_row_of_a_label_that_only_test_rows_have_is_named(tmp_path: Path) -> None:
     arrays = arrays_of(MANY, 4)
     arrays["y"][1_000_000] = 3
     message = refused_in_seconds(save_folder(tmp_path, arrays))
-    assert "no training row has label 3, test rows have, the first is row 1000000" in message
+    assert "label 3 occurs in test rows (the first is row 1000000, counted from 0)" in message
 
 
 def test_blocks_of_rows_are_scaled_as_all_at_once() -> None:

@@ -51,7 +51,7 @@ BROKEN = {
     ),
     "noise:TakesTheNoiseOff": (
         "trains",
-        r"the stream NOISE is drawn at the clients and by the harness",
+        r"a server may not draw from the stream NOISE",
     ),
     "noise:Overspends": ("budget", r"client 0 has 6 steps of 'dp-sgd' in the ledger, the plan 3"),
     "results:RowsAreNotFinite": ("result finite", r"sample returned numbers that are not finite"),
