@@ -100,9 +100,8 @@ class Velocity(nn.Module):
         h = torch.cat([x, scale * label, time], -1)
         for layer in self.layers:
             h = F.silu(layer(h))
-        prototype_input = math.sqrt(h.shape[-1]) * label
-        f = self.last(torch.cat([h, prototype_input], -1))
-        direction = (2 * t - 1) * x + (1 - t) * f
+        f = self.last(torch.cat([h, math.sqrt(h.shape[-1]) * label], -1))
+        direction: Tensor = x * (2 * t - 1) + (1 - t) * f
         return direction / (t.square() + (1 - t).square())
 
 
@@ -150,7 +149,7 @@ class DPFlow(DPSGD):
     def draws(self) -> Mapping[str, tuple[int, ...]]:
         """Returns the shapes of an example's draws: the starts of its lines, and the times."""
         count = self.params.draws
-        return {"noise": (count, self.task.dim), "time": (count,)}
+        return {"noise": (count, self.task.dim), "time": (count, 1)}
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Returns the squared error of the velocity for each example, ``[N]``.
@@ -164,10 +163,9 @@ class DPFlow(DPSGD):
         end = math.sqrt(self.task.dim) * batch.x.unsqueeze(1)  # [N, 1, d]
         start = batch.draws["noise"]  # [N, draws, d]
         # The distribution function of a normal number is uniform.
-        t = torch.special.ndtr(batch.draws["time"]).unsqueeze(-1)
+        t = torch.special.ndtr(batch.draws["time"])  # [N, draws, 1]
         labels = batch.y.unsqueeze(1).expand(t.shape[:2])
-        point = (1 - t) * start + t * end
-        error = model(point, t, labels) - (end - start)
+        error = model((1 - t) * start + t * end, t, labels) - (end - start)
         return {"velocity": error.square().mean((1, 2))}
 
     def generator(self, server: Server) -> FlowGenerator:

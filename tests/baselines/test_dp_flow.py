@@ -50,7 +50,7 @@ def drawn_batch() -> Batch:
     stream = torch.Generator().manual_seed(1)
     draws = {
         "noise": torch.randn(ROWS, DRAWS, DIM, generator=stream),
-        "time": torch.randn(ROWS, DRAWS, generator=stream),
+        "time": torch.randn(ROWS, DRAWS, 1, generator=stream),
     }
     x = torch.randn(ROWS, DIM, generator=stream) / math.sqrt(DIM)
     layout = Layout(torch.zeros(ROWS, dtype=torch.long), 1)
@@ -97,7 +97,7 @@ def test_loss_is_the_mean_squared_error_on_the_line() -> None:
         start = batch.draws["noise"][0, draw]
         end = math.sqrt(DIM) * batch.x[0]
         t = torch.distributions.Normal(0.0, 1.0).cdf(batch.draws["time"][0, draw])
-        predicted = velocity(start + t * (end - start), t.view(1), LABELS[0])
+        predicted = velocity(start + t * (end - start), t, LABELS[0])
         errors.append(torch.nn.functional.mse_loss(predicted, end - start))
     torch.testing.assert_close(loss[0], torch.stack(errors).mean())
 
