@@ -76,6 +76,7 @@ FIXED_LOOKS = {
     "dp-gmm": (3, 3),
     "dp-merf": (9, 6),
     "dp-cgan": (3, 7),
+    "dp-flow": (8, 7),
     "dp-cvae": (7, 3),
     "dp-prototypes": (6, 4),
     "dp-fedpft": (0, 9),
