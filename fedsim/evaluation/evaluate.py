@@ -35,6 +35,7 @@ from fedsim.evaluation.subset import (
     MOST_TEST_ROWS,
     balanced_rows,
     client_rows,
+    client_step,
     most_per_client,
     own_rows_among,
 )
@@ -351,7 +352,9 @@ class CellEvaluator:
         mixed = []
         alone = []
         weights = []
-        for client, rows in enumerate(client_rows(data, self.partition)):
+        step = client_step(self.partition)
+        for position, rows in enumerate(client_rows(data, self.partition)):
+            client = step * position
             local = fit_linear(
                 data.x_train[rows],
                 data.y_train[rows],

@@ -22,7 +22,7 @@ from torch import Tensor
 from fedsim.device import CPU, moved
 from fedsim.files import replaced
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.parameters import load_parameters
+from fedsim.methods.parameters import in_order, load_parameters
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,12 @@ def copied(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def load_server(server: Server, tensors: Tensors) -> None:
-    """Load a saved server state: parameters below ``model.``, other tensors below ``tensors.``."""
+    """Load a saved server state: parameters below ``model.``, other tensors below ``tensors.``.
+
+    The server shares the memory of the other tensors.
+    """
     load_parameters(server.model, tensors, "model.")
-    server.tensors = moved(copied(below("tensors", tensors)), server.device)
+    server.tensors = moved(in_order(below("tensors", tensors)), server.device)
 
 
 def server_state(server: Server) -> Tensors:

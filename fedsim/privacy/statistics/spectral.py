@@ -16,6 +16,11 @@ from torch import Tensor
 
 from fedsim.device import to_device
 
+NUMBERS_AT_ONCE = 2**22
+"""How many numbers of several matrices are computed with together.
+
+Temporary copies are then small beside the matrices of a thousand classes.
+"""
 GAP = 1e-3
 """The share of the larger of two eigenvalues by which they must differ to be told apart."""
 
@@ -135,6 +140,14 @@ def spectral_function(
     scaled_vectors = vectors * new_values.unsqueeze(-2)
     result: Tensor = scaled_vectors @ vectors.mT
     return result.to(symmetric.dtype)
+
+
+def batches(matrices: Tensor) -> tuple[Tensor, ...]:
+    """Returns views of the matrices ``[G, k, k]``, in order, at least one matrix in each.
+
+    One with several matrices has at most :data:`NUMBERS_AT_ONCE` numbers.
+    """
+    return torch.split(matrices, max(1, NUMBERS_AT_ONCE // matrices.shape[1] ** 2))
 
 
 def square_root(symmetric: Tensor) -> Tensor:
