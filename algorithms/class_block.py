@@ -292,17 +292,18 @@ class BlockGenerator:
         onto = self.onto
         beyond = torch.eye(len(onto), device=onto.device) - onto
         directions = onto.trace().clamp_min(1e-12)  # the number of directions between class means
-        parts = batches(self.tensors["prior_covariances"])
+        covariances = self.tensors["prior_covariances"]
+        parts = batches(covariances)
         traces = [(onto @ part @ onto).diagonal(dim1=1, dim2=2).sum(1) for part in parts]
         variance = torch.cat(traces).mean() / directions
         wanted = self.squared_distance / directions / TUNED.overlap
         wanted = wanted.clamp_min(TUNED.least_between)
         scale = (wanted / variance.clamp_min(1e-12)).sqrt()
-        roots = []
-        for part in parts:
+        roots = torch.empty_like(covariances)
+        for part, some_roots in zip(parts, batches(roots), strict=True):
             inside = square_root(onto @ part @ onto)
-            roots.append(scale * inside + square_root(beyond @ part @ beyond))
-        return torch.cat(roots)
+            some_roots.copy_(scale * inside + square_root(beyond @ part @ beyond))
+        return roots
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""

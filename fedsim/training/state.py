@@ -141,7 +141,8 @@ class Checkpoints:
         if every is None:
             every = CHECKPOINT_SECONDS
         if time.monotonic() - self._last >= every:
-            self.save(capture())
+            # The captured copies are gone once they are packed, before the digest is put in front.
+            self._keep(_packed(capture()))
             self._last = time.monotonic()
 
     def save(self, progress: Checkpoint) -> None:
@@ -149,11 +150,9 @@ class Checkpoints:
 
         Its bytes contain private client state, and the root of secret noise.
         """
-        fields = dict(vars(progress))
-        tensors = {}
-        for name, value in fields.pop("tensors").items():
-            tensors[name] = value.contiguous()
-        body = save(tensors, {"progress": json.dumps(fields)})
+        self._keep(_packed(progress))
+
+    def _keep(self, body: bytes) -> None:
         self.content = self._digest(body) + body
 
     def load(self) -> Checkpoint | None:
@@ -182,6 +181,15 @@ class Checkpoints:
             return None
         self._sent = self.content
         return self.content
+
+
+def _packed(progress: Checkpoint) -> bytes:
+    """Pack a checkpoint in the safetensors format, without a digest."""
+    fields = dict(vars(progress))
+    tensors = {}
+    for name, value in fields.pop("tensors").items():
+        tensors[name] = value.contiguous()
+    return save(tensors, {"progress": json.dumps(fields)})
 
 
 def _read_fields(body: BinaryIO) -> dict[str, Any]:
