@@ -16,14 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from algorithms.fedhypevae_warm import FedHypeVAEWarm, FedHypeVAEWarmParams
-from fedsim.methods import (
-    Classifier,
-    LinearClassifier,
-    Server,
-    batches,
-    register,
-    spectral_function,
-)
+from fedsim.methods import Classifier, LinearClassifier, Server, register, spectral_function
 
 LEAST_CLASS_VARIANCE = 0.05
 """The smallest variance of a class in the block, in units of what classes share."""
@@ -96,13 +89,6 @@ class DPLDA(FedHypeVAEWarm):
         )
 
 
-def _inverse_roots(covariances: Tensor) -> Tensor:
-    """Returns the inverse roots of covariances ``[G, k, k]``, whose variances are bounded."""
-    return spectral_function(
-        covariances, lambda values: values.clamp_min(LEAST_CLASS_VARIANCE).rsqrt()
-    )
-
-
 class Discriminant:
     """Bayes' rule for normal classes: p(c | u) is proportional to N(u; m_c, S_c).
 
@@ -126,7 +112,9 @@ class Discriminant:
         self.basis = basis
         self.centre = centre
         # |(u - m) root|^2 is the squared Mahalanobis distance.
-        self.roots = torch.cat([_inverse_roots(part) for part in batches(covariances)])
+        self.roots = spectral_function(
+            covariances, lambda values: values.clamp_min(LEAST_CLASS_VARIANCE).rsqrt()
+        )
         self.log_scale = torch.linalg.slogdet(self.roots)[1]
 
     def probabilities(self, x: Tensor) -> Tensor:

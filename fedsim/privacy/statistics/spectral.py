@@ -135,6 +135,8 @@ def spectral_function(
 
     ``values`` are the eigenvalues of a matrix, and the columns of V are its eigenvectors.
     """
+    if symmetric.dim() == 3 and len(parts := batches(symmetric)) > 1:
+        return torch.cat([spectral_function(part, function) for part in parts])
     values, vectors = torch.linalg.eigh(symmetric.double())
     new_values = function(values)
     scaled_vectors = vectors * new_values.unsqueeze(-2)
