@@ -527,7 +527,7 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
         if (grid.evaluation.per_class or 0) > most:
             raise UserError(
                 grid.location("evaluation", "per_class"),
-                f"takes too much memory for the {embeddings.classes} classes of {spec.display}",
+                f"takes too much memory for {embeddings.classes} classes",
                 f"give at most {most}",
             )
         sites = evaluations(grid, spec, embeddings.columns)
