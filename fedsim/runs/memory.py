@@ -40,6 +40,8 @@ MATRICES = 8
 """How many second moments, in double precision, the server computes with."""
 STATISTIC_BYTES = 12
 """The bytes of a number of a statistic: its sum in double precision, and its noise."""
+SENT_BYTES = 16
+"""The bytes of the same number at each further actor: the actor's sum, and its message."""
 _LIMITS = (
     "/sys/fs/cgroup/memory.max",
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -89,7 +91,8 @@ def memory_of_cell(trial: Trial, processes: int = 1) -> CellMemory:
     if numbers:
         block = STATISTIC_COPIES * 4 * _largest_block(trial) * task.dim
         matrices = MATRICES * 8 * task.dim**2
-        statistics = block + matrices + STATISTIC_BYTES * numbers
+        sent = SENT_BYTES * (processes - 1)
+        statistics = block + matrices + (STATISTIC_BYTES + sent) * numbers
     else:
         copies += CONVERTED_COPIES
     model = 0

@@ -11,6 +11,7 @@ from fedsim.runs import memory
 from fedsim.runs.bench import engine_for
 from fedsim.runs.memory import (
     PROCESS,
+    SENT_BYTES,
     STATISTIC_BYTES,
     check_memory,
     memory_of_cell,
@@ -63,9 +64,15 @@ def test_matrices_of_all_classes_count() -> None:
     assert beside == STATISTIC_BYTES * matrices
 
 
+def test_statistics_of_each_further_actor_count() -> None:
+    (trial,) = prepared_grid("dp-gaussian").trials
+    beside = memory_of_cell(trial, processes=3).statistics - memory_of_cell(trial).statistics
+    assert beside == 2 * SENT_BYTES * (64 + 10) * 64
+
+
 def test_matrices_of_few_classes_are_small() -> None:
     few = statistics_of(10, "fedhypevae-warm")
-    assert few < 2 * statistics_of(10, "dp-gaussian")
+    assert few < 3 * statistics_of(10, "dp-gaussian")
 
 
 def test_in_process_there_is_one_cell_and_one_copy_of_the_data() -> None:
