@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from fedsim.methods.one_shot import places
 from fedsim.privacy.statistics.moments import Products, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import (
+    batches,
     leading,
     polar,
     spectral_function,
@@ -254,6 +256,12 @@ class BlockGenerator:
         tensors: what was released. ``spread`` ``[k, k]``, if there is one, multiplies the drawn
             coordinates in the block.
         paired: draw rows in pairs.
+
+    Attributes:
+        means: the means with which classes are drawn ``[C, k]``.
+        squared_distance: the mean squared distance of ``means`` from their mean.
+        onto: the projection onto the directions between class means ``[k, k]``.
+        outward: takes coordinates in the block to whitened rows ``[d, k]``.
     """
 
     def __init__(
@@ -268,33 +276,34 @@ class BlockGenerator:
         centred = prior - common
         self.means = common + TUNED.closeness * centred
         axes = between(centred.double())
-        # The projection [k, k] onto the directions between class means.
         self.onto = (axes @ axes.T).to(prior.dtype)
-        squared_distance = TUNED.closeness**2 * centred.square().sum(1).mean()
-        self.roots = self._roots(squared_distance)
+        self.squared_distance = TUNED.closeness**2 * centred.square().sum(1).mean()
         self.outward = tensors["directions"]
         if "spread" in tensors:
             self.outward = tensors["directions"] @ tensors["spread"]
 
-    def _roots(self, squared_distance: Tensor) -> Tensor:
-        """Returns the roots of the covariances with which classes are drawn, ``[C, k, k]``.
+    @cached_property
+    def roots(self) -> Tensor:
+        """The roots of the covariances with which classes are drawn, ``[C, k, k]``.
 
-        The part between class means and the rest are independent.
-
-        Args:
-            squared_distance: the mean squared distance of the drawn class means from their mean.
+        The part between class means and the rest are independent. The roots are computed when rows
+        are drawn, because those of a thousand classes take long.
         """
-        covariances = self.tensors["prior_covariances"]
         onto = self.onto
         beyond = torch.eye(len(onto), device=onto.device) - onto
         directions = onto.trace().clamp_min(1e-12)  # the number of directions between class means
-        inside = onto @ covariances @ onto
-        outside = beyond @ covariances @ beyond
-        variance = inside.diagonal(dim1=1, dim2=2).sum(1).mean() / directions
-        wanted = squared_distance / directions / TUNED.overlap
+        covariances = self.tensors["prior_covariances"]
+        parts = batches(covariances)
+        traces = [(onto @ part @ onto).diagonal(dim1=1, dim2=2).sum(1) for part in parts]
+        variance = torch.cat(traces).mean() / directions
+        wanted = self.squared_distance / directions / TUNED.overlap
         wanted = wanted.clamp_min(TUNED.least_between)
         scale = (wanted / variance.clamp_min(1e-12)).sqrt()
-        return scale * square_root(inside) + square_root(outside)
+        roots = torch.empty_like(covariances)
+        for part, some_roots in zip(parts, batches(roots), strict=True):
+            inside = square_root(onto @ part @ onto)
+            some_roots.copy_(scale * inside + square_root(beyond @ part @ beyond))
+        return roots
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""

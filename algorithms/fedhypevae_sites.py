@@ -20,6 +20,7 @@ from fedsim.methods.one_shot import Rows, Statistic
 from fedsim.plugins.registry import register
 from fedsim.privacy.plan import Unit
 from fedsim.privacy.statistics import moments, shrinkage
+from fedsim.privacy.statistics.outer_products import BLOCK
 
 SHARES = {
     "coordinates": 0.18,
@@ -29,6 +30,8 @@ SHARES = {
     "site moments": 0.14,
 }
 """The share of each release in the budget, in units of 1 / sigma^2."""
+MOST_PRODUCTS = 2**26
+"""How many products of two coordinates are in memory together."""
 APART = 0.5
 """The variance between site means, in units of the variance within, above which sites are centred.
 
@@ -73,6 +76,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
             class_block.SITE_WEIGHTS,
             self.site_products,
             self.receive_sites,
+            block=min(BLOCK, MOST_PRODUCTS // self.most_directions() ** 2),
         )
         return (*super().statistics(), site_moments)
 

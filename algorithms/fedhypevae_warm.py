@@ -419,6 +419,15 @@ class FedHypeVAEWarm(OneShot):
         most: int = self.params.block
         return max(self.task.classes - 1, min(most, affordable, self.dim))
 
+    def most_directions(self) -> int:
+        """Returns the largest number of directions that the block can have."""
+        most: int = self.params.block
+        return min(self.dim, max(self.task.classes - 1, most))
+
+    def statistic_numbers(self) -> int:
+        """Returns the size of the statistics, with a matrix in the block per class."""
+        return super().statistic_numbers() + self.task.classes * self.most_directions() ** 2
+
     # --- classes ---
 
     def block_residuals(
@@ -456,7 +465,9 @@ class FedHypeVAEWarm(OneShot):
             mean_residuals,
             (std["class_sums"] / counts).square(),
         )
-        second = sums["class_second"].view(len(counts), size, size)
+        # With a thousand classes, these matrices take more memory than all else. So they are taken
+        # out of the sums, and no copy of them stays.
+        second = sums.pop("class_second").view(len(counts), size, size)
         second = (second + second.transpose(1, 2)) / 2 / counts[:, None, None]
         noise = std["class_second"] / 2**0.5
         covariances = shrinkage.pooled_and_own(
@@ -467,7 +478,7 @@ class FedHypeVAEWarm(OneShot):
         )
         server.tensors |= {
             "prior_means": start + reach * offsets,
-            "prior_covariances": reach**2 * covariances,
+            "prior_covariances": covariances.mul_(reach**2),
         }
 
     def class_rows(self, server: Server) -> Tensor:

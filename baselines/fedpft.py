@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from baselines.probes import keep
 from fedsim.methods import (
+    BLOCK,
     NUMBER_BYTES,
     Algorithm,
     Clients,
@@ -205,16 +206,24 @@ class DPFedPFT(ClientMixtures):
         """Returns every client's statistics with its own noise."""
         count = len(clients.x)
         classes = self.task.classes
-        r = moments.in_unit_ball(clients.pooled.x)
         class_of_client = clients.layout.client * classes + clients.pooled.y
         cells = count * classes
-        products = {
-            "sums": OuterProduct.sums(r, class_of_client, cells),
-            "counts": OuterProduct.sums(torch.ones_like(r[:, :1]), class_of_client, cells),
-            "squares": OuterProduct.sums(r * r, class_of_client, cells),
-        }
         norms = Norms(1.0, weights=unit_weights(CLIENT_CLASS_WEIGHTS))
-        sums, unit_norms = clipped_statistics(products, norms, clients.all_groups)
+        sums = Tensors()
+        norms_of_blocks = []
+        groups = clients.all_groups
+        for rows, units in (groups or clients.layout).blocks(BLOCK):
+            r = moments.in_unit_ball(clients.pooled.x[rows])
+            cell = class_of_client[rows]
+            products = {
+                "sums": OuterProduct.sums(r, cell, cells),
+                "counts": OuterProduct.sums(torch.ones_like(r[:, :1]), cell, cells),
+                "squares": OuterProduct.sums(r * r, cell, cells),
+            }
+            groups_of_rows = units if groups else None
+            _, block_norms = clipped_statistics(products, norms, groups_of_rows, sums)
+            norms_of_blocks.append(block_norms)
+        unit_norms = torch.cat(norms_of_blocks)
         by_client = {name: value.view(count, classes, -1) for name, value in sums.items()}
         noised = clients.add_noise(round_.release, round_.stream, {}, by_client)
         sent = Tensors()

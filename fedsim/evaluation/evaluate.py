@@ -36,6 +36,7 @@ from fedsim.evaluation.subset import (
     MOST_TEST_ROWS,
     balanced_rows,
     client_rows,
+    client_step,
     most_per_client,
     own_rows_among,
 )
@@ -384,8 +385,10 @@ class CellEvaluator:
             weights = [float(personal or 0)] * len(local_classifiers)
         mixed = []
         alone = []
-        for client, local in enumerate(local_classifiers):
-            both = Interpolated(local, self._shared_classifier, weights[client])
+        step = client_step(self.partition)
+        for position, local in enumerate(local_classifiers):
+            client = step * position
+            both = Interpolated(local, self._shared_classifier, weights[position])
             mixed.append(self._predict_own_rows(client, both.probabilities, x_test))
             alone.append(self._predict_own_rows(client, local.probabilities, x_test))
         scores = personal_scores(mixed)
@@ -420,8 +423,9 @@ class CellEvaluator:
         y = torch.from_numpy(other.y)
         by_shared = self._shared_classifier.probabilities(x)
         weights = []
-        for client, local in enumerate(local_classifiers):
-            importance = torch.from_numpy(self._share(client))[y]
+        step = client_step(self.partition)
+        for position, local in enumerate(local_classifiers):
+            importance = torch.from_numpy(self._share(step * position))[y]
             weights.append(best_weight(local.probabilities(x), by_shared, y, importance))
         return weights
 
@@ -436,7 +440,8 @@ class CellEvaluator:
             local_classifiers: the clients' own classifiers.
         """
         totals = [Fraction(0)] * len(TRIED_WEIGHTS)
-        for local, rows in zip(local_classifiers, self.partition.validation, strict=True):
+        validation = self.partition.validation[:: client_step(self.partition)]
+        for local, rows in zip(local_classifiers, validation, strict=True):
             x = torch.from_numpy(self.data.x_train[rows])
             y = torch.from_numpy(self.data.y_train[rows])
             for position, weight in enumerate(TRIED_WEIGHTS):

@@ -32,6 +32,7 @@ from fedsim.evaluation.subset import (
     MOST_TRAIN_ROWS,
     balanced_rows,
     client_rows,
+    client_step,
     is_large,
     most_per_client,
     own_rows_among,
@@ -307,9 +308,10 @@ class LocalOnly:
     Each client's probe is trained on its own real rows, with equal frequencies of the classes.
 
     Attributes:
-        mean: the mean over clients, each on all test rows.
-        clients: every client's on its own test rows; None if it has none.
-        reference_rows: the number of training rows of all clients, which is bounded
+        mean: the mean over clients, each on all test rows; of very many clients it is the mean
+            over every k-th one (:func:`fedsim.evaluation.subset.client_step`).
+        clients: every client's on its own test rows; None if it has none, or has no probe.
+        reference_rows: the number of training rows of all probes, which is bounded
             (:func:`fedsim.evaluation.subset.client_rows`).
         seconds: the wall time in seconds.
     """
@@ -343,7 +345,10 @@ def local_only(
     tried = _strengths_to_try(data.dim, probe_c)
     on_all = np.zeros((len(tried), clients))
     on_own = np.full_like(on_all, np.nan)
-    for number, client, predicted in _predictions_of_clients(data, rows, data.x_test[test], tried):
+    step = client_step(partition)
+    predictions = _predictions_of_clients(data, rows, data.x_test[test], tried)
+    for number, position, predicted in predictions:
+        client = step * position
         if is_large(data) and client == 0 and _is_past_best(number, on_all, on_own):
             break
         on_all[number, client] = balanced_accuracy_of(y_test, predicted)
@@ -355,7 +360,7 @@ def local_only(
     totals = [sum(scores) for scores in np.nan_to_num(on_own)]
     best = on_own[int(np.argmax(totals))].tolist()
     return LocalOnly(
-        max(float(np.mean(scores)) for scores in on_all),
+        max(float(np.mean(scores)) for scores in on_all[:, ::step]),
         tuple(None if math.isnan(score) else score for score in best),
         sum(map(len, rows)),
         time.perf_counter() - started,
@@ -379,7 +384,7 @@ def _predictions_of_clients(
     x_test: NDArray[np.float32],
     tried: Sequence[float],
 ) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
-    """Yield the number of a penalty, a client and the predictions of the client's probe.
+    """Yield the number of a penalty, the place of a client and its probe's predictions.
 
     Small data yield all penalties of a client at a time. Large data yield all clients of a penalty
     at a time, so that the caller may stop before the weak penalties, which take longest.

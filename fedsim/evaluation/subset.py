@@ -21,6 +21,11 @@ MOST_TEST_ROWS = 20_000
 """The largest number of test rows that anything is scored on."""
 MOST_CLIENT_SCORES = 500_000_000
 """The largest number of class scores (clients × rows × classes) of clients one by one."""
+MOST_LOCAL_SCORES = 20_000_000
+"""The largest number of class scores (rows × classes) that clients' own probes are trained on.
+
+It counts one row of every class that a client holds.
+"""
 LARGE = 1_000_000
 """A data set with more training rows times classes than this counts as large for references."""
 SEED = 0
@@ -55,14 +60,25 @@ def balanced_rows(group: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     return np.sort(by_group[rank < per_group])
 
 
-def client_rows(data: Embeddings, partition: Partition) -> list[NDArray[np.int64]]:
-    """Return the training rows that each client's own probe is trained on, in their order.
+def client_step(partition: Partition) -> int:
+    """Return k if only every k-th client's own probe is fitted: 1, or more for very many clients.
 
-    All clients together have at most :data:`MOST_TRAIN_ROWS`, but every client keeps at least one
-    row of each class that it holds.
+    The probe of a client that holds h classes is trained on h rows or more, and its time grows with
+    rows times classes.
     """
-    rows = np.concatenate(partition.rows)
-    sizes = [len(of_client) for of_client in partition.rows]
+    held = (partition.label_counts > 0).sum(axis=1)
+    return 1 + int(np.square(held).sum()) // MOST_LOCAL_SCORES
+
+
+def client_rows(data: Embeddings, partition: Partition) -> list[NDArray[np.int64]]:
+    """Return the training rows that every k-th client's own probe is trained on, in their order.
+
+    k is :func:`client_step`. These clients have at most :data:`MOST_TRAIN_ROWS` together, but each
+    keeps at least one row of every class that it holds.
+    """
+    rows_of_clients = partition.rows[:: client_step(partition)]
+    rows = np.concatenate(rows_of_clients)
+    sizes = [len(of_client) for of_client in rows_of_clients]
     client = np.repeat(np.arange(len(sizes)), sizes)
     kept = balanced_rows(client * data.classes + data.y_train[rows], MOST_TRAIN_ROWS)
     ends = np.searchsorted(client[kept], np.arange(1, len(sizes)))

@@ -57,6 +57,8 @@ CURVE_LABELS: dict[Curve, str] = {
     "free": " tuned (free, on test rows)",
 }
 """The text that follows the label of a tuned algorithm, by the way in which it runs."""
+MOST_SYNTHETIC_NUMBERS = 2**28
+"""How many features and class scores all synthetic examples of an evaluation may have."""
 
 
 @dataclass(frozen=True)
@@ -530,13 +532,21 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
         data: The data sets as :func:`without_unseen` returns them.
 
     Raises:
-        UserError: A partition is not possible, or two cells are equal or have the same name.
+        UserError: A partition is not possible, two cells are equal or have the same name, or an
+            evaluation has more synthetic examples than there is memory for.
     """
     grid = resolved.grid
     check_partitions(grid, data)
     cells = []
     for spec in grid.sets:
         embeddings = data[spec.key]
+        most = MOST_SYNTHETIC_NUMBERS // embeddings.classes // (embeddings.dim + embeddings.classes)
+        if (grid.evaluation.per_class or 0) > most:
+            raise UserError(
+                grid.location("evaluation", "per_class"),
+                f"takes too much memory for {embeddings.classes} classes",
+                f"give at most {most}",
+            )
         sites = evaluations(grid, spec, embeddings.columns)
         points = product(
             grid.alpha,

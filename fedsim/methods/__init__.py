@@ -77,6 +77,7 @@ from fedsim.privacy.clipping import Norms, functional_loss
 from fedsim.privacy.plan import Claim, Release, Trust, Unit
 from fedsim.privacy.statistics import mixture, moments
 from fedsim.privacy.statistics.outer_products import (
+    BLOCK,
     OuterProduct,
     clipped_statistics,
     exact_products,

@@ -238,6 +238,13 @@ class Algorithm(ABC):
         """
         return False
 
+    def statistic_numbers(self) -> int:
+        """Return at most how many numbers its statistics have; 0 if it releases no statistics.
+
+        The memory forecast of a grid is computed from it.
+        """
+        return 0
+
     # Most algorithms support all parameters in all their units and trusts.
     def check_setting(self) -> None:  # noqa: B027
         """Refuse parameters that have no meaning, or no plan, for the unit and trust.

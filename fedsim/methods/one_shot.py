@@ -114,6 +114,7 @@ class Statistic:
         receive: (server, sums, std): stores the noisy sums in ``server.tensors``. ``std`` is the
             standard deviation of the noise of each sum, in the sum's units.
         steps: how often it is released.
+        block: how many examples' products are in memory together; one unit may have more.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Statistic:
     products: Callable[[Rows, Tensors], Mapping[str, OuterProduct]]
     receive: Callable[[Server, Tensors, Mapping[str, float]], None]
     steps: int = 1
+    block: int = BLOCK
 
 
 class _StatisticRounds:
@@ -171,15 +173,16 @@ class _StatisticRounds:
         The products of a block are in memory together, those of two blocks never. A unit lies in
         one block.
         """
+        block = self.statistic.block
         units = clients.all_groups
         if self.by_client:
             units = clients.layout
         if units is not None:
-            yield from units.blocks(BLOCK)
+            yield from units.blocks(block)
             return
         count = len(clients.pooled.y)
-        for start in range(0, max(count, 1), BLOCK):
-            yield slice(start, start + BLOCK), None
+        for start in range(0, max(count, 1), block):
+            yield slice(start, start + block), None
 
     def _products(self, rows: Rows, received: Tensors) -> Mapping[str, OuterProduct]:
         """Return the products of some rows, by the names of the weights.
@@ -213,7 +216,9 @@ class _StatisticRounds:
         sums = {}
         stds = {}
         for name in statistic.weights:
-            sums[name] = total[name] / self.norms.weight(name) * rescale
+            # The sum is taken out of the total, so that no third copy of a large one is made.
+            sums[name] = total.pop(name) / self.norms.weight(name)
+            sums[name] *= rescale
             stds[name] = std / self.weights[name] * rescale
         statistic.receive(server, sums, stds)
         return {}
@@ -280,6 +285,10 @@ class OneShot(Algorithm):
         if self.projects:
             return int(self.params.project)
         return self.task.dim
+
+    def statistic_numbers(self) -> int:
+        """Return the size of class sums and a second moment; a subclass may release more."""
+        return (self.dim + self.task.classes) * self.dim
 
     def ignores_partition(self) -> bool:
         """Return whether neither the clip nor the noise belongs to a client."""

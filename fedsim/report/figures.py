@@ -74,6 +74,8 @@ _FEW = 24
 """The largest number of clients whose names and counts are written into a panel."""
 _MOST_ACROSS = 200
 """The largest number of clients in a panel; further ones are not drawn."""
+_MOST_DOWN = 60
+"""The largest number of classes in a panel; of more classes only every k-th one is drawn."""
 _MOST_METHODS = 6
 """The largest number of methods in the figure of the rounds."""
 _POINTS = 100
@@ -448,7 +450,8 @@ def partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
     """Return a heat map for every partition of the first seed, at most 12.
 
     Classes are from top to bottom, clients from left to right, and the more examples a client has
-    of a class, the darker its field. The counts are exact, so the figure is not private.
+    of a class, the darker its field. Of many clients or classes some are drawn, and the title of
+    the panel says which. The counts are exact, so the figure is not private.
 
     Args:
         matrices: The label-by-client matrices of all partitions and seeds.
@@ -461,7 +464,7 @@ def partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
         return None
     columns = min(len(drawn), 3)
     most_classes = max(len(matrix.classes) for matrix in drawn)
-    height = (1.3 + 0.2 * most_classes) * math.ceil(len(drawn) / columns)
+    height = (1.3 + 0.2 * min(most_classes, _MOST_DOWN)) * math.ceil(len(drawn) / columns)
     with matplotlib.rc_context(STYLE):
         figure, panels = blank_panels(
             len(drawn),
@@ -475,7 +478,8 @@ def partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
 
 def _draw_matrix(axes: Axes, matrix: LabelMatrix) -> None:
     """Draw one partition, with names and counts if it has few clients."""
-    counts = matrix.counts[:_MOST_ACROSS].T
+    step = math.ceil(len(matrix.classes) / _MOST_DOWN)
+    counts = matrix.counts[:_MOST_ACROSS, ::step].T
     axes.grid(False)
     # Square roots keep small counts visible beside large ones.
     darkest = 2 * math.sqrt(counts.max() or 1)
@@ -495,12 +499,14 @@ def _draw_matrix(axes: Axes, matrix: LabelMatrix) -> None:
     )
     if matrix.clients > _MOST_ACROSS:
         title += f" (the first {_MOST_ACROSS} clients)"
+    if step > 1:
+        title += f" (one in {step} of the {len(matrix.classes)} classes)"
     axes.set(
         title=textwrap.fill(title, 44),
         xlabel="client",
         ylabel="class",
     )
-    axes.set_yticks(range(len(matrix.classes)), matrix.classes)
+    axes.set_yticks(range(len(counts)), matrix.classes[::step])
     if matrix.clients > _FEW:
         return
     axes.set_xticks(

@@ -57,7 +57,8 @@ from fedsim.words import Printed, counted, encodable, number
 COMPARED = ("balanced_accuracy", "client_balanced_accuracy")
 """The measures whose paired differences are shown."""
 OF_MAP = (
-    "Pale dots: real test examples, which must not be released. Crosses: synthetic examples. Axes: "
+    "Pale dots: real test examples, which must not be released. Crosses: synthetic examples. Of "
+    "more than 10 classes the 10 with most test examples are shown, with 30 examples each. Axes: "
     "two principal components of the synthetic examples. Never show the real image nearest to a "
     "synthetic example: it belongs to a person, and ε does not cover it. The nearest image in a "
     "public data set is safe."

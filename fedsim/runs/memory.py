@@ -13,11 +13,10 @@ from rich.console import Console
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
-from fedsim.methods.one_shot import OneShot
+from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.parameters import local_names
 from fedsim.models.layers import initial_model
 from fedsim.plugins.code_hash import is_shipped
-from fedsim.plugins.registry import lookup
 from fedsim.privacy.statistics.outer_products import BLOCK
 from fedsim.runs.prepare import Prepared
 from fedsim.seeds import Seeds
@@ -38,7 +37,11 @@ CONVERTED_COPIES = 2
 MODEL_COPIES = 6
 """How many times the parameters are there: with gradients, sums, noise and Adam's moments."""
 MATRICES = 8
-"""How many matrices of a statistic's size, in double precision, the server computes with."""
+"""How many second moments, in double precision, the server computes with."""
+STATISTIC_BYTES = 12
+"""The bytes of a number of a statistic: its sum in double precision, and its noise."""
+SENT_BYTES = 16
+"""The bytes of the same number at each further actor: the actor's sum, and its message."""
 _LIMITS = (
     "/sys/fs/cgroup/memory.max",
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -79,19 +82,22 @@ def memory_of_cell(trial: Trial, processes: int = 1) -> CellMemory:
         processes: the number of processes that compute it.
     """
     task = trial.task
-    cls = lookup(trial.cell.algorithm)
+    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, task)
     copies = 1
     if task.dim * 4 % ALIGNMENT:
         copies = 2
     statistics = 0
-    if issubclass(cls, OneShot):
+    numbers = algorithm.statistic_numbers()
+    if numbers:
         block = STATISTIC_COPIES * 4 * _largest_block(trial) * task.dim
-        statistics = block + MATRICES * 8 * (task.dim + task.classes) * task.dim
+        matrices = MATRICES * 8 * task.dim**2
+        sent = SENT_BYTES * (processes - 1)
+        statistics = block + matrices + (STATISTIC_BYTES + sent) * numbers
     else:
         copies += CONVERTED_COPIES
     model = 0
-    if is_shipped(cls):
-        model = MODEL_COPIES * _parameter_bytes(trial)
+    if is_shipped(type(algorithm)):
+        model = MODEL_COPIES * _parameter_bytes(algorithm, trial.cell.clients)
     return CellMemory(
         processes=processes * PROCESS,
         examples=copies * trial.train_rows * task.dim * 4,
@@ -108,14 +114,13 @@ def _largest_block(trial: Trial) -> int:
     return min(largest, trial.train_rows)
 
 
-def _parameter_bytes(trial: Trial) -> int:
+def _parameter_bytes(algorithm: Algorithm, clients: int) -> int:
     """Return the bytes of the parameters that all clients of a cell share, and of their own."""
-    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
     model = initial_model(algorithm.build, Seeds(0), (0,))
     parameters = dict(model.named_parameters())
     own = sum(parameters[name].nbytes for name in local_names(model))
     shared = sum(value.nbytes for value in parameters.values()) - own
-    return shared + trial.cell.clients * own
+    return shared + clients * own
 
 
 def memory_of_data(data: Embeddings) -> int:

@@ -40,6 +40,11 @@ FEW_CELLS = 5
 """The most cells of a short grid, which takes less time than Ray needs to start."""
 SHORT_WORK = 3e7
 """The most numbers that the rounds of a short grid read (rounds x examples x dimensions)."""
+MOST_NUMBERS_OF_ACTORS = 2**24
+"""A cell whose statistics have more numbers than this has one actor, unless a grid asks for more.
+
+Each actor holds all statistics, and the sum is another copy.
+"""
 _SLACK = 1e-6
 """The tolerance for shares that were added up in floating point."""
 
@@ -192,13 +197,22 @@ def prepare(
         partition = shared.partition(cell)
         task = task_of(cell, data[cell.data_key], partition)
         candidates = shared.candidates(cell, task)
+        algorithm = build_algorithm(cell.algorithm, cell.params, task)
+        spread = algorithm.statistic_numbers() <= MOST_NUMBERS_OF_ACTORS
         trial = Trial(
             cell=cell,
             # Public examples travel with the data, so the task does not repeat them.
             task=replace(task, public=None),
             plan=candidates[0].plan,
             partition=partition,
-            sizes=_clients_of_actors(grid, cell.clients, len(cells), capacity, parallel),
+            sizes=_clients_of_actors(
+                grid,
+                cell.clients,
+                len(cells),
+                capacity,
+                parallel,
+                spread=spread,
+            ),
             data_key=shared.key_of_view(cell, partition),
             candidates=candidates if cell.tuning else (),
         )
@@ -357,11 +371,13 @@ def _clients_of_actors(
     cells: int,
     capacity: int,
     parallel: int,
+    *,
+    spread: bool,
 ) -> tuple[int, ...]:
     """Return the clients per actor of a cell, in client order.
 
     With ``clients_per_actor: auto`` a cell has one actor if there are enough cells to use all
-    machines; else its clients are spread over idle actors.
+    machines; else its clients may be spread over idle actors.
 
     Args:
         grid: the grid.
@@ -369,6 +385,7 @@ def _clients_of_actors(
         cells: the number of cells of the grid.
         capacity: the most actors at once.
         parallel: the most cells at once.
+        spread: whether clients may be spread over actors, each of which sends all statistics.
 
     Raises:
         UserError: the cell needs more actors than the cluster has room for.
@@ -377,7 +394,7 @@ def _clients_of_actors(
     asked = grid.resources.clients_per_actor
     if isinstance(asked, int):
         per_actor = min(asked, clients)
-    elif asked == "auto" and cells < parallel:
+    elif asked == "auto" and spread and cells < parallel:
         per_actor = -(-clients // (parallel // cells))
     sizes = packing(clients, per_actor)
     if len(sizes) > capacity:

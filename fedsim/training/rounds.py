@@ -37,11 +37,15 @@ from fedsim.training.cohort import LocalPool
 from fedsim.training.state import (
     Checkpoint,
     below,
+    copied,
     load_server,
     nested,
     released_state,
     server_state,
 )
+
+NUMBERS_AT_ONCE = 2**20
+"""How many numbers of a sum and its noise are added together; float64 copies are no larger."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ def train(
     progress = _Progress()
     if resume is not None:
         progress = _Progress.resumed(resume)
-        load_server(server, below("server", resume.tensors))
+        load_server(server, copied(below("server", resume.tensors)))
         pool.load_state(below("clients", resume.tensors))
     start = progress.rounds
     phases = algorithm.phases()
@@ -168,16 +172,21 @@ def train(
         phase = phases[round_.phase]
         messages = pool.round(round_, phase.broadcast(server))
         total = add_in_order([moved(message.sums, device) for message in messages])
+        # A release may be the largest tensor of a training, so nothing keeps a copy of it.
+        messages = [replace(message, sums={}) for message in messages]
         noise, multiplier = server_noise(algorithm, plan, round_, total, seeds)
+        fingerprint = noise.fingerprint
+        noise_norm = l2_norm(noise.parts)
         signal = squared_sums(total)
         noisy = _add_noise(total, noise, device)
+        del total, noise
         if watch is not None:
-            watch(round_, noisy)
+            watch(round_, dict(noisy))
         values = phase.at_server(server, round_, noisy)
         record = {
             "release": round_.release.name,
             "main": round_.release.main,
-            **_diagnostics(messages, noise, signal, values),
+            **_diagnostics(messages, fingerprint, noise_norm, signal, values),
         }
         server.tensors = in_order(server.tensors)
         progress.count(round_, messages, multiplier)
@@ -199,11 +208,29 @@ def train(
 
 
 def _add_noise(total: Tensors, noise: Noise, device: torch.device) -> Tensors:
-    """Return the sums with the server's noise, if it adds any, rounded to float32."""
+    """Return the sums with the server's noise, if it adds any, rounded to float32.
+
+    Every sum is taken out of ``total``, and the noise may be overwritten.
+    """
     if not noise.parts:
         return rounded(total)
-    drawn = moved(noise.parts, device)
-    return rounded({name: value + drawn[name] for name, value in total.items()})
+    noisy = {}
+    for name, drawn in moved(noise.parts, device).items():
+        if total[name].dtype == torch.double and total[name].is_contiguous():
+            _add_values(drawn.view(-1), total.pop(name).view(-1))
+            # The noise of all sums is one tensor, in which this part may not be aligned.
+            noisy[name] = drawn.clone()
+        else:
+            noisy[name] = total.pop(name) + drawn
+    return rounded(noisy)
+
+
+@torch.no_grad()
+def _add_values(noise: Tensor, values: Tensor) -> None:
+    """Add float64 values to float32 noise, in place; each sum is rounded once."""
+    for start in range(0, len(noise), NUMBERS_AT_ONCE):
+        part = slice(start, start + NUMBERS_AT_ONCE)
+        noise[part] += values[part]
 
 
 def to_the_end(
@@ -294,13 +321,21 @@ def server_noise(
 
 def _diagnostics(
     messages: Sequence[Message],
-    noise: Noise,
+    fingerprint: int,
+    noise_norm: float,
     signal: Tensor,
     values: Values,
 ) -> dict[str, Any]:
     """Return the diagnostics of a round by name.
 
     All tensors are copied from the device together, because each copy waits for it.
+
+    Args:
+        messages: the messages of the cohorts.
+        fingerprint: the fingerprint of the server's noise.
+        noise_norm: the norm of that noise.
+        signal: the sum of squares of each sum before noise.
+        values: the numbers that the server returned.
     """
     numbers: dict[Any, Any] = {"signal": signal}
     for name, value in values.items():
@@ -319,9 +354,9 @@ def _diagnostics(
     squares = numbers["signal"].tolist()
     record: dict[str, Any] = {
         "sampled": sampled % 2**32,
-        "noise": (drawn + noise.fingerprint) % 2**32,
+        "noise": (drawn + fingerprint) % 2**32,
         "signal_norm": math.sqrt(sum(squares)),
-        "noise_norm": l2_norm(noise.parts),
+        "noise_norm": noise_norm,
     }
     for name, diagnostics in parts.items():
         on_cpu = []

@@ -22,7 +22,7 @@ from torch import Tensor
 from fedsim.device import CPU, moved
 from fedsim.files import replaced
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.parameters import load_parameters
+from fedsim.methods.parameters import in_order, load_parameters
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,12 @@ def copied(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def load_server(server: Server, tensors: Tensors) -> None:
-    """Load a saved server state: parameters below ``model.``, other tensors below ``tensors.``."""
+    """Load a saved server state: parameters below ``model.``, other tensors below ``tensors.``.
+
+    The server shares the memory of the other tensors.
+    """
     load_parameters(server.model, tensors, "model.")
-    server.tensors = moved(copied(below("tensors", tensors)), server.device)
+    server.tensors = moved(in_order(below("tensors", tensors)), server.device)
 
 
 def server_state(server: Server) -> Tensors:
@@ -138,7 +141,8 @@ class Checkpoints:
         if every is None:
             every = CHECKPOINT_SECONDS
         if time.monotonic() - self._last >= every:
-            self.save(capture())
+            # The captured copies are gone once they are packed, before the digest is put in front.
+            self._keep(_packed(capture()))
             self._last = time.monotonic()
 
     def save(self, progress: Checkpoint) -> None:
@@ -146,11 +150,9 @@ class Checkpoints:
 
         Its bytes contain private client state, and the root of secret noise.
         """
-        fields = dict(vars(progress))
-        tensors = {}
-        for name, value in fields.pop("tensors").items():
-            tensors[name] = value.contiguous()
-        body = save(tensors, {"progress": json.dumps(fields)})
+        self._keep(_packed(progress))
+
+    def _keep(self, body: bytes) -> None:
         self.content = self._digest(body) + body
 
     def load(self) -> Checkpoint | None:
@@ -179,6 +181,15 @@ class Checkpoints:
             return None
         self._sent = self.content
         return self.content
+
+
+def _packed(progress: Checkpoint) -> bytes:
+    """Pack a checkpoint in the safetensors format, without a digest."""
+    fields = dict(vars(progress))
+    tensors = {}
+    for name, value in fields.pop("tensors").items():
+        tensors[name] = value.contiguous()
+    return save(tensors, {"progress": json.dumps(fields)})
 
 
 def _read_fields(body: BinaryIO) -> dict[str, Any]:

@@ -241,6 +241,8 @@ def run_trial(
         seconds=0.0,
         state=trained.state,
     )
+    # Whoever takes the outcome evaluates it while this function waits.
+    del pool, trained
     if plan is not None:
         spent, accountant = ledger.epsilon(plan.delta)
         outcome = replace(

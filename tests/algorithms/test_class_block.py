@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from algorithms.class_block import TUNED, BlockGenerator, SitesGenerator
+from fedsim.privacy.statistics import spectral
 
 DIM = 6
 BLOCK = 4
@@ -133,3 +134,9 @@ def test_a_sites_rows_are_about_its_own_means_and_as_wide_as_it_is() -> None:
     assert torch.allclose(spread @ spread, tensors["site_covariances"][1], atol=1e-4)
     assert torch.allclose(torch.cov(inside.T), expected, atol=tolerance)
     assert_uncorrelated(inside, outside)
+
+
+def test_roots_do_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = BlockGenerator(released()).roots
+    monkeypatch.setattr(spectral, "NUMBERS_AT_ONCE", 1)
+    torch.testing.assert_close(BlockGenerator(released()).roots, together)

@@ -10,13 +10,18 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from algorithms import fedhypevae_warm
-from algorithms.fedhypevae_sites import FedHypeVAESites, FedHypeVAESitesParams
+from algorithms.fedhypevae_sites import (
+    MOST_PRODUCTS,
+    FedHypeVAESites,
+    FedHypeVAESitesParams,
+)
 from algorithms.fedhypevae_warm import FedHypeVAEWarm, FedHypeVAEWarmParams
 from fedsim.methods import (
     Coordinates,
     Norms,
     Rows,
     Seeds,
+    Statistic,
     Task,
     clipped_statistics,
     spectral_function,
@@ -149,3 +154,17 @@ def test_without_noise_a_site_has_its_own_class_means_and_covariance(
     )
     assert (found - means).norm() < 0.05 * means.norm()
     assert (stored["site_covariances"][site] - expected).norm() < 0.12
+
+
+def sites_statistic(dim: int, classes: int) -> Statistic:
+    """The statistic of the sites for so many classes of embeddings of a dimension."""
+    task = Task(dim, classes, SITES)
+    return FedHypeVAESites(FedHypeVAESitesParams(), task).statistics()[-1]
+
+
+def test_wide_products_of_sites_have_few_rows_in_a_block() -> None:
+    assert 1 <= sites_statistic(384, 1000).block <= MOST_PRODUCTS // 384**2
+
+
+def test_ten_classes_have_many_rows_in_a_block() -> None:
+    assert sites_statistic(768, 10).block == MOST_PRODUCTS // 64**2

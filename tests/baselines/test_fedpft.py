@@ -7,6 +7,7 @@ import pytest
 import torch
 from cells import one_cell, quick
 
+from baselines import fedpft
 from baselines.fedpft import CLIENT_CLASS_WEIGHTS, Mixtures
 from fedsim.methods import Purpose, Seeds, Tensors, one_hot, unit_weights
 from fedsim.privacy.noise import gaussian
@@ -112,3 +113,10 @@ def test_its_sums_are_rounded_once_their_noise_is_added() -> None:
             rounded_once = (weights[name] * value + noise[name]).float()
             equal = sums[f"{name}.{client}"] == rounded_once
             assert equal.float().mean() > 0.99
+
+
+def test_sums_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = sums_without(None)
+    monkeypatch.setattr(fedpft, "BLOCK", 10)
+    for name, value in sums_without(None).items():
+        torch.testing.assert_close(value, together[name])

@@ -122,3 +122,17 @@ def test_the_ceiling_of_many_rows_uses_a_fixed_choice_of_them(large, monkeypatch
     assert best.reference_rows == 100
     assert best == ceiling(DATA, None)
     assert best.balanced_accuracy > 0.7
+
+
+@pytest.mark.parametrize("most_rows_times_classes", [100, 1_000_000])
+def test_local_only_of_many_clients_is_the_mean_of_some(
+    partition, monkeypatch, most_rows_times_classes
+):
+    monkeypatch.setattr(subset, "LARGE", most_rows_times_classes)
+    whole = local_only(DATA, partition, PartitionSpec(), None)
+    monkeypatch.setattr(subset, "MOST_LOCAL_SCORES", 10)
+    some = local_only(DATA, partition, PartitionSpec(), None)
+    assert some.clients[1] is None
+    assert some.mean == pytest.approx(np.mean([some.clients[0], some.clients[2]]))
+    assert some.mean == pytest.approx(whole.mean, abs=0.1)
+    assert some.reference_rows == len(partition.rows[0]) + len(partition.rows[2])

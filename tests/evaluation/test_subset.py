@@ -3,7 +3,13 @@ import pytest
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation import subset
-from fedsim.evaluation.subset import balanced_rows, client_rows, most_per_client, own_rows_among
+from fedsim.evaluation.subset import (
+    balanced_rows,
+    client_rows,
+    client_step,
+    most_per_client,
+    own_rows_among,
+)
 from fedsim.partition import Partition, PartitionSpec, make_partition
 
 CLASSES = 4
@@ -82,3 +88,19 @@ def test_own_rows_of_a_choice_are_those_that_the_client_sees() -> None:
         assert (chosen[places] % 3 == client).all()
     assert sum(map(len, own.rows)) == len(chosen)
     assert own.words.endswith(f"among {len(chosen)} of 600 with classes as equal as possible")
+
+
+def test_few_clients_with_few_classes_all_have_a_probe() -> None:
+    assert client_step(partition_of(UNEQUAL)) == 1
+
+
+def test_of_many_clients_with_many_classes_few_have_a_probe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    partition = partition_of(UNEQUAL)
+    monkeypatch.setattr(subset, "MOST_LOCAL_SCORES", 30)
+    assert client_step(partition) == 2
+    kept = client_rows(data_of(UNEQUAL), partition)
+    assert [rows.tolist() for rows in kept] == [
+        partition.rows[client].tolist() for client in (0, 2)
+    ]

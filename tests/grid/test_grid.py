@@ -25,6 +25,7 @@ from baselines.fedavg_cvae import FedAvgCVAE
 from fedsim.api.new import STARTER
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
+from fedsim.grid import cells
 from fedsim.grid.cells import expand, loaded, resolve
 from fedsim.grid.models import Cell, Evaluation, Grid, Published
 from fedsim.grid.read import load_grid, parse
@@ -642,3 +643,13 @@ print(*sorted(sys.modules))
     assert not {
         name for name in imported if name.startswith(("algorithms", "baselines", "fedsim.methods"))
     }
+
+
+def test_more_synthetic_examples_than_memory_are_refused(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "MOST_SYNTHETIC_NUMBERS", 10 * 3 * (4 + 3))
+    resolved = resolve(load_grid(write(BASE + "evaluation: {per_class: 11}")))
+    data = {spec.key: toy() for spec in resolved.grid.sets}
+    with pytest.raises(UserError, match=r"per_class: takes too much memory .* give at most 10"):
+        expand(resolved, data)

@@ -57,6 +57,7 @@ def test_receive_gets_the_noise_deviation_in_units_of_each_sum(clip: float, trus
         Round(0, 0, 0, 0, phase.release),
         noise,
     )
+    assert not noise
     ((sums, std),) = received
     for name, value in sums.items():
         assert float(value.std()) == pytest.approx(std[name], rel=0.02)

@@ -462,6 +462,34 @@ def test_diagnostics_are_means_of_the_rounds() -> None:
     assert line(kl, *((t, 1.0) for t in range(7)))
 
 
+def matrix_of_many_classes(classes: int) -> LabelMatrix:
+    """The matrix of 1,000 clients with one example of each class."""
+    names = tuple(map(str, range(classes)))
+    counts = np.ones((1000, classes), np.int64)
+    return LabelMatrix("photos", "dirichlet", 0.3, 1000, 0, "0" * 16, counts, names)
+
+
+def test_heat_map_of_many_classes_names_few_of_them() -> None:
+    figure = partitions([matrix_of_many_classes(1000)])
+    (axes,) = shown(figure)
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[:3] == ["0", "17", "34"]
+    assert len(names) == 59
+    assert axes.images[0].get_array().shape == (59, 200)
+
+
+def test_heat_map_of_many_classes_says_which_it_shows() -> None:
+    (title,) = titles(partitions([matrix_of_many_classes(1000)]))
+    words = " ".join(title.split())
+    assert words.endswith("(the first 200 clients) (one in 17 of the 1000 classes)")
+
+
+def test_heat_map_of_many_classes_fits_a_page() -> None:
+    figure = partitions([matrix_of_many_classes(1000)])
+    assert figure is not None
+    assert figure.get_figheight() < 15
+
+
 def matrix(clients: int = 5, seed: int = 0, alpha: float = 0.3) -> LabelMatrix:
     y = np.random.default_rng(0).integers(0, 4, 400)
     partition = make_partition(

@@ -7,6 +7,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from rows import make_row
 
+from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources.load import load
 from fedsim.data.spec import DatasetSpec
 from fedsim.evaluation.evaluators import Labelled
@@ -72,3 +73,12 @@ def test_map_axes_depend_on_synthetic_data_alone() -> None:
             np.array_equal(one, two)
             for one, two in zip(real, places(other, panel)[::2], strict=True)
         )
+
+
+def test_map_of_many_classes_names_as_many_as_there_are_colours() -> None:
+    classes = 1000
+    generator = np.random.default_rng(0)
+    y = np.arange(3 * classes) % classes
+    x = generator.normal(size=(len(y), 4)).astype(np.float32)
+    figure = draw_map({"a": Labelled(x, y)}, Embeddings("many", x, y, x, y, classes))
+    assert len(figure.legends[0].get_texts()) == 2 + len(SERIES)

@@ -1,5 +1,6 @@
 """The forecast of the memory that a grid needs, and the refusal of grids that need more."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,14 @@ from cells import NODES, small_grid
 from fedsim.errors import UserError
 from fedsim.runs import memory
 from fedsim.runs.bench import engine_for
-from fedsim.runs.memory import PROCESS, check_memory, memory_of_cell, memory_of_grid
+from fedsim.runs.memory import (
+    PROCESS,
+    SENT_BYTES,
+    STATISTIC_BYTES,
+    check_memory,
+    memory_of_cell,
+    memory_of_grid,
+)
 from fedsim.runs.prepare import Prepared, prepare
 
 EXAMPLE_BYTES = 64 * 4
@@ -42,6 +50,29 @@ def test_model_of_all_clients_counts() -> None:
     (few,) = prepared_grid("fedhypevae", clients=2).trials
     (many,) = prepared_grid("fedhypevae", clients=8).trials
     assert memory_of_cell(many).model > memory_of_cell(few).model > 0
+
+
+def statistics_of(classes: int, name: str) -> int:
+    """The memory of the statistics of a cell with so many classes."""
+    (trial,) = prepared_grid(name).trials
+    return memory_of_cell(replace(trial, task=replace(trial.task, classes=classes))).statistics
+
+
+def test_matrices_of_all_classes_count() -> None:
+    matrices = 1000 * 64**2
+    beside = statistics_of(1000, "fedhypevae-warm") - statistics_of(1000, "dp-gaussian")
+    assert beside == STATISTIC_BYTES * matrices
+
+
+def test_statistics_of_each_further_actor_count() -> None:
+    (trial,) = prepared_grid("dp-gaussian").trials
+    beside = memory_of_cell(trial, processes=3).statistics - memory_of_cell(trial).statistics
+    assert beside == 2 * SENT_BYTES * (64 + 10) * 64
+
+
+def test_matrices_of_few_classes_are_small() -> None:
+    few = statistics_of(10, "fedhypevae-warm")
+    assert few < 3 * statistics_of(10, "dp-gaussian")
 
 
 def test_in_process_there_is_one_cell_and_one_copy_of_the_data() -> None:

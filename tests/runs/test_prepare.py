@@ -10,6 +10,7 @@ from rows import make_published
 from fedsim.errors import UserError
 from fedsim.results.join import read_manifest
 from fedsim.results.store import RunFolder
+from fedsim.runs import prepare as prepare_module
 from fedsim.runs.manifest import write_manifest
 from fedsim.runs.prepare import Need, label_matrices, prepare
 
@@ -110,6 +111,12 @@ def test_clients_are_spread_over_idle_actors(keys: dict[str, Any], sizes: tuple[
     trial = prepared.trials[0]
     assert trial.sizes == sizes
     assert prepared.need_of(trial) == Need(1.0, actors=len(sizes))
+
+
+def test_cell_with_large_statistics_has_one_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "MOST_NUMBERS_OF_ACTORS", 100)
+    (trial,) = prepare(small_grid("dp-gaussian"), NODES).trials
+    assert trial.sizes == (4,)
 
 
 def test_label_matrices_show_partitions_and_name_sites(tmp_path: Path) -> None:

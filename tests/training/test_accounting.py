@@ -15,6 +15,7 @@ from fedsim.methods.messages import Message, Round, RoundTrace, Tensors
 from fedsim.methods.parameters import add_in_order
 from fedsim.plugins.registry import register
 from fedsim.seeds import Seeds
+from fedsim.training import rounds as training_rounds
 from fedsim.training.rounds import server_noise, train
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 
@@ -138,3 +139,10 @@ def test_sum_is_rounded_after_its_noise_is_added(name: str) -> None:
     for part, value in sums.items():
         assert value.dtype == torch.float64
         assert torch.equal(seen[0][part], (value + noise.parts[part]).float())
+
+
+def test_noise_of_many_numbers_is_added_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = outcome("dp-gaussian").state
+    monkeypatch.setattr(training_rounds, "NUMBERS_AT_ONCE", 7)
+    for name, value in outcome("dp-gaussian").state.items():
+        assert torch.equal(value, together[name])

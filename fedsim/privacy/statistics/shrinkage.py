@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from fedsim.privacy.statistics.spectral import group_means, spectral_function, ties
+from fedsim.privacy.statistics.spectral import batches, group_means, spectral_function, ties
 
 GROWTH = 1.35
 """The factor by which groups of directions that share an estimate grow: 1, 1, 2, 2, 3, ..."""
@@ -227,8 +227,8 @@ def pooled_and_own(
     total = counts.sum()
     # A diagonal entry has no second triangle to average with, so it has twice the variance.
     entries = size * (size - 1) + 2 * size
-    squared_means = means.unsqueeze(2) * means.unsqueeze(1)
-    covariances = second - squared_means
+    # The covariances of a thousand classes are as large as a data set, so few copies are made.
+    covariances = second - means.unsqueeze(2) * means.unsqueeze(1)
     class_shares = (counts / total)[:, None, None]
     pooled = (class_shares * covariances).sum(0)
     identity = torch.eye(size, device=pooled.device)
@@ -241,20 +241,21 @@ def pooled_and_own(
     values = values.clamp_min(0.1 * mean_value)
     pooled = ((vectors * values) @ vectors.T).to(second.dtype)
     inverse_root = ((vectors * values.rsqrt()) @ vectors.T).to(second.dtype)
-    differences = covariances - pooled
+    differences = covariances.sub_(pooled)
     # n normal rows of covariance P have E |S - P|^2 = (tr(P)^2 + |P|^2) / n.
     squared_norm = pooled.trace().square() + pooled.square().sum()
     noise_energy = entries * (std / counts).square()
     noise = noise_energy + squared_norm / counts
     shares = _shares_of_signal(differences, noise)
-    whitened = (inverse_root @ differences @ inverse_root).double()
-    eigenvalues = torch.linalg.eigvalsh(whitened)
-    lowest = -eigenvalues[:, 0].to(second.dtype)
+    eigenvalues = []
+    for some_differences in batches(differences):
+        whitened = (inverse_root @ some_differences @ inverse_root).double()
+        eigenvalues.append(torch.linalg.eigvalsh(whitened)[:, 0])
+    lowest = -torch.cat(eigenvalues).to(second.dtype)
     # In the coordinates of the pooled covariance the result is I + share * difference. No
     # eigenvalue of it may fall below 1 - 0.8.
     shares = torch.minimum(shares, 0.8 / lowest.clamp_min(1e-6))
-    shrunk: Tensor = pooled + shares[:, None, None] * differences
-    return shrunk
+    return differences.mul_(shares[:, None, None]).add_(pooled)
 
 
 def relative_covariances(

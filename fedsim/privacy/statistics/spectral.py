@@ -16,6 +16,11 @@ from torch import Tensor
 
 from fedsim.device import to_device
 
+NUMBERS_AT_ONCE = 2**22
+"""How many numbers of several matrices are computed with together.
+
+Temporary copies are then small beside the matrices of a thousand classes.
+"""
 GAP = 1e-3
 """The share of the larger of two eigenvalues by which they must differ to be told apart."""
 
@@ -130,11 +135,21 @@ def spectral_function(
 
     ``values`` are the eigenvalues of a matrix, and the columns of V are its eigenvectors.
     """
+    if symmetric.dim() == 3 and len(parts := batches(symmetric)) > 1:
+        return torch.cat([spectral_function(part, function) for part in parts])
     values, vectors = torch.linalg.eigh(symmetric.double())
     new_values = function(values)
     scaled_vectors = vectors * new_values.unsqueeze(-2)
     result: Tensor = scaled_vectors @ vectors.mT
     return result.to(symmetric.dtype)
+
+
+def batches(matrices: Tensor) -> tuple[Tensor, ...]:
+    """Returns views of the matrices ``[G, k, k]``, in order, at least one matrix in each.
+
+    One with several matrices has at most :data:`NUMBERS_AT_ONCE` numbers.
+    """
+    return torch.split(matrices, max(1, NUMBERS_AT_ONCE // matrices.shape[1] ** 2))
 
 
 def square_root(symmetric: Tensor) -> Tensor:

@@ -3,10 +3,12 @@
 Without noise they change nothing; noise alone leaves nothing.
 """
 
+import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from fedsim.privacy.statistics import spectral
 from fedsim.privacy.statistics.shrinkage import james_stein, pooled_and_own
 
 SIGNAL = torch.randn(
@@ -64,3 +66,16 @@ def test_covariances_of_noise_alone_are_one_multiple_of_the_identity() -> None:
 def test_covariances_stay_positive() -> None:
     estimates = shrunk_covariances([-DIFFERENT, 3 * DIFFERENT], 0.0)
     assert torch.linalg.eigvalsh(estimates).min() > 0
+
+
+def test_covariances_do_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = shrunk_covariances([DIFFERENT, SHARED], 1e6)
+    monkeypatch.setattr(spectral, "NUMBERS_AT_ONCE", 1)
+    assert_close(shrunk_covariances([DIFFERENT, SHARED], 1e6), together)
+
+
+def test_second_moments_stay_as_they_are() -> None:
+    second = torch.stack([DIFFERENT, SHARED])
+    before = second.clone()
+    pooled_and_own(second, torch.ones(2, 4), torch.ones(2), 0.1)
+    assert torch.equal(second, before)

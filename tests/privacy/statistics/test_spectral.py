@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from fedsim.privacy.statistics import moments
-from fedsim.privacy.statistics.spectral import leading, steady, ties
+from fedsim.privacy.statistics import moments, spectral
+from fedsim.privacy.statistics.spectral import batches, leading, square_root, steady, ties
 
 DIM = 12
 
@@ -111,3 +111,24 @@ def test_steady_basis_is_orthonormal_and_depends_on_its_span_alone(seed: int, co
         atol=1e-6,
         rtol=0,
     )
+
+
+def test_batches_of_matrices_are_small_views_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectral, "NUMBERS_AT_ONCE", 3 * 4**2)
+    matrices = torch.randn(7, 4, 4)
+    parts = batches(matrices)
+    assert [len(part) for part in parts] == [3, 3, 1]
+    assert torch.equal(torch.cat(parts), matrices)
+    assert parts[1].data_ptr() == matrices[3].data_ptr()
+
+
+def test_a_large_matrix_is_a_batch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spectral, "NUMBERS_AT_ONCE", 10)
+    assert [len(part) for part in batches(torch.zeros(2, 4, 4))] == [1, 1]
+
+
+def test_roots_of_many_matrices_are_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices = torch.stack([turned([1.0, 4.0]), turned([9.0, 2.0]), turned([3.0, 1.0])])
+    monkeypatch.setattr(spectral, "NUMBERS_AT_ONCE", 8)
+    roots = square_root(matrices)
+    assert_close(roots @ roots, matrices)
