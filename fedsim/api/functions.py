@@ -112,8 +112,7 @@ def bench(
     store.folder.check_no_file()
     if not dry_run:  # before anything that takes time
         store.check_free()
-    from fedsim.grid.cells import resolve
-    from fedsim.plugins.code_hash import own_files
+    # The package runs has to be imported before torch, which then takes less time to load.
     from fedsim.runs.bench import engine_for, run_bench
     from fedsim.runs.prepare import prepare, this_machine
 
@@ -122,6 +121,8 @@ def bench(
         message = f"preparing up to {counted(checked.most_cells, 'cell')}"
         with plain_console(stderr=True).status(message):
             if address is not None:
+                from fedsim.grid.cells import resolve
+                from fedsim.plugins.code_hash import own_files
                 from fedsim.runs.ray import joined_cluster
 
                 variants = resolve(checked, keep_going=keep_going).variants

@@ -74,7 +74,8 @@ class ModulatedLinear(nn.Module):
         scale_norms = self.scale.weight.square().sum(1)
         weight_norms = self.rows.weight.square().sum(1)
         by_weight = scale_norms * weight_norms
-        by_bias = self.rows.bias[:, None] * self.scale.weight + self.shift.weight
+        scaled_bias = self.rows.bias[:, None] * self.scale.weight
+        by_bias = scaled_bias + self.shift.weight
         return by_weight.sum() + by_bias.square().sum()
 
 
@@ -120,8 +121,12 @@ class ModulatedDecoder(nn.Module):
         code: Tensor,
     ) -> Tensor:
         """Maps z ``[N, T, latent]``, labels ``[N]`` and codes ``[N, k]`` to means ``[N, T, d]``."""
-        onehot = one_hot(y, self.classes).unsqueeze(1).expand(-1, z.shape[1], -1)
-        h = torch.cat([z * self.latent_scale, onehot], -1)
+        label = one_hot(y, self.classes).unsqueeze(1)
+        label_of_draw = label.expand(-1, z.shape[1], -1)
+        h = torch.cat(
+            [z * self.latent_scale, label_of_draw],
+            -1,
+        )
         for index, layer in enumerate(self.layers):
             if index > 0:
                 h = F.relu(h)
@@ -249,7 +254,9 @@ class ConditionalPrior(nn.Module):
             codes.repeat_interleave(self.classes, 0),
         )
         shape = (len(codes), self.classes)
-        return mean.view(*shape, -1), root.view(*shape, *root.shape[1:])
+        means = mean.view(*shape, -1)
+        roots = root.view(*shape, *root.shape[1:])
+        return means, roots
 
     def lipschitz(self) -> Tensor:
         """Returns the squared Frobenius norm of d(prior parameters of all classes) / dv."""

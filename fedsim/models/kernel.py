@@ -41,7 +41,13 @@ def kernel_score(
         first: x' ``[N, d]``, generated for the label and code of x.
         second: x'' ``[N, d]``, generated independently for the same.
     """
-    differences = torch.stack([first - second, x - first, x - second])
+    differences = torch.stack(
+        [
+            first - second,
+            x - first,
+            x - second,
+        ]
+    )
     squared_distances = differences.square().sum(-1)
     between_generated, to_first, to_second = kernel(squared_distances)
     term: Tensor = between_generated - to_first - to_second
@@ -68,7 +74,9 @@ def _mean_over_pairs(rows: Tensor) -> Tensor:
 
 def _pairwise_kernel(a: Tensor, b: Tensor) -> Tensor:
     """Returns the kernel of every pair of rows of ``[N, d]`` and ``[M, d]``, ``[N, M]``."""
-    squared_norms = a.square().sum(-1)[:, None] + b.square().sum(-1)[None]
+    norms_of_a = a.square().sum(-1)
+    norms_of_b = b.square().sum(-1)
+    squared_norms = norms_of_a[:, None] + norms_of_b[None]
     squared_distances = squared_norms - 2 * a @ b.T
     return kernel(squared_distances.clamp_min(0))
 
@@ -108,4 +116,8 @@ def kernel_features(x: Tensor, frequencies: Tensor) -> Tensor:
     """
     angles = x @ frequencies
     count = frequencies.shape[1]
-    return torch.cat([angles.cos(), angles.sin()], -1) / math.sqrt(count)
+    features = torch.cat(
+        [angles.cos(), angles.sin()],
+        -1,
+    )
+    return features / math.sqrt(count)

@@ -205,7 +205,13 @@ def fit_probes(
     for weight, bias in fits:
         if basis is not None:
             weight = basis @ weight
-        yield Probe(mean, scale, classes, weight.astype(np.float32), bias.astype(np.float32))
+        yield Probe(
+            mean,
+            scale,
+            classes,
+            weight.astype(np.float32),
+            bias.astype(np.float32),
+        )
 
 
 def fit_path(
@@ -239,7 +245,8 @@ def fit_path(
     axes, coordinates, values = _principal_axes(_standardise(x, mean, scale))
     importance = np.full(len(y), 1 / len(y), np.float32)
     if balanced:
-        importance = (1 / (len(classes) * np.bincount(target)))[target].astype(np.float32)
+        importance_of_class = 1 / (len(classes) * np.bincount(target))
+        importance = importance_of_class[target].astype(np.float32)
     weight = np.zeros((len(values), len(classes)), np.float32)
     bias = np.zeros(len(classes), np.float32)
     for strength in strengths:
@@ -248,10 +255,24 @@ def fit_path(
             penalty *= 2  # fit_probes penalises the difference of two weights, not each weight
         curvature = values / (len(y) * len(classes)) + penalty
         step = (1 / np.sqrt(curvature)).astype(np.float32)
-        weight, bias = _minimise(coordinates, target, importance, penalty, step, weight, bias)
+        weight, bias = _minimise(
+            coordinates,
+            target,
+            importance,
+            penalty,
+            step,
+            weight,
+            bias,
+        )
         full_weight = axes @ weight
         if len(classes) == 2:
-            yield Probe(mean, scale, classes, np.diff(full_weight), np.diff(bias))
+            yield Probe(
+                mean,
+                scale,
+                classes,
+                np.diff(full_weight),
+                np.diff(bias),
+            )
         else:
             yield Probe(mean, scale, classes, full_weight, bias)
 
@@ -266,14 +287,19 @@ def _principal_axes(
         squares along each axis ``[r]``.
     """
     if len(features) >= features.shape[1]:
-        values, vectors = np.linalg.eigh((features.T @ features).astype(np.float64))
+        feature_products = features.T @ features
+        values, vectors = np.linalg.eigh(feature_products.astype(np.float64))
         axes = vectors.astype(np.float32)
         return axes, features @ axes, values.clip(0)
-    values, vectors = np.linalg.eigh((features @ features.T).astype(np.float64))
+    example_products = features @ features.T
+    values, vectors = np.linalg.eigh(example_products.astype(np.float64))
     kept = values > _SMALLEST_VALUE * values[-1]
-    root = np.sqrt(values[kept])
-    axes = features.T @ (vectors[:, kept] / root).astype(np.float32)
-    return axes, (vectors[:, kept] * root).astype(np.float32), values[kept]
+    kept_values = values[kept]
+    kept_vectors = vectors[:, kept]
+    root = np.sqrt(kept_values)
+    combinations = (kept_vectors / root).astype(np.float32)
+    coordinates = (kept_vectors * root).astype(np.float32)
+    return features.T @ combinations, coordinates, kept_values
 
 
 def _minimise(
@@ -299,20 +325,24 @@ def _minimise(
     from scipy.optimize import minimize
 
     rows = np.arange(len(target))
-    units = np.append(step, np.float32(np.sqrt(len(bias))))[:, None]
-    scaled = np.hstack([coordinates, np.ones((len(rows), 1), np.float32)]) * units.T
+    shape = (len(step) + 1, len(bias))
+    unit_of_bias = np.float32(np.sqrt(shape[1]))
+    units = np.append(step, unit_of_bias)[:, None]
+    ones = np.ones((len(rows), 1), np.float32)
+    scaled = np.hstack([coordinates, ones]) * units.T
     shrinkage = np.float32(penalty) * units**2
     shrinkage[-1] = 0.0
 
     def loss_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float32]]:
-        parameters = flat.astype(np.float32).reshape(len(units), len(bias))
+        parameters = flat.astype(np.float32).reshape(shape)
         scores = scaled @ parameters
         scores -= scores.max(axis=1, keepdims=True)
         of_target = scores[rows, target]
         np.exp(scores, out=scores)
         total = scores.sum(axis=1)
         shrunk = shrinkage * parameters
-        loss = importance @ (np.log(total) - of_target) + 0.5 * np.vdot(shrunk, parameters)
+        loss = importance @ (np.log(total) - of_target)
+        loss += 0.5 * np.vdot(shrunk, parameters)
         scores *= (importance / total)[:, None]
         scores[rows, target] -= importance
         return float(loss), (scaled.T @ scores + shrunk).ravel()
@@ -323,9 +353,14 @@ def _minimise(
         start.ravel().astype(np.float64),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": PATH_ITERATIONS, "gtol": PATH_TOLERANCE, "ftol": 1e-6, "maxcor": 5},
+        options={
+            "maxiter": PATH_ITERATIONS,
+            "gtol": PATH_TOLERANCE,
+            "ftol": 1e-6,
+            "maxcor": 5,
+        },
     )
-    parameters = fit.x.astype(np.float32).reshape(len(units), len(bias)) * units
+    parameters = fit.x.astype(np.float32).reshape(shape) * units
     return parameters[:-1], parameters[-1]
 
 
