@@ -166,7 +166,7 @@ BASE = "algorithms: [config-private]\n"
         ),
         (
             BASE + "evaluation:\n  per_clas: 3",
-            "g.yaml:3: evaluation.per_clas: unknown key 'per_clas'",
+            "g.yaml:3: evaluation.per_clas: unknown key 'per_clas'; did you mean 'per_class'?",
         ),
         (
             BASE + "evaluation:\n  readouts: [knn]",
@@ -180,10 +180,6 @@ BASE = "algorithms: [config-private]\n"
         (
             BASE + "unit: {colum: a}",
             "g.yaml:2: unit.colum: unknown key 'colum'; did you mean 'column'?",
-        ),
-        (
-            BASE + "evaluation: {per_clas: 9}",
-            "g.yaml:2: evaluation.per_clas: unknown key 'per_clas'; did you mean 'per_class'?",
         ),
         (
             BASE + "dataset: [{npz: a.npz, licens: mine}]",
