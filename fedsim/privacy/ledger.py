@@ -54,7 +54,9 @@ class Ledger:
         """
         histories = {self.of_client(client) for client in self._counts}
         spent = [accountant.epsilon(history, delta) for history in histories]
-        return max(spent, default=(0.0, "none"))
+        if not spent:
+            return 0.0, "none"
+        return max(spent)
 
     def unaccounted(self, plan: PrivacyPlan, clients: int) -> str:
         """Returns the first difference between what ran and ``plan``, or "" if there is none.

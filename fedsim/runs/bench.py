@@ -237,7 +237,7 @@ def _show_report(report: Report, run: RunContext, console: Console, *, retry_fai
     if unlisted > 0:
         print_line(
             console,
-            f"and {counted(unlisted, 'more cell')} without an ok result; report.html lists them",
+            f"and {unlisted} more without an ok result; report.html lists all of them",
             "red",
         )
     if any(row.status == "failed" for row in not_ok):

@@ -171,7 +171,7 @@ NUMBER = "{published: 0.9, measure: accuracy, label: DP-CVAE"
         ),
         (
             BASE + "evaluation:\n  per_clas: 3",
-            "g.yaml:3: evaluation.per_clas: unknown key 'per_clas'",
+            "g.yaml:3: evaluation.per_clas: unknown key 'per_clas'; did you mean 'per_class'?",
         ),
         (
             BASE + "evaluation:\n  readouts: [knn]",
@@ -185,10 +185,6 @@ NUMBER = "{published: 0.9, measure: accuracy, label: DP-CVAE"
         (
             BASE + "unit: {colum: a}",
             "g.yaml:2: unit.colum: unknown key 'colum'; did you mean 'column'?",
-        ),
-        (
-            BASE + "evaluation: {per_clas: 9}",
-            "g.yaml:2: evaluation.per_clas: unknown key 'per_clas'; did you mean 'per_class'?",
         ),
         (
             BASE + "dataset: [{npz: a.npz, licens: mine}]",
