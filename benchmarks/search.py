@@ -270,6 +270,21 @@ def shown(results: Sequence[Scored]) -> Table:
     return table
 
 
+def write(results: Sequence[Scored], target: Path) -> None:
+    """Write every score; a file that is there keeps the methods that were not searched now."""
+    records = []
+    if target.exists():
+        records = json.loads(target.read_text(encoding="utf-8"))
+    searched_now = {result.method for result in results}
+    records = [record for record in records if record["method"] not in searched_now]
+    for result in results:
+        record = asdict(result)
+        record["both"] = None if math.isnan(result.both) else result.both
+        record["first"] = None if math.isnan(result.first) else result.first
+        records.append(record)
+    target.write_text(json.dumps(records, indent=0) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Search every method that was asked for, print the winners and write every score."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -297,8 +312,7 @@ def main() -> None:
             settings[entry["name"]] = settings_of(params, entry["tune"], count)
     results = searched(keys, settings, given.out)
     if given.json:
-        records = [asdict(result) for result in results]
-        given.json.write_text(json.dumps(records, indent=0) + "\n", encoding="utf-8")
+        write(results, given.json)
     Console().print(shown(results))
 
 
