@@ -37,18 +37,17 @@ def published_lines(
         (the number) and ``text``. It is empty without such a number.
     """
     places = lines.drop_duplicates(PLACE).filter([*PLACE, "where"])
-    frames = []
-    for entry in published:
-        if entry.measure == measure:
-            here = places[places["dataset"].map(entry.belongs_to)]
-            numbers = here.assign(
-                label=entry.display,
-                method=entry.display,
-                epsilon_target=entry.epsilon,
-                mean=entry.published,
-                text=number(entry.published),
-            )
-            frames.append(numbers)
+    frames = [
+        places[places["dataset"].map(entry.belongs_to)].assign(
+            label=entry.display,
+            method=entry.display,
+            epsilon_target=entry.epsilon,
+            mean=entry.published,
+            text=number(entry.published),
+        )
+        for entry in published
+        if entry.measure == measure
+    ]
     if not frames:
         return places.head(0)
     return pd.concat(frames)
