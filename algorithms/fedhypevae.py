@@ -102,6 +102,13 @@ class FedHypeVAE(DPSGD):
             shapes["observation"] = (count, self.task.dim)
         return shapes
 
+    def draws_in(self, round_: Round) -> Mapping[str, tuple[int, ...]]:
+        """Returns the draws of a round, without those of the kernel score in most rounds."""
+        shapes = self.draws()
+        if round_.step % self.params.kernel_every == 0:
+            return shapes
+        return {"posterior": shapes["posterior"]}
+
     def clip_weights(self) -> Mapping[str, float]:
         """Returns factors that bring the gradients of all parts to one order of magnitude.
 
@@ -131,6 +138,9 @@ class FedHypeVAE(DPSGD):
         where s^2 is the current observation variance, held constant: the decoder's gradient is then
         the residual, whatever s^2 is. With the exact posterior, z is a constant and the KL
         divergence is estimated by log q(z) - log p(z | y, v), which has its gradient.
+
+        Only every ``kernel_every``-th round draws for the kernel score and has it, with
+        ``kernel_every`` times the weight. So the mean of its weight over the rounds is lambda.
         """
         code = batch.x[:, :0]
         if self.params.code:
@@ -145,8 +155,9 @@ class FedHypeVAE(DPSGD):
             "reconstruction": variance * gaussian_nll(batch.x, decoded, log_var),
             "kl": BETA[self.params.form] * variance * divergence,
         }
-        if self.params.kernel:
-            parts["kernel"] = self.params.kernel * self._alignment(model, batch, code)
+        if "prior" in batch.draws:
+            weight = self.params.kernel * self.params.kernel_every
+            parts["kernel"] = weight * self._alignment(model, batch, code)
         return parts
 
     def _alignment(

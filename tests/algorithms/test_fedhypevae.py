@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from cells import one_cell, quick
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
@@ -13,8 +14,10 @@ from algorithms.fedhypevae import FedHypeVAE
 from algorithms.hyper_cvae import CODE_SCALE, HyperCVAE, fit_meta_codes
 from fedsim.batch import Layout
 from fedsim.methods import Batch, Seeds, Task, Unit
-from fedsim.models.kernel import kernel
+from fedsim.models.kernel import kernel, kernel_score
 from fedsim.models.layers import initial_model
+from fedsim.training.rounds import RoundRecord
+from fedsim.training.trial import run_trial
 
 DIM = 6
 CLASSES = 3
@@ -146,18 +149,16 @@ class OneClient:
 
 
 def one_client(**params: Any) -> OneClient:
-    usual = FedHypeVAE.Params(
-        latent=2,
-        code=2,
-        kernel=0,
-        **params,
-    )
+    usual = FedHypeVAE.Params.model_validate({"latent": 2, "code": 2, "kernel": 0, **params})
     algorithm = FedHypeVAE(usual, Task(DIM, CLASSES, 1))
     model = initial_model(algorithm.build, Seeds(0), [0])
     stream = torch.Generator().manual_seed(0)
     fill(model, 0.5, stream)
     x = torch.randn(ROWS, DIM, generator=stream)
-    draws = {"posterior": torch.randn(ROWS, 2, generator=stream)}
+    draws = {
+        name: torch.randn(ROWS, *shape, generator=stream)
+        for name, shape in algorithm.draws().items()
+    }
     layout = Layout(torch.zeros(ROWS, dtype=torch.long), 1)
     return OneClient(
         algorithm,
@@ -246,3 +247,44 @@ def test_with_a_trained_encoder_the_loss_is_the_scaled_negative_elbo(prior: str)
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+def steps_with_a_kernel_score(**params: Any) -> list[int]:
+    """The noisy steps of a short training whose loss has a kernel score."""
+    trial, data, _ = one_cell(quick("fedhypevae", rounds=7, **params), epsilon=4.0)
+    records = [item.values for item in run_trial(trial, data) if isinstance(item, RoundRecord)]
+    steps = [values for values in records if values["release"] == "dp-sgd"]
+    return [step for step, values in enumerate(steps) if "loss_kernel" in values]
+
+
+@pytest.mark.parametrize(
+    ("params", "steps"),
+    [
+        ({}, [0]),
+        ({"kernel_every": 3}, [0, 3, 6]),
+        ({"kernel_every": 3, "kernel": 0}, []),
+    ],
+)
+def test_every_kth_step_has_the_kernel_score(params: dict[str, Any], steps: list[int]) -> None:
+    assert steps_with_a_kernel_score(**params) == steps
+
+
+def test_the_kernel_score_weighs_kernel_in_the_mean_of_the_steps() -> None:
+    client = one_client(kernel=0.5, kernel_every=4)
+    draws = client.batch.draws
+    with torch.no_grad():
+        generated = client.model.generate(
+            client.code,
+            client.batch.y,
+            draws["prior"],
+            draws["observation"],
+        )
+        part = client.algorithm.loss(client.model, client.batch)["kernel"]
+    score = kernel_score(client.batch.x, generated[:, 0], generated[:, 1])
+    torch.testing.assert_close(part / 4, 0.5 * score)
+
+
+def test_the_paper_has_its_mmd_in_every_round() -> None:
+    assert FedHypeVAE.Params(form="paper").kernel_every == 1
+    with pytest.raises(ValueError, match="precondition: 0 and kernel_every: 1; leave them out"):
+        FedHypeVAE.Params(form="paper", kernel_every=2)
