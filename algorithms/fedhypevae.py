@@ -322,10 +322,13 @@ class FedHypeVAE(DPSGD):
         return generated.view(count, classes, self.task.dim)
 
     def scope(self) -> str:
-        """Returns the paper's word: ``joint``, or ``hypernetwork`` if only that gets noise."""
-        if self.params.noised == "all":
-            return "joint"
-        return "hypernetwork"
+        """Returns the paper's word: ``joint``, or ``hypernetwork`` if only that gets noise.
+
+        Without codes there is no hypernetwork, and it is ``shared``.
+        """
+        if self.params.noised == "shared" and self.params.code:
+            return "hypernetwork"
+        return super().scope()
 
     def claim(self) -> Claim:
         """Returns the claim of DP-SGD, or ``heuristic`` if data is made with codes without noise.
@@ -339,12 +342,16 @@ class FedHypeVAE(DPSGD):
         return super().claim()
 
     def generator(self, server: Server) -> HyperGenerator:
-        """Returns a generator at the meta-codes, or at the clients' own codes."""
+        """Returns a generator at the meta-codes, or at the clients' own codes.
+
+        Trained codes are used if they were released: with noise, or at an infinite epsilon. Else
+        the codes from which the clients started take their place.
+        """
         model: Any = server.model
         if "code.weight" in server.codes:
             client_codes = CODE_SCALE[self.params.form] * server.codes["code.weight"]
         else:
-            # The codes from which the clients started are public.
+            # These codes are public: they are drawn from the seed and never trained.
             clients = self.task.clients
             start: Any = initial_model(
                 self.build,

@@ -77,8 +77,8 @@ class FedHypeVAEParams(DPSGDParams):
             client is ``local_steps`` steps on encoder and code, then one gradient of the
             hypernetwork, clipped for the client as a whole; the MMD is that of a minibatch. It has
             its own defaults (``PAPER_FORM``), no coordinates and no ``sample_rate``, and counts
-            clients in ``expected_batch``. Codes stay at their clients, so synthesis uses the
-            untrained ones from which they started.
+            clients in ``expected_batch``. At a finite epsilon codes stay at their clients, and
+            synthesis uses the untrained ones from which they started.
         local_steps, batch_size: for the paper's form, the number of steps of a client in a round,
             and of rows in a step, drawn with replacement.
         hyper_hidden: the width of the hypernetwork's hidden layer; 0 makes scales, shifts and prior

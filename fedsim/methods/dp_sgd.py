@@ -289,7 +289,7 @@ class DPSGD(Algorithm):
         return "heuristic"
 
     def releases_codes(self) -> bool:
-        """Return whether codes leave their clients: only if they were noised."""
+        """Return whether codes leave their clients under privacy: only if they were noised."""
         return bool(self.params.noised == "all")
 
     def norms(self, model: nn.Module) -> Norms:

@@ -17,7 +17,7 @@ from fedsim.methods import Batch, Seeds, Task, Unit
 from fedsim.models.kernel import kernel, kernel_score
 from fedsim.models.layers import initial_model
 from fedsim.training.rounds import RoundRecord
-from fedsim.training.trial import run_trial
+from fedsim.training.trial import Outcome, run_trial
 
 DIM = 6
 CLASSES = 3
@@ -288,3 +288,43 @@ def test_the_paper_has_its_mmd_in_every_round() -> None:
     assert FedHypeVAE.Params(form="paper").kernel_every == 1
     with pytest.raises(ValueError, match="precondition: 0 and kernel_every: 1; leave them out"):
         FedHypeVAE.Params(form="paper", kernel_every=2)
+
+
+def trained_and_first_codes(epsilon: float, **params: Any) -> tuple[Tensor | None, Tensor]:
+    """The codes that leave the clients after a short training, and those that they start from."""
+    trial, data, algorithm = one_cell(quick("fedhypevae", **params), epsilon=epsilon)
+    *_, outcome = run_trial(trial, data)
+    assert isinstance(outcome, Outcome)
+    model: Any = initial_model(algorithm.build, Seeds(0), range(trial.cell.clients))
+    return outcome.state.get("codes.code.weight"), model.code.weight.detach()
+
+
+@pytest.mark.parametrize("params", [{"noised": "shared"}, {"form": "paper"}])
+def test_trained_codes_without_noise_leave_clients_at_infinite_epsilon(
+    params: dict[str, Any],
+) -> None:
+    trained, first = trained_and_first_codes(math.inf, **params)
+    assert trained is not None
+    assert not torch.allclose(trained, first)
+
+
+@pytest.mark.parametrize("params", [{"noised": "shared"}, {"form": "paper"}])
+def test_trained_codes_without_noise_stay_at_clients_under_privacy(
+    params: dict[str, Any],
+) -> None:
+    assert trained_and_first_codes(4.0, **params)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("params", "scope"),
+    [
+        ({}, "joint"),
+        ({"noised": "shared"}, "hypernetwork"),
+        ({"noised": "shared", "code": 0}, "shared"),
+    ],
+)
+def test_scope_names_a_hypernetwork_only_where_there_is_one(
+    params: dict[str, Any], scope: str
+) -> None:
+    algorithm = FedHypeVAE(FedHypeVAE.Params(**params), Task(DIM, CLASSES, CLIENTS))
+    assert algorithm.scope() == scope
