@@ -99,7 +99,7 @@ class FedHypeVAEParams(DPSGDParams):
             rounds.
         kernel_every: k, if every k-th round has the kernel score, with k times the weight. Which
             rounds have it is public, so it costs the same privacy for any k. In every round it
-            takes almost half of the time of a training. ``form: paper`` needs 1.
+            takes half of the time of a training. ``form: paper`` needs 1.
         lipschitz: the weight of the squared Jacobian norm of the hypernetwork, which reads only
             shared parameters and costs no privacy.
         synthesis: the codes that are decoded: ``neutral`` one meta-code, ``mixture`` three,
@@ -119,7 +119,7 @@ class FedHypeVAEParams(DPSGDParams):
     decoder_hidden: tuple[int, ...] = ()
     prior: Literal["full", "diagonal"] = "full"
     kernel: float = Field(0.005, ge=0)
-    kernel_every: int = Field(10, ge=1)
+    kernel_every: int = Field(20, ge=1)
     lipschitz: float = Field(1e-4, ge=0)
     synthesis: Literal["neutral", "mixture", "client"] = "neutral"
     meta_steps: int = Field(50, ge=0)
