@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from algorithms.fedhypevae import FedHypeVAE
-from algorithms.hyper_cvae import CODE_SCALE, HyperCVAE, fit_meta_codes
+from algorithms.hyper_cvae import CODE_SCALE, NETWORKS, HyperCVAE, fit_meta_codes
 from fedsim.batch import Layout
 from fedsim.methods import Batch, Seeds, Task, Unit
 from fedsim.models.kernel import kernel, kernel_score
@@ -328,3 +328,43 @@ def test_scope_names_a_hypernetwork_only_where_there_is_one(
 ) -> None:
     algorithm = FedHypeVAE(FedHypeVAE.Params(**params), Task(DIM, CLASSES, CLIENTS))
     assert algorithm.scope() == scope
+
+
+def test_per_example_form_has_the_networks_of_the_paper() -> None:
+    literal = FedHypeVAE.Params(form="paper")
+    per_example = FedHypeVAE.Params(form="per-example")
+    for name in NETWORKS:
+        assert getattr(per_example, name) == getattr(literal, name)
+
+
+@pytest.mark.parametrize("form", ["paper", "per-example"])
+def test_a_given_parameter_replaces_the_default_of_a_form(form: str) -> None:
+    params = FedHypeVAE.Params(form=form, latent=3, noised="all")
+    assert params.latent == 3
+    assert params.noised == "all"
+    assert params.hyper_hidden == NETWORKS["hyper_hidden"]
+
+
+@pytest.mark.parametrize(
+    ("params", "unit", "claim"),
+    [
+        ({}, "example", "heuristic"),
+        ({}, "group", "heuristic"),
+        ({}, "client", "proved"),
+        ({"noised": "all"}, "example", "proved"),
+    ],
+)
+def test_per_example_form_is_heuristic_for_examples(
+    params: dict[str, Any], unit: Unit, claim: str
+) -> None:
+    form = FedHypeVAE.Params(form="per-example", **params)
+    assert FedHypeVAE(form, Task(DIM, CLASSES, CLIENTS, unit)).claim() == claim
+
+
+def test_per_example_form_clips_examples_and_samples_them() -> None:
+    form = FedHypeVAE.Params(form="per-example", sample_rate=0.1)
+    algorithm = FedHypeVAE(form, Task(DIM, CLASSES, CLIENTS, "example"))
+    (release,) = algorithm.releases()
+    assert not algorithm.clips_clients()
+    assert algorithm.sensitivity() == form.clip
+    assert release.sample_rate == 0.1
