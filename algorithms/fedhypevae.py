@@ -102,6 +102,13 @@ class FedHypeVAE(DPSGD):
             shapes["observation"] = (count, self.task.dim)
         return shapes
 
+    def draws_in(self, round_: Round) -> Mapping[str, tuple[int, ...]]:
+        """Returns the draws of a round, without those of the kernel score in most rounds."""
+        shapes = self.draws()
+        if round_.step % self.params.kernel_every == 0:
+            return shapes
+        return {"posterior": shapes["posterior"]}
+
     def clip_weights(self) -> Mapping[str, float]:
         """Returns factors that bring the gradients of all parts to one order of magnitude.
 
@@ -131,6 +138,9 @@ class FedHypeVAE(DPSGD):
         where s^2 is the current observation variance, held constant: the decoder's gradient is then
         the residual, whatever s^2 is. With the exact posterior, z is a constant and the KL
         divergence is estimated by log q(z) - log p(z | y, v), which has its gradient.
+
+        Only every ``kernel_every``-th round draws for the kernel score and has it, with
+        ``kernel_every`` times the weight. So the mean of its weight over the rounds is lambda.
         """
         code = batch.x[:, :0]
         if self.params.code:
@@ -145,8 +155,9 @@ class FedHypeVAE(DPSGD):
             "reconstruction": variance * gaussian_nll(batch.x, decoded, log_var),
             "kl": BETA[self.params.form] * variance * divergence,
         }
-        if self.params.kernel:
-            parts["kernel"] = self.params.kernel * self._alignment(model, batch, code)
+        if "prior" in batch.draws:
+            weight = self.params.kernel * self.params.kernel_every
+            parts["kernel"] = weight * self._alignment(model, batch, code)
         return parts
 
     def _alignment(
@@ -311,10 +322,13 @@ class FedHypeVAE(DPSGD):
         return generated.view(count, classes, self.task.dim)
 
     def scope(self) -> str:
-        """Returns the paper's word: ``joint``, or ``hypernetwork`` if only that gets noise."""
-        if self.params.noised == "all":
-            return "joint"
-        return "hypernetwork"
+        """Returns the paper's word: ``joint``, or ``hypernetwork`` if only that gets noise.
+
+        Without codes there is no hypernetwork, and it is ``shared``.
+        """
+        if self.params.noised == "shared" and self.params.code:
+            return "hypernetwork"
+        return super().scope()
 
     def claim(self) -> Claim:
         """Returns the claim of DP-SGD, or ``heuristic`` if data is made with codes without noise.
@@ -328,12 +342,16 @@ class FedHypeVAE(DPSGD):
         return super().claim()
 
     def generator(self, server: Server) -> HyperGenerator:
-        """Returns a generator at the meta-codes, or at the clients' own codes."""
+        """Returns a generator at the meta-codes, or at the clients' own codes.
+
+        Trained codes are used if they were released: with noise, or at an infinite epsilon. Else
+        the codes from which the clients started take their place.
+        """
         model: Any = server.model
         if "code.weight" in server.codes:
             client_codes = CODE_SCALE[self.params.form] * server.codes["code.weight"]
         else:
-            # The codes from which the clients started are public.
+            # These codes are public: they are drawn from the seed and never trained.
             clients = self.task.clients
             start: Any = initial_model(
                 self.build,

@@ -33,7 +33,7 @@ from fedsim.models.layers import ClientCode
 from fedsim.privacy.statistics.spectral import leading, steady
 from fedsim.seeds import Purpose, Seeds
 
-PAPER_FORM: dict[str, Any] = {
+NETWORKS: dict[str, Any] = {
     "latent": 32,
     "code": 16,
     "hyper_hidden": 64,
@@ -41,25 +41,36 @@ PAPER_FORM: dict[str, Any] = {
     "encoder_hidden": (128,),
     "decoder_hidden": (128,),
     "prior": "diagonal",
-    "kernel": 0.1,
-    "rounds": 200,
-    "clip": 1.0,
-    "learning_rate": 0.03,
-    "expected_batch": 10,
     "precondition": 0.0,
     "noised": "shared",
 }
-"""The defaults of ``form: paper`` that differ from those of the class.
+"""The networks of the paper, on embeddings as they are, and which gradients get noise.
 
-Sizes and rates are ours, since the paper gives none.
+Sizes are ours, since the paper gives none.
 """
-CODE_SCALE = {"default": 0.3, "paper": 1.0}
+FORMS: dict[str, dict[str, Any]] = {
+    "paper": {
+        **NETWORKS,
+        "kernel": 0.1,
+        "kernel_every": 1,
+        "rounds": 200,
+        "clip": 1.0,
+        "learning_rate": 0.03,
+        "expected_batch": 10,
+    },
+    "per-example": NETWORKS,
+}
+"""The defaults of the two readings of the paper that differ from those of the class.
+
+Rates are ours, since the paper gives none.
+"""
+CODE_SCALE = {"default": 0.3, "paper": 1.0, "per-example": 1.0}
 """The factor on the code v before it enters the hypernetwork, by form.
 
 It limits how far clients can differ; the paper has no such factor.
 """
-BETA = {"default": 0.5, "paper": 1.0}
-"""The weight of KL(q || p(z | y, v)), by form; in the paper's form it is that of the ELBO.
+BETA = {"default": 0.5, "paper": 1.0, "per-example": 1.0}
+"""The weight of KL(q || p(z | y, v)), by form; in the paper's ELBO it is 1.
 
 The exact posterior does not depend on it, so there it scales only the gradient of prior and codes.
 Adam undoes a constant scale; what remains is the weight of that gradient inside the clip and beside
@@ -75,9 +86,13 @@ class FedHypeVAEParams(DPSGDParams):
             literal reading of the paper: encoder, decoder and hypernetwork are MLPs; a round at a
             client is ``local_steps`` steps on encoder and code, then one gradient of the
             hypernetwork, clipped for the client as a whole; the MMD is that of a minibatch. It has
-            its own defaults (``PAPER_FORM``), no coordinates and no ``sample_rate``, and counts
-            clients in ``expected_batch``. Codes stay at their clients, so synthesis uses the
-            untrained ones from which they started.
+            no coordinates and no ``sample_rate``, and counts clients in ``expected_batch``.
+            ``per-example`` is another reading: the networks of ``paper``, trained in the rounds of
+            ``default``. Each example's gradient of the hypernetwork is clipped and gets noise.
+            Encoder and code are trained without noise, so epsilon is heuristic, but for
+            ``unit: client``. Both readings have defaults of their own (``FORMS``); a parameter that
+            is given replaces them. At a finite epsilon their codes stay at the clients, and
+            synthesis uses the untrained ones from which they started.
         local_steps, batch_size: for the paper's form, the number of steps of a client in a round,
             and of rows in a step, drawn with replacement.
         hyper_hidden: the width of the hypernetwork's hidden layer; 0 makes scales, shifts and prior
@@ -94,7 +109,11 @@ class FedHypeVAEParams(DPSGDParams):
             plus a linear map of z.
         prior: the covariance of the prior, which is conditional on label and code: ``full``, or
             ``diagonal`` for one variance for every dimension of z.
-        kernel: the weight of the per-example kernel score (the MMD alignment).
+        kernel: the weight of the per-example kernel score (the MMD alignment), as a mean over the
+            rounds.
+        kernel_every: k, if every k-th round has the kernel score, with k times the weight. Which
+            rounds have it is public, so it costs the same privacy for any k. In every round it
+            takes half of the time of a training. ``form: paper`` needs 1.
         lipschitz: the weight of the squared Jacobian norm of the hypernetwork, which reads only
             shared parameters and costs no privacy.
         synthesis: the codes that are decoded: ``neutral`` one meta-code, ``mixture`` three,
@@ -103,7 +122,7 @@ class FedHypeVAEParams(DPSGDParams):
             They take most of the time of a short training, so checks take fewer.
     """
 
-    form: Literal["default", "paper"] = "default"
+    form: Literal["default", "paper", "per-example"] = "default"
     local_steps: int = Field(5, ge=1)
     batch_size: int = Field(64, ge=2)
     hyper_hidden: int = Field(0, ge=0)
@@ -114,6 +133,7 @@ class FedHypeVAEParams(DPSGDParams):
     decoder_hidden: tuple[int, ...] = ()
     prior: Literal["full", "diagonal"] = "full"
     kernel: float = Field(0.005, ge=0)
+    kernel_every: int = Field(20, ge=1)
     lipschitz: float = Field(1e-4, ge=0)
     synthesis: Literal["neutral", "mixture", "client"] = "neutral"
     meta_steps: int = Field(50, ge=0)
@@ -126,16 +146,21 @@ class FedHypeVAEParams(DPSGDParams):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_form(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("form") == "paper":
-            return PAPER_FORM | values
+        if not isinstance(values, dict):
+            return values
+        for form, defaults in FORMS.items():
+            if values.get("form") == form:
+                return defaults | values
         return values
 
     @model_validator(mode="after")
     def _parts_that_fit(self) -> FedHypeVAEParams:
-        if self.form == "paper" and (self.encoder != "trained" or self.precondition):
+        if self.form == "paper" and (
+            self.encoder != "trained" or self.precondition or self.kernel_every > 1
+        ):
             raise ValueError(
-                "form: paper has encoder: trained and precondition: 0; leave both out, or "
-                "give form: default"
+                "form: paper has encoder: trained, precondition: 0 and kernel_every: 1; leave them "
+                "out, or give form: default"
             )
         if self.decoder_hidden and self.encoder != "trained":
             raise ValueError(

@@ -205,13 +205,17 @@ class Algorithm(ABC):
         return self.task.unit == "client"
 
     def releases_codes(self) -> bool:
-        """Return whether the client codes leave the clients. They must then have been noised."""
+        """Return whether the client codes leave the clients. They must then have been noised.
+
+        At an infinite epsilon they leave the clients in any case.
+        """
         return True
 
     def released_names(self, model: nn.Module) -> list[str]:
         """Return the names of the per-client tensors that leave the clients after the last round.
 
-        They are the names of the codes if codes are released, else there are none.
+        They are the names of the codes if codes are released, else there are none. At an infinite
+        epsilon all codes are released as well.
         """
         if self.releases_codes():
             return code_names(model)

@@ -126,6 +126,15 @@ class DPSGD(Algorithm):
         """Return the shapes of the standard normal draws that one example's loss needs, by name."""
         return {}
 
+    def draws_in(self, round_: Round) -> Shapes:
+        """Return the draws that the loss gets in one round: by default all of :meth:`draws`.
+
+        A subclass may leave out the draws of a part of the loss, and so this part, in some rounds.
+        It may choose them by the number of the round alone, which is public. Each unit is clipped
+        to the same norm in all rounds, so privacy does not change.
+        """
+        return self.draws()
+
     def public_terms(self, model: nn.Module, stream: torch.Generator) -> Mapping[str, Tensor]:
         """Return further terms of the server's objective: scalars by name.
 
@@ -280,7 +289,7 @@ class DPSGD(Algorithm):
         return "heuristic"
 
     def releases_codes(self) -> bool:
-        """Return whether codes leave their clients: only if they were noised."""
+        """Return whether codes leave their clients under privacy: only if they were noised."""
         return bool(self.params.noised == "all")
 
     def norms(self, model: nn.Module) -> Norms:
@@ -322,7 +331,7 @@ class DPSGD(Algorithm):
             self.params.client_rate,
         )
         converted = clients.in_coordinates(Coordinates.where_released(broadcast))
-        batch = converted.batch(rows, round_.stream, self.draws())
+        batch = converted.batch(rows, round_.stream, self.draws_in(round_))
         names: list[str] = []
 
         def stacked(model: nn.Module, batch: Batch) -> Tensor:

@@ -115,6 +115,11 @@ class PrivacyPlan:
     epsilon_reached: float
     selection: Selection | None = None
 
+    @property
+    def adds_noise(self) -> bool:
+        """Whether there is any noise; for an infinite epsilon there is none."""
+        return math.isfinite(self.epsilon_target)
+
     def mechanism(self, name: str) -> Mechanism:
         """Returns the mechanism of release ``name``; its noise is 0 for an infinite epsilon."""
         by_name = {release.name: release for release in self.releases}

@@ -160,6 +160,15 @@ KINDS = (
         "The generators of different clients draw different data for the same class.",
         "the method fedhypevae-sites; to a lesser degree synthesis: client or mixture",
     ),
+    Kind(
+        "Synthesis uses codes that are drawn, not trained",
+        "noisy and scope == 'hypernetwork'",
+        {"noise": "on the {scope} alone"},
+        "The clients' trained codes carry no noise, so they stay at their clients. The generator "
+        "uses the random codes from which the clients started.",
+        "noised: all, which adds noise to the trained codes and releases them; without noise "
+        "(.inf in epsilon) trained codes are used",
+    ),
 )
 """The known failures, the worst first.
 

@@ -60,7 +60,7 @@ CHECKS = {
 SCOPES = {
     "joint": "everything that depends on a unit",
     "shared": "the shared parameters only",
-    "hypernetwork": "the hypernetwork only",
+    "hypernetwork": "the hypernetwork only, and synthesis uses codes that are drawn, not trained",
 }
 """What the noise covers, by the scope of a plan."""
 ACCOUNTANTS: dict[AccountantName, str] = {

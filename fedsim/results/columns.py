@@ -508,8 +508,9 @@ COLUMNS: dict[str, Column] = {
         "budget.trust",
     ),
     "scope": Column(
-        "Which parts carry noise. `joint`: everything does. `shared`, `hypernetwork`: only the "
-        "shared part does.",
+        "Which parts carry noise. `joint`: everything does. `shared`: only the shared part does. "
+        "`hypernetwork`: only the hypernetwork does. Trained codes then stay at their clients, and "
+        "synthesis uses codes that are drawn, not trained, unless ε is infinite.",
         "budget.scope",
     ),
     "claim": Column(

@@ -414,7 +414,8 @@ def _version_of_client(
     if not is_personal(generator):
         what = f"{facts.cell.label} has one generator for all clients"
         raise UserError(where, what, "leave out `synthesis`")
-    if not algorithm.releases_codes():
+    is_private = facts.plan is not None and facts.plan.adds_noise
+    if is_private and not algorithm.releases_codes():
         raise UserError(
             where,
             "under noised: shared the client codes carry no noise, so they never left "

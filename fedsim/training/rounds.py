@@ -22,6 +22,7 @@ from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors, Values
 from fedsim.methods.parameters import (
     add_in_order,
+    code_names,
     in_order,
     l2_norm,
     load_parameters,
@@ -193,7 +194,7 @@ def train(
         if checkpoint is not None:
             checkpoint(captured)
         yield RoundRecord(round_.number, rounds, record)
-    codes = pool.released(algorithm.released_names(server.model))
+    codes = pool.released(_released_names(algorithm, server, plan))
     server.codes = moved(codes, device)
     state = released_state(server)
     made, shares = _product_and_shares(algorithm, server)
@@ -205,6 +206,21 @@ def train(
         progress.downlink_bytes,
         state,
     )
+
+
+def _released_names(
+    algorithm: Algorithm,
+    server: Server,
+    plan: PrivacyPlan | None,
+) -> list[str]:
+    """Return the names of the per-client tensors that leave the clients after the last round.
+
+    Without noise nothing is private and nothing forbids to release a code, so all codes leave.
+    """
+    names = algorithm.released_names(server.model)
+    if plan is not None and plan.adds_noise:
+        return names
+    return list(dict.fromkeys(names + code_names(server.model)))
 
 
 def _add_noise(total: Tensors, noise: Noise, device: torch.device) -> Tensors:

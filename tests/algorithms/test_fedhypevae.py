@@ -6,15 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from cells import one_cell, quick
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from algorithms.fedhypevae import FedHypeVAE
-from algorithms.hyper_cvae import CODE_SCALE, HyperCVAE, fit_meta_codes
+from algorithms.hyper_cvae import CODE_SCALE, NETWORKS, HyperCVAE, fit_meta_codes
 from fedsim.batch import Layout
 from fedsim.methods import Batch, Seeds, Task, Unit
-from fedsim.models.kernel import kernel
+from fedsim.models.kernel import kernel, kernel_score
 from fedsim.models.layers import initial_model
+from fedsim.training.rounds import RoundRecord
+from fedsim.training.trial import Outcome, run_trial
 
 DIM = 6
 CLASSES = 3
@@ -146,18 +149,16 @@ class OneClient:
 
 
 def one_client(**params: Any) -> OneClient:
-    usual = FedHypeVAE.Params(
-        latent=2,
-        code=2,
-        kernel=0,
-        **params,
-    )
+    usual = FedHypeVAE.Params.model_validate({"latent": 2, "code": 2, "kernel": 0, **params})
     algorithm = FedHypeVAE(usual, Task(DIM, CLASSES, 1))
     model = initial_model(algorithm.build, Seeds(0), [0])
     stream = torch.Generator().manual_seed(0)
     fill(model, 0.5, stream)
     x = torch.randn(ROWS, DIM, generator=stream)
-    draws = {"posterior": torch.randn(ROWS, 2, generator=stream)}
+    draws = {
+        name: torch.randn(ROWS, *shape, generator=stream)
+        for name, shape in algorithm.draws().items()
+    }
     layout = Layout(torch.zeros(ROWS, dtype=torch.long), 1)
     return OneClient(
         algorithm,
@@ -246,3 +247,124 @@ def test_with_a_trained_encoder_the_loss_is_the_scaled_negative_elbo(prior: str)
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+def steps_with_a_kernel_score(**params: Any) -> list[int]:
+    """The noisy steps of a short training whose loss has a kernel score."""
+    trial, data, _ = one_cell(quick("fedhypevae", rounds=7, **params), epsilon=4.0)
+    records = [item.values for item in run_trial(trial, data) if isinstance(item, RoundRecord)]
+    steps = [values for values in records if values["release"] == "dp-sgd"]
+    return [step for step, values in enumerate(steps) if "loss_kernel" in values]
+
+
+@pytest.mark.parametrize(
+    ("params", "steps"),
+    [
+        ({}, [0]),
+        ({"kernel_every": 3}, [0, 3, 6]),
+        ({"kernel_every": 3, "kernel": 0}, []),
+    ],
+)
+def test_every_kth_step_has_the_kernel_score(params: dict[str, Any], steps: list[int]) -> None:
+    assert steps_with_a_kernel_score(**params) == steps
+
+
+def test_the_kernel_score_weighs_kernel_in_the_mean_of_the_steps() -> None:
+    client = one_client(kernel=0.5, kernel_every=4)
+    draws = client.batch.draws
+    with torch.no_grad():
+        generated = client.model.generate(
+            client.code,
+            client.batch.y,
+            draws["prior"],
+            draws["observation"],
+        )
+        part = client.algorithm.loss(client.model, client.batch)["kernel"]
+    score = kernel_score(client.batch.x, generated[:, 0], generated[:, 1])
+    torch.testing.assert_close(part / 4, 0.5 * score)
+
+
+def test_the_paper_has_its_mmd_in_every_round() -> None:
+    assert FedHypeVAE.Params(form="paper").kernel_every == 1
+    with pytest.raises(ValueError, match="precondition: 0 and kernel_every: 1; leave them out"):
+        FedHypeVAE.Params(form="paper", kernel_every=2)
+
+
+def trained_and_first_codes(epsilon: float, **params: Any) -> tuple[Tensor | None, Tensor]:
+    """The codes that leave the clients after a short training, and those that they start from."""
+    trial, data, algorithm = one_cell(quick("fedhypevae", **params), epsilon=epsilon)
+    *_, outcome = run_trial(trial, data)
+    assert isinstance(outcome, Outcome)
+    model: Any = initial_model(algorithm.build, Seeds(0), range(trial.cell.clients))
+    return outcome.state.get("codes.code.weight"), model.code.weight.detach()
+
+
+@pytest.mark.parametrize("params", [{"noised": "shared"}, {"form": "paper"}])
+def test_trained_codes_without_noise_leave_clients_at_infinite_epsilon(
+    params: dict[str, Any],
+) -> None:
+    trained, first = trained_and_first_codes(math.inf, **params)
+    assert trained is not None
+    assert not torch.allclose(trained, first)
+
+
+@pytest.mark.parametrize("params", [{"noised": "shared"}, {"form": "paper"}])
+def test_trained_codes_without_noise_stay_at_clients_under_privacy(
+    params: dict[str, Any],
+) -> None:
+    assert trained_and_first_codes(4.0, **params)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("params", "scope"),
+    [
+        ({}, "joint"),
+        ({"noised": "shared"}, "hypernetwork"),
+        ({"noised": "shared", "code": 0}, "shared"),
+    ],
+)
+def test_scope_names_a_hypernetwork_only_where_there_is_one(
+    params: dict[str, Any], scope: str
+) -> None:
+    algorithm = FedHypeVAE(FedHypeVAE.Params(**params), Task(DIM, CLASSES, CLIENTS))
+    assert algorithm.scope() == scope
+
+
+def test_per_example_form_has_the_networks_of_the_paper() -> None:
+    literal = FedHypeVAE.Params(form="paper")
+    per_example = FedHypeVAE.Params(form="per-example")
+    for name in NETWORKS:
+        assert getattr(per_example, name) == getattr(literal, name)
+
+
+@pytest.mark.parametrize("form", ["paper", "per-example"])
+def test_a_given_parameter_replaces_the_default_of_a_form(form: str) -> None:
+    params = FedHypeVAE.Params(form=form, latent=3, noised="all")
+    assert params.latent == 3
+    assert params.noised == "all"
+    assert params.hyper_hidden == NETWORKS["hyper_hidden"]
+
+
+@pytest.mark.parametrize(
+    ("params", "unit", "claim"),
+    [
+        ({}, "example", "heuristic"),
+        ({}, "group", "heuristic"),
+        ({}, "client", "proved"),
+        ({"noised": "all"}, "example", "proved"),
+    ],
+)
+def test_per_example_form_is_heuristic_for_examples(
+    params: dict[str, Any], unit: Unit, claim: str
+) -> None:
+    form = FedHypeVAE.Params(form="per-example", **params)
+    assert FedHypeVAE(form, Task(DIM, CLASSES, CLIENTS, unit)).claim() == claim
+
+
+def test_per_example_form_clips_examples_and_samples_them() -> None:
+    form = FedHypeVAE.Params(form="per-example", sample_rate=0.1)
+    algorithm = FedHypeVAE(form, Task(DIM, CLASSES, CLIENTS, "example"))
+    (release,) = algorithm.releases()
+    assert not algorithm.clips_clients()
+    assert algorithm.sensitivity() == form.clip
+    assert release.sample_rate == 0.1

@@ -24,6 +24,7 @@ from fedsim.results.stats import SeedGroups
     SEEDS,
     COLLAPSE,
     DISAGREEMENT,
+    DRAWN_CODES,
 ) = (kind.name for kind in KINDS)
 
 
@@ -208,6 +209,20 @@ def test_training_diverged_if_any_loss_is_not_finite(name: str, value: float, ro
     assert kinds([row], make_rounds("a", **losses)) == [DIVERGED]
     words = {"loss": name[5:].replace("_", " "), "not finite from round": "5"}
     assert observed([row], make_rounds("a", **losses)) == words
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "scope", "expected"),
+    [
+        (1.0, "hypernetwork", [DRAWN_CODES]),
+        (math.inf, "hypernetwork", []),
+        (1.0, "joint", []),
+    ],
+)
+def test_codes_that_are_not_trained_are_a_finding_under_noise(
+    epsilon: float, scope: str, expected: list[str]
+) -> None:
+    assert kinds([make_row(epsilon_target=epsilon, scope=scope)], []) == expected
 
 
 def test_findings_of_a_folder_list_settings_and_what_helps(tmp_path: Path) -> None:

@@ -161,6 +161,14 @@ def test_client_codes_are_in_no_file_unless_released(tmp_path: Path) -> None:
     load_generator(tmp_path, synthesis="mixture")
 
 
+def test_trained_codes_of_clients_are_sampled_at_infinite_epsilon(tmp_path: Path) -> None:
+    entry = quick("fedhypevae", noised="shared", rounds=4)
+    *_, outcome = save(tmp_path, entry, epsilon=math.inf)
+    assert "codes.code.weight" in outcome.state
+    sample = load_generator(tmp_path, synthesis="client:1").sample([0, 1])
+    assert sample.shape == (2, 64)
+
+
 def test_manifest_states_the_privacy_budget(tmp_path: Path) -> None:
     *_, outcome = save(tmp_path, "dp-gaussian")
     manifest = load_generator(tmp_path).manifest(per_class=7)
