@@ -63,14 +63,7 @@ PRV_MIN_DELTA = 1e-10
 
 Below it the rounding of the Fourier transform is no longer small against delta.
 """
-_CODE = (
-    "mechanism.py",
-    "plan.py",
-    "ledger.py",
-    "accountant.py",
-    "selection.py",
-    "opacus_accountants.py",
-)
+_CODE = ("mechanism.py", "plan.py", "ledger.py", "accountant.py", "selection.py")
 _PACKAGES = ("opacus", "dp-accounting", "numpy", "scipy")
 _UP = Context(prec=10, rounding=ROUND_CEILING)
 """Rounds an epsilon up to ten digits.
@@ -213,8 +206,8 @@ def _prv_epsilon(
     error = max(PRV_RELATIVE_ERROR * rough, finest_error)
     if error >= 1:
         return math.nan  # Opacus' rule for the domain holds for smaller errors only
-    # Few commands need an epsilon, and Opacus imports much of scipy.
-    from fedsim.privacy.opacus_accountants import PRVAccountant
+    # Opacus is imported here because it imports its optimisers, too.
+    from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()
     accountant.history = [(one.noise_multiplier, one.sample_rate, one.count) for one in mechanisms]

@@ -50,8 +50,8 @@ class Mechanism:
         It is +inf if its series overflows double precision (Mironov, Talwar & Zhang 2019, arXiv
         1908.10530, section 3.3).
         """
-        # Few commands need an epsilon, and Opacus imports much of scipy.
-        from fedsim.privacy.opacus_accountants import compute_rdp
+        # Opacus is imported here because it imports its optimisers, too.
+        from opacus.accountants.analysis.rdp import compute_rdp
 
         try:
             divergence = compute_rdp(
