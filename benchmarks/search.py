@@ -144,7 +144,7 @@ def trained(
             entries.append({"name": method, "params": dict(params), "label": label})
     grid = {
         **keys,
-        "name": f"search, seed {seed}",
+        "name": f"search-seed-{seed}",
         "algorithms": entries,
         "seeds": [seed],
     }
