@@ -35,7 +35,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "pairs": {"params": {"paired": False}},
     "a block beyond class means": {"params": {"block": 1}},
     "the eigenvalue floor": {"warm": {"floor": 0.0}},
-    "emphasis of few rows": {"warm": {"most_excess": 1.0}},
+    "emphasis of few examples": {"warm": {"most_excess": 1.0}},
     "class means first": {
         "shares": {
             "coordinates": 0.12,
@@ -44,7 +44,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
             "class moments": 0.09,
         }
     },
-    "overlap 1.8, but 0.9": {"block": {"overlap": 0.9}},
+    "overlap of 1.8 (compared with 0.9)": {"block": {"overlap": 0.9}},
 }
 """What changes: parameters, constants of the warm form, shares of the budget, constants of the
 block.

@@ -101,8 +101,12 @@ class Row:
 
     @property
     def has_validation(self) -> bool:
-        """Return whether its personal scores have a weight chosen on real validation examples."""
-        return bool(self.evaluation.get("personal") == "held-out")
+        """Return whether its personal scores have a weight chosen on real validation examples.
+
+        A package has no scores, so it says nothing of their evaluation.
+        """
+        evaluation = self.evaluation or {}
+        return bool(evaluation.get("personal") == "held-out")
 
     @property
     def drawn_claim(self) -> str | None:
