@@ -1,0 +1,95 @@
+"""Write the results of a run folder into a file of the results pages.
+
+    python benchmarks/record.py FOLDER --run NAME --json benchmarks/results/paper.json
+
+The file holds one line per result: the name of its run and some columns. The results of the same
+run and method that were in the file are replaced; all others stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import fedsim
+
+COLUMNS = (
+    "dataset",
+    "label",
+    "scheme",
+    "alpha",
+    "clients",
+    "unit",
+    "delta",
+    "epsilon_target",
+    "epsilon_spent",
+    "claim",
+    "seed",
+    "balanced_accuracy",
+    "accuracy",
+    "auroc",
+    "knn_balanced_accuracy",
+    "frechet_distance",
+    "coverage",
+    "real_or_synthetic",
+    "client_balanced_accuracy",
+    "personal_balanced_accuracy",
+    "personal_held_out_balanced_accuracy",
+    "personal_held_out_alone_balanced_accuracy",
+    "personal_held_out_weight",
+    "ceiling_balanced_accuracy",
+    "local_only_balanced_accuracy",
+)
+"""The columns that are recorded, if the result has them."""
+DIGITS = 5
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON takes it: rounded, infinity as a word, and None for a missing one."""
+    if not isinstance(value, float):
+        return value
+    if math.isnan(value):
+        return None
+    if math.isinf(value):
+        return "inf"
+    return round(value, DIGITS)
+
+
+def recorded(folder: Path, run: str) -> list[dict[str, Any]]:
+    """Return the finished results of a run folder, each with the name of its run."""
+    rows = fedsim.load(folder).rows
+    finished = rows[rows["status"] == "ok"]
+    records = []
+    for result in finished.to_dict("records"):
+        record: dict[str, Any] = {"run": run}
+        for column in COLUMNS:
+            value = plain(result.get(column))
+            if value is not None:
+                record[column] = value
+        records.append(record)
+    return records
+
+
+def main() -> None:
+    """Replace the results of a run in a file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--run", required=True, help="the name of the run in the file")
+    parser.add_argument("--json", type=Path, required=True)
+    given = parser.parse_args()
+    new = recorded(given.folder, given.run)
+    replaced = {(record["run"], record["label"]) for record in new}
+    old = []
+    if given.json.exists():
+        old = json.loads(given.json.read_text(encoding="utf-8"))
+    kept = [record for record in old if (record["run"], record["label"]) not in replaced]
+    lines = [json.dumps(record, ensure_ascii=False) for record in [*kept, *new]]
+    given.json.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    print(f"{len(new)} results of {given.run} are in {given.json}; {len(kept)} others stay")
+
+
+if __name__ == "__main__":
+    main()
