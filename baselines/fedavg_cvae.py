@@ -26,7 +26,7 @@ from fedsim.methods import (
 
 
 class FedAvgCVAEParams(LocalTrainingParams):
-    """Parameters of FedAvg-CVAE.
+    """Parameters of FedAvg-CVAE; benchmarks/results/choices.md says how they were searched.
 
     Attributes:
         latent: the dimension of z.
@@ -36,10 +36,13 @@ class FedAvgCVAEParams(LocalTrainingParams):
         initial_variance: the variance of the likelihood, before it is learned.
     """
 
-    latent: int = Field(8, ge=1)
+    rounds: int = Field(40, ge=1)
+    local_steps: int = Field(25, ge=1)
+    learning_rate: float = Field(0.002, gt=0)
+    latent: int = Field(24, ge=1)
     encoder_hidden: tuple[int, ...] = (64,)
     decoder_hidden: tuple[int, ...] = ()
-    beta: float = Field(1.0, ge=0)
+    beta: float = Field(0.3, ge=0)
     initial_variance: float = Field(0.01, gt=0)
 
 

@@ -15,13 +15,17 @@ class WeightNoiseCVAEParams(FedAvgCVAEParams):
     """Parameters of the weight-noise CVAE: those of FedAvg-CVAE and the clip norm.
 
     There are fewer rounds, since every round is a release that costs its full price.
+    benchmarks/results/choices.md says how the defaults were searched.
 
     Attributes:
         clip: C, the L2 norm to which each client's update is clipped.
     """
 
-    rounds: int = Field(5, ge=1)
-    clip: float = Field(3.0, gt=0)
+    rounds: int = Field(20, ge=1)
+    local_steps: int = Field(50, ge=1)
+    encoder_hidden: tuple[int, ...] = (128,)
+    beta: float = Field(1.0, ge=0)
+    clip: float = Field(30.0, gt=0)
 
 
 @register("weight-noise")

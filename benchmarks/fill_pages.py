@@ -46,6 +46,7 @@ LESS_IS_BETTER = ("frechet_distance", "real_or_synthetic")
 EVALUATORS = ["balanced_accuracy", "mlp_balanced_accuracy", "knn_balanced_accuracy"]
 UNRANKED = {
     "fedhypevae, scope hypernetwork": " (heuristic ε)",
+    "fedhypevae, form: per-example": " (heuristic ε)",
     "fedavg-cvae": " (not private)",
     "local-only": " (classifier, not private)",
 }
@@ -66,7 +67,7 @@ def frame_of(name: str) -> pd.DataFrame:
 
 def results(runs: str, query: str) -> pd.DataFrame:
     """Return the results of the runs whose names match, and which a pandas query selects."""
-    frame = pd.concat([frame_of("paper"), frame_of("sites")])
+    frame = pd.concat([frame_of("paper"), frame_of("sites"), frame_of("ablation")])
     places = zip(frame["alpha"], frame["clients"], strict=True)
     frame["place"] = [f"α = {alpha:g}, {clients} clients" for alpha, clients in places]
     frame["share"] = frame["balanced_accuracy"] / frame["ceiling_balanced_accuracy"]
@@ -193,7 +194,29 @@ def parts(sets: str) -> Entries:
         yield part, "mean", signed(lost.mean(), 4)
 
 
-FUNCTIONS: list[Callable[..., Entries]] = [scores, counts, differences, pivot, probe_rule, parts]
+def search() -> Entries:
+    """Yield what the search of each method found: shares of the ceiling, and what won."""
+    records = json.loads((RESULTS / "search.json").read_text(encoding="utf-8"))
+    for method in dict.fromkeys(record["method"] for record in records):
+        settings = [record for record in records if record["method"] == method]
+        (winner,) = (record for record in settings if record["wins"])
+        best = max(record["both"] for record in settings if record["both"] is not None)
+        params = [f"{name}: {value}" for name, value in winner["params"].items()]
+        yield method, "settings", str(len(settings))
+        yield method, "default before", f"{settings[0]['both']:.3f}"
+        yield method, "best", f"{best:.3f}"
+        yield method, "what won", ", ".join(params) or "the default"
+
+
+FUNCTIONS: list[Callable[..., Entries]] = [
+    scores,
+    counts,
+    differences,
+    pivot,
+    probe_rule,
+    parts,
+    search,
+]
 TABLES = {function.__name__: function for function in FUNCTIONS}
 
 

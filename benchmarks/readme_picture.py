@@ -32,7 +32,6 @@ PANELS = {
         ("organamnist", "fedhypevae"),
         ("organamnist-forms", "fedavg-cvae"),
         ("organamnist-forms", "weight-noise"),
-        ("organamnist-forms4", "weight-noise"),
     ),
     "FedHypeVAE and its strongest rivals": (
         ("organamnist", "fedhypevae"),

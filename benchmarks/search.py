@@ -153,7 +153,8 @@ def trained(
     rows = run.rows
     points = []
     for dataset, epsilon in zip(rows["dataset"], rows["epsilon_target"], strict=True):
-        points.append(f"{dataset}, ε = {epsilon:g}".replace("inf", "∞"))
+        budget = f"ε = {epsilon:g}".replace("inf", "∞").replace("ε = nan", "no ε")
+        points.append(f"{dataset}, {budget}")
     share = rows["balanced_accuracy"] / rows["ceiling_balanced_accuracy"]
     return rows[["label"]].assign(point=points, share=share)
 
