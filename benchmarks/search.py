@@ -32,6 +32,7 @@ from rich.table import Table
 from sklearn.model_selection import StratifiedGroupKFold
 
 import fedsim
+from fedsim.plugins.registry import lookup
 
 GRID = Path(__file__).with_suffix(".yaml")
 FIRST_SEED = 0
@@ -94,6 +95,7 @@ def validation_set(source: Path, group: str | None, folder: Path) -> Path:
 
 
 def settings_of(
+    method: str,
     params: Mapping[str, Any],
     space: Mapping[str, Sequence[Any]],
     count: int,
@@ -101,6 +103,7 @@ def settings_of(
     """Return the default and different random points of a space, at most ``count`` in all.
 
     Args:
+        method: the method.
         params: the parameters that all settings share.
         space: the values of each parameter.
         count: the largest number of settings.
@@ -108,13 +111,15 @@ def settings_of(
     points = math.prod(len(values) for values in space.values())
     generator = np.random.Generator(np.random.PCG64(0))
     order = generator.permutation(points)
+    model = lookup(method).Params
     settings = [dict(params)]
-    for number in order[: count - 1]:
+    for number in order:
         places = np.unravel_index(number, [len(values) for values in space.values()])
         setting = dict(params)
         for (name, values), place in zip(space.items(), places, strict=True):
             setting[name] = values[place]
-        settings.append(setting)
+        if model(**setting) != model(**params) and len(settings) < count:
+            settings.append(setting)
     return settings
 
 
@@ -310,7 +315,7 @@ def main() -> None:
     for entry in grid["algorithms"]:
         if not given.methods or entry["name"] in given.methods:
             params = entry.get("params", {})
-            settings[entry["name"]] = settings_of(params, entry["tune"], count)
+            settings[entry["name"]] = settings_of(entry["name"], params, entry["tune"], count)
     results = searched(keys, settings, given.out)
     if given.json:
         write(results, given.json)
