@@ -255,8 +255,11 @@ def test_algorithms_and_epsilons_of_a_seed_share_a_partition() -> None:
 
 def test_algorithms_share_the_initial_weights_of_a_decoder() -> None:
     starts = []
+    network: dict[str, Any] = {"latent": 8, "encoder_hidden": [64]}
+    same_network = {"fedavg-cvae": network, "weight-noise": network}
     for name in NAMES:
-        *_, algorithm = one_cell(name, epsilon=float("inf"))
+        entry = {"name": name, "params": same_network.get(name, {})}
+        *_, algorithm = one_cell(entry, epsilon=float("inf"))
         starts.append(algorithm.initial_server(Seeds(0)).model.state_dict())
     plain, noisy, hyper = starts
     assert all(torch.equal(plain[key], noisy[key]) for key in plain)
