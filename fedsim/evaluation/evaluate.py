@@ -6,7 +6,7 @@ Both can also be scored as each client would use them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -36,9 +36,9 @@ from fedsim.evaluation.subset import (
     MOST_TEST_ROWS,
     balanced_rows,
     client_rows,
-    client_step,
     most_per_client,
     own_rows_among,
+    probed_clients,
 )
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Tensors
@@ -367,15 +367,15 @@ class CellEvaluator:
         """Return the scores of each client's mixture and of its own classifier alone."""
         data = self.data
         x_test = torch.from_numpy(self._client_test.x)
-        local_classifiers = [
-            fit_linear(
+        clients = probed_clients(self.partition)
+        local_classifiers = {}
+        for client, rows in zip(clients, client_rows(data, self.partition), strict=True):
+            local_classifiers[client] = fit_linear(
                 data.x_train[rows],
                 data.y_train[rows],
                 data.classes,
                 self.cell.evaluation.real_c,
             )
-            for rows in client_rows(data, self.partition)
-        ]
         personal = self.cell.evaluation.personal
         if personal == "synthetic":
             weights = self._weights_on_synthetic(product, local_classifiers)
@@ -385,10 +385,8 @@ class CellEvaluator:
             weights = [float(personal or 0)] * len(local_classifiers)
         mixed = []
         alone = []
-        step = client_step(self.partition)
-        for position, local in enumerate(local_classifiers):
-            client = step * position
-            both = Interpolated(local, self._shared_classifier, weights[position])
+        for (client, local), weight in zip(local_classifiers.items(), weights, strict=True):
+            both = Interpolated(local, self._shared_classifier, weight)
             mixed.append(self._predict_own_rows(client, both.probabilities, x_test))
             alone.append(self._predict_own_rows(client, local.probabilities, x_test))
         scores = personal_scores(mixed)
@@ -410,26 +408,27 @@ class CellEvaluator:
     def _weights_on_synthetic(
         self,
         product: Generator,
-        local_classifiers: Sequence[LinearClassifier],
+        local_classifiers: Mapping[int, LinearClassifier],
     ) -> list[float]:
         """Return the weight of every client that is best on other synthetic embeddings.
 
         Args:
             product: the shared generator.
-            local_classifiers: the clients' own classifiers.
+            local_classifiers: the clients' own classifiers by client.
         """
         other = self._draw(product, draw=1, per_class=self._per_class_of_client)
         x = torch.from_numpy(other.x)
         y = torch.from_numpy(other.y)
         by_shared = self._shared_classifier.probabilities(x)
         weights = []
-        step = client_step(self.partition)
-        for position, local in enumerate(local_classifiers):
-            importance = torch.from_numpy(self._share(step * position))[y]
+        for client, local in local_classifiers.items():
+            importance = torch.from_numpy(self._share(client))[y]
             weights.append(best_weight(local.probabilities(x), by_shared, y, importance))
         return weights
 
-    def _weights_on_validation(self, local_classifiers: Sequence[LinearClassifier]) -> list[float]:
+    def _weights_on_validation(
+        self, local_classifiers: Mapping[int, LinearClassifier]
+    ) -> list[float]:
         """Return the same weight for every client: the best one on their validation examples.
 
         It has the best mean accuracy over clients. A client without such examples counts as always
@@ -437,11 +436,11 @@ class CellEvaluator:
         rounding of their sum decides. Of equally good weights, the smallest is taken.
 
         Args:
-            local_classifiers: the clients' own classifiers.
+            local_classifiers: the clients' own classifiers by client.
         """
         totals = [Fraction(0)] * len(TRIED_WEIGHTS)
-        validation = self.partition.validation[:: client_step(self.partition)]
-        for local, rows in zip(local_classifiers, validation, strict=True):
+        for client, local in local_classifiers.items():
+            rows = self.partition.validation[client]
             x = torch.from_numpy(self.data.x_train[rows])
             y = torch.from_numpy(self.data.y_train[rows])
             for position, weight in enumerate(TRIED_WEIGHTS):

@@ -32,10 +32,10 @@ from fedsim.evaluation.subset import (
     MOST_TRAIN_ROWS,
     balanced_rows,
     client_rows,
-    client_step,
     is_large,
     most_per_client,
     own_rows_among,
+    probed_clients,
 )
 from fedsim.methods.products import Classifier
 from fedsim.models.linear import ProbeClassifier, folded
@@ -309,7 +309,7 @@ class LocalOnly:
 
     Attributes:
         mean: the mean over clients, each on all test rows; of very many clients it is the mean
-            over every k-th one (:func:`fedsim.evaluation.subset.client_step`).
+            over every k-th one (:func:`fedsim.evaluation.subset.probed_clients`).
         clients: every client's on its own test rows; None if it has none, or has no probe.
         reference_rows: the number of training rows of all probes, which is bounded
             (:func:`fedsim.evaluation.subset.client_rows`).
@@ -345,10 +345,10 @@ def local_only(
     tried = _strengths_to_try(data.dim, probe_c)
     on_all = np.zeros((len(tried), clients))
     on_own = np.full_like(on_all, np.nan)
-    step = client_step(partition)
+    probed = probed_clients(partition)
     predictions = _predictions_of_clients(data, rows, data.x_test[test], tried)
     for number, position, predicted in predictions:
-        client = step * position
+        client = probed[position]
         if is_large(data) and client == 0 and _is_past_best(number, on_all, on_own):
             break
         on_all[number, client] = balanced_accuracy_of(y_test, predicted)
@@ -360,7 +360,7 @@ def local_only(
     totals = [sum(scores) for scores in np.nan_to_num(on_own)]
     best = on_own[int(np.argmax(totals))].tolist()
     return LocalOnly(
-        max(float(np.mean(scores)) for scores in on_all[:, ::step]),
+        max(float(np.mean(scores)) for scores in on_all[:, :: probed.step]),
         tuple(None if math.isnan(score) else score for score in best),
         sum(map(len, rows)),
         time.perf_counter() - started,

@@ -70,13 +70,18 @@ def client_step(partition: Partition) -> int:
     return 1 + int(np.square(held).sum()) // MOST_LOCAL_SCORES
 
 
-def client_rows(data: Embeddings, partition: Partition) -> list[NDArray[np.int64]]:
-    """Return the training rows that every k-th client's own probe is trained on, in their order.
+def probed_clients(partition: Partition) -> range:
+    """Return the numbers of the clients whose own probe is fitted: all, or every k-th one."""
+    return range(0, len(partition.rows), client_step(partition))
 
-    k is :func:`client_step`. These clients have at most :data:`MOST_TRAIN_ROWS` together, but each
-    keeps at least one row of every class that it holds.
+
+def client_rows(data: Embeddings, partition: Partition) -> list[NDArray[np.int64]]:
+    """Return the training rows of each of the :func:`probed_clients`, in their order.
+
+    These clients have at most :data:`MOST_TRAIN_ROWS` together, but each keeps at least one row of
+    every class that it holds.
     """
-    rows_of_clients = partition.rows[:: client_step(partition)]
+    rows_of_clients = [partition.rows[client] for client in probed_clients(partition)]
     rows = np.concatenate(rows_of_clients)
     sizes = [len(of_client) for of_client in rows_of_clients]
     client = np.repeat(np.arange(len(sizes)), sizes)
