@@ -111,9 +111,9 @@ class FedHypeVAEParams(DPSGDParams):
             ``diagonal`` for one variance for every dimension of z.
         kernel: the weight of the per-example kernel score (the MMD alignment), as a mean over the
             rounds.
-        kernel_every: k, if every k-th round has the kernel score, with k times the weight. Which
-            rounds have it is public, so it costs the same privacy for any k. In every round it
-            takes half of the time of a training. ``form: paper`` needs 1.
+        kernel_every: k, where only every k-th round has the kernel score, with k times the weight.
+            The numbers of these rounds are public, so privacy is the same for any k. With k = 1
+            the kernel score takes about half of the time of a training. ``form: paper`` needs 1.
         lipschitz: the weight of the squared Jacobian norm of the hypernetwork, which reads only
             shared parameters and costs no privacy.
         synthesis: the codes that are decoded: ``neutral`` one meta-code, ``mixture`` three,

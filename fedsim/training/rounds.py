@@ -215,7 +215,7 @@ def _released_names(
 ) -> list[str]:
     """Return the names of the per-client tensors that leave the clients after the last round.
 
-    Without noise nothing is private and nothing forbids to release a code, so all codes leave.
+    A training without noise claims no privacy. So it may release all codes, and it does.
     """
     names = algorithm.released_names(server.model)
     if plan is not None and plan.adds_noise:

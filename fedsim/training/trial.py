@@ -241,7 +241,7 @@ def run_trial(
         seconds=0.0,
         state=trained.state,
     )
-    # Whoever takes the outcome evaluates it while this function waits.
+    # The caller evaluates the outcome while this generator waits. It need not keep these meanwhile.
     del pool, trained
     if plan is not None:
         spent, accountant = ledger.epsilon(plan.delta)
