@@ -603,12 +603,12 @@ COLUMNS: dict[str, Column] = {
         "evaluation.recalls",
     ),
     "ceiling_balanced_accuracy": Column(
-        "The balanced accuracy of a linear probe trained on all real training examples.",
+        "The balanced accuracy of the best linear probe trained on all real training examples.",
         "ceiling.balanced_accuracy",
         "float64",
     ),
     "ceiling_accuracy": Column(
-        "The accuracy of that probe.",
+        "The same for accuracy, with the penalty and class weights that are best for it.",
         "ceiling.accuracy",
         "float64",
     ),
