@@ -48,7 +48,8 @@ _NOTES = (
     "them. It has no test, because measures depend on each other.",
     "Won/level/lost: the number of settings in which the method is better, level or worse. It is "
     "level if the 95 % interval of the paired difference over seeds contains 0. Level does not "
-    "mean equal, and of 20 settings of equal methods about one is won or lost by chance.",
+    "mean equal, and of 20 settings of equal methods about one is won or lost by chance. The "
+    f"column {OVERALL} adds up the counts of all measures.",
 )
 """The notes below every verdict."""
 _TOO_FEW = (
@@ -92,13 +93,14 @@ def verdict_table(
     if ranks.empty:
         return None
     subject = subject or str(losses.averaged["label"].iloc[0])
-    counts = pd.concat(
-        [
-            outcomes(losses, measure, subject).assign(measure=measure)
-            for measure in ranks["measure"].unique()
-            if measure != OVERALL
-        ]
-    )
+    by_measure = [
+        outcomes(losses, measure, subject).assign(measure=measure)
+        for measure in ranks["measure"].unique()
+        if measure != OVERALL
+    ]
+    counts = pd.concat(by_measure)
+    of_all = counts.groupby("rival", sort=False)[["won", "level", "lost"]].sum()
+    counts = pd.concat([counts, of_all.reset_index().assign(measure=OVERALL)])
     tests = ranks.drop_duplicates("measure").melt("measure", [*_TESTS], "method").dropna()
     names = named(settings.facts)
     block = "Mean rank (1 is best)"
