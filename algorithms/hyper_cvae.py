@@ -93,8 +93,8 @@ class FedHypeVAEParams(DPSGDParams):
             ``unit: client``. Both readings have defaults of their own (``FORMS``); a parameter that
             is given replaces them. At a finite epsilon their codes stay at the clients, and
             synthesis uses the untrained ones from which they started.
-        local_steps, batch_size: for the paper's form, the number of steps of a client in a round,
-            and of rows in a step, drawn with replacement.
+        local_steps: for the paper's form, the number of steps of a client in a round.
+        batch_size: for the paper's form, the number of rows in such a step, drawn with replacement.
         hyper_hidden: the width of the hypernetwork's hidden layer; 0 makes scales, shifts and prior
             linear in the code.
         latent: the dimension of z.

@@ -48,8 +48,8 @@ class DPFeatureCovarianceParams(DPSGDParams):
     """Parameters of DP-FC.
 
     Attributes:
-        precondition, second_share: the shares of the budget (in 1 / sigma^2) for coordinates and
-            for the second moment in them.
+        precondition: the share of the budget (in 1 / sigma^2) for coordinates.
+        second_share: the share of the budget for the second moment in these coordinates.
         radius: the radius of the ball to which rows are clipped, in units of their typical distance
             from the mean.
         ridge: the multiple of the identity that is added to the second moment, in units of the

@@ -405,7 +405,7 @@ COLUMNS: dict[str, Column] = {
         "How the cell ended. `ok`: its scores count. `failed`: `error` says why. `overspent`: the "
         "ε spent exceeds the target. `unaccounted`: the ledger differs from the plan, so ε is "
         "unknown and `error` says why. `refuted`: an audit found a larger ε than the target, or a "
-        "larger sensitivity than the claimed one.",
+        "larger sensitivity than that of a proved claim.",
         "derived.status",
     ),
     "error": Column(
