@@ -25,6 +25,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
+from fedsim.results.ranks import ranks_of
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [*sorted(RESULTS.glob("*.md")), ROOT / "docs" / "public.md"]
@@ -42,6 +44,7 @@ MEASURES = {
     "frechet_distance": "Fréchet distance (0 is best)",
 }
 BUDGET = "epsilon_target"
+VERDICTS = ("better", "level", "worse")
 LESS_IS_BETTER = ("frechet_distance", "real_or_synthetic")
 EVALUATORS = ["balanced_accuracy", "mlp_balanced_accuracy", "knn_balanced_accuracy"]
 UNRANKED = {
@@ -135,21 +138,49 @@ def references(frame: pd.DataFrame, over: str) -> Entries:
         yield "chance", head(value), f"{1 / CLASSES[group['dataset'].iloc[0]]:.3f}"
 
 
-def counts(method: str, rival: str) -> Entries:
-    """Yield in how many settings a method is better than its rival, level with it and worse."""
-    finite = results("|".join(CLASSES), "epsilon_target < 1e9")
+def main_results() -> pd.DataFrame:
+    """Return the results of the main methods at a finite ε, on all data sets."""
+    return results("|".join(CLASSES), "epsilon_target < 1e9")
+
+
+def verdicts(method: str, rival: str, column: str) -> list[str]:
+    """Return whether a method is better than its rival, level or worse, for every setting.
+
+    A setting is level if the 95 % interval of the difference by seed contains 0.
+    """
+    found = []
+    for _, group in main_results().groupby(["dataset", BUDGET]):
+        mean, half = mean_and_half(paired(group, method, rival, column))
+        if abs(mean) <= half:
+            found.append("level")
+        elif (mean > 0) != (column in LESS_IS_BETTER):
+            found.append("better")
+        else:
+            found.append("worse")
+    return found
+
+
+def outcomes(*pairs: str) -> Entries:
+    """Yield in how many settings the first of two methods is better, level and worse."""
     for column, title in MEASURES.items():
-        verdicts = []
-        for _, group in finite.groupby(["dataset", BUDGET]):
-            mean, half = mean_and_half(paired(group, method, rival, column))
-            if abs(mean) <= half:
-                verdicts.append("level")
-            elif (mean > 0) != (column in LESS_IS_BETTER):
-                verdicts.append("better")
-            else:
-                verdicts.append("worse")
-        for verdict in ("better", "level", "worse"):
-            yield title, verdict, str(verdicts.count(verdict))
+        for pair in pairs:
+            method, rival = pair.split(" − ")
+            found = verdicts(method, rival, column)
+            yield title, pair, "/".join(str(found.count(verdict)) for verdict in VERDICTS)
+
+
+def mean_ranks() -> Entries:
+    """Yield the mean rank of every generator in each measure, and the critical difference."""
+    frame = main_results().dropna(subset=["frechet_distance"])
+    for column, title in MEASURES.items():
+        losses = frame.pivot_table(column, ["dataset", BUDGET], "label")
+        if column not in LESS_IS_BETTER:
+            losses = -losses
+        ranks = ranks_of(losses.dropna(axis="columns"))
+        by_label = ranks.set_index("label")["mean_rank"].sort_index()
+        for label, rank in by_label.items():
+            yield title, str(label), f"{rank:.2f}"
+        yield title, "critical difference", f"{ranks['critical_difference'].iloc[0]:.2f}"
 
 
 def differences(runs: str, column: str, *pairs: str) -> Entries:
@@ -210,7 +241,8 @@ def search() -> Entries:
 
 FUNCTIONS: list[Callable[..., Entries]] = [
     scores,
-    counts,
+    outcomes,
+    mean_ranks,
     differences,
     pivot,
     probe_rule,
