@@ -1,12 +1,16 @@
-"""What a round costs when the clients compute nothing: broadcast, messages, their sum, records, the
-ledger.
+"""How long a round takes if the clients compute nothing.
 
     python benchmarks/overhead.py [--rounds 400] [--repeats 3] [--json FILE]
 
-The algorithm hands 100,000 numbers back as it got them. It runs through `run_bench`, as any
-algorithm does, for 10 and 100 clients on one actor (all clients in one process) and on two. Each
-server step notes its time, and a round lasts from one to the next; of the records' times, without
-the first rounds, the median counts. Settings take turns.
+Such a round costs only what the simulator adds to every method: the broadcast, the messages, their
+sum, the records and the ledger. The clients of this script return the 100,000 numbers that they
+receive. Each setting is one cell, which runs through `run_bench` as every method does: 10 and 100
+clients, on one actor (all clients in one process) and on two.
+
+The server notes the time in each of its steps, and a round lasts from one step to the next. The
+script takes the median over the rounds of a cell, without the first 50, and the smallest median of
+all repeats. It prints this time in milliseconds, and how many client updates it allows in a second.
+Settings take turns, so that all of them meet the same load of the machine.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,58 +48,67 @@ from fedsim.runs.prepare import Node, prepare
 from fedsim.runs.ray import RayEngine, local_cluster
 
 NUMBERS = 100_000
-WARM = 50
-SETTINGS = tuple((clients, actors) for clients in (10, 100) for actors in (1, 2))
+"""How many numbers the server sends to every client, and every client back."""
+WARM_UP = 50
+"""The number of rounds before the first one that counts."""
+CLIENTS = (10, 100)
+ACTORS = (1, 2)
+MACHINE = Node(2.0, 0.0)
 
 
-class NothingParams(Params):
-    """Parameters of :class:`Nothing`."""
+class EchoParams(Params):
+    """Parameters of :class:`Echo`.
+
+    Attributes:
+        rounds: the number of rounds.
+    """
 
     rounds: int = 400
 
 
-class Nothing(Algorithm):
-    """Every client sends the broadcast back, and the server leaves it as it was."""
+class Echo(Algorithm):
+    """A method whose clients return what they receive, and whose server changes nothing."""
 
-    Params = NothingParams
+    Params = EchoParams
     private = False
 
     def phases(self) -> tuple[Phase, ...]:
-        """All rounds alike."""
-        return (
-            Phase(
-                Release("nothing", 1.0, self.params.rounds),
-                self.client_round,
-                self.server_step,
-                self.broadcast,
-            ),
-        )
+        """Return one phase with all rounds."""
+        release = Release("echo", 1.0, self.params.rounds)
+        return (Phase(release, self.client_round, self.server_step, self.broadcast),)
 
     def build(self, clients: int) -> nn.Module:
-        """A model of 100,000 numbers."""
+        """Return a model that consists of the numbers that are sent."""
         return nn.ParameterDict({"numbers": nn.Parameter(torch.zeros(NUMBERS))})
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """Every member's copy of what it was sent, added up."""
+        """Return the sum of one copy of the broadcast for each client."""
         total = torch.zeros(NUMBERS)
         for _ in clients.members:
             total += broadcast["numbers"].clone()
         return clients.send({"numbers": total})
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        """The time."""
+        """Return the time in seconds, which goes into the record of the round."""
         return {"clock": time.perf_counter()}
 
     def classifier(self, server: Server) -> LinearClassifier:
-        """One that says the same of every row."""
-        return LinearClassifier(
-            torch.zeros(self.task.classes, self.task.dim), torch.zeros(self.task.classes)
-        )
+        """Return a classifier that gives every class the same probability."""
+        weight = torch.zeros(self.task.classes, self.task.dim)
+        bias = torch.zeros(self.task.classes)
+        return LinearClassifier(weight, bias)
 
 
 @dataclass(frozen=True)
-class Record:
-    """A row of the result: the median time of a round, over the best of the repeats."""
+class Measurement:
+    """The time of a round in one setting.
+
+    Attributes:
+        clients: the number of clients.
+        actors: the number of processes that hold them.
+        ms_per_round: the smallest median over the repeats, in milliseconds.
+        updates_per_second: how many client updates this allows in a second.
+    """
 
     clients: int
     actors: int
@@ -103,67 +116,85 @@ class Record:
     updates_per_second: float
 
 
-def main() -> None:
-    """Measure every setting, print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=400)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    records = measured(options.rounds, options.repeats)
-    shown = Table("clients", "actors", "ms a round", "client updates / s")
-    for record in records:
-        shown.add_row(
-            str(record.clients),
-            str(record.actors),
-            f"{record.ms_per_round:.2f}",
-            f"{record.updates_per_second:,.0f}",
-        )
-    Console().print(shown)
-    if options.json is not None:
-        options.json.write_text(
-            json.dumps([asdict(record) for record in records], indent=2) + "\n", encoding="utf-8"
-        )
+def measure(rounds: int, repeats: int) -> list[Measurement]:
+    """Return the measurement of every setting.
 
-
-def measured(rounds: int, repeats: int) -> list[Record]:
-    """Every setting ``repeats`` times, in turns."""
-    times: dict[tuple[int, int], list[float]] = {setting: [] for setting in SETTINGS}
-    with tempfile.TemporaryDirectory() as scratch, local_cluster(Node(2.0, 0.0)):
+    Args:
+        rounds: the number of rounds of a cell.
+        repeats: how often the cell of each setting runs.
+    """
+    settings = list(product(CLIENTS, ACTORS))
+    medians: dict[tuple[int, int], list[float]] = {setting: [] for setting in settings}
+    with tempfile.TemporaryDirectory() as scratch, local_cluster(MACHINE):
         for repeat in range(repeats):
-            for clients, actors in SETTINGS:
-                seconds = round_seconds(
-                    Path(scratch) / f"{repeat} {clients} {actors}", clients, actors, rounds
-                )
-                times[clients, actors].append(seconds)
-    return [
-        Record(clients, actors, 1e3 * min(seconds), clients / min(seconds))
-        for (clients, actors), seconds in times.items()
-    ]
+            for clients, actors in settings:
+                folder = Path(scratch) / f"{repeat} {clients} {actors}"
+                seconds = round_seconds(folder, clients, actors, rounds)
+                medians[clients, actors].append(seconds)
+    measurements = []
+    for (clients, actors), of_repeats in medians.items():
+        seconds = min(of_repeats)
+        measurements.append(Measurement(clients, actors, 1e3 * seconds, clients / seconds))
+    return measurements
 
 
 def round_seconds(folder: Path, clients: int, actors: int, rounds: int) -> float:
-    """The median time of a round of a cell, in seconds."""
-    grid = Grid.model_validate(
-        {
-            "dataset": {"name": "digits", "limit": 1000},
-            "algorithms": [
-                {"name": f"{Path(__file__).resolve()}:Nothing", "params": {"rounds": rounds}}
-            ],
-            "clients": clients,
-            "partition": {"scheme": "iid"},
-            "evaluation": {"per_class": 2},
-            "resources": {"clients_per_actor": clients // actors},
-        }
-    )
-    console = Console(file=io.StringIO())
-    code = run_bench(prepare(grid, [Node(2.0, 0.0)]), folder, console, nullcontext(RayEngine()))
-    if code:
-        sys.exit(console.file.getvalue())  # type: ignore[attr-defined]
+    """Run one cell and return the median time of its rounds, in seconds.
+
+    Args:
+        folder: the run folder, which is made.
+        clients: the number of clients.
+        actors: the number of processes that hold them.
+        rounds: the number of rounds.
+    """
+    method = {"name": f"{Path(__file__).resolve()}:Echo", "params": {"rounds": rounds}}
+    grid = {
+        "dataset": {"name": "digits", "limit": 1000},
+        "algorithms": [method],
+        "clients": clients,
+        "partition": {"scheme": "iid"},
+        "evaluation": {"per_class": 2},
+        "resources": {"clients_per_actor": clients // actors},
+    }
+    prepared = prepare(Grid.model_validate(grid), [MACHINE])
+    output = io.StringIO()
+    exit_code = run_bench(prepared, folder, Console(file=output), nullcontext(RayEngine()))
+    if exit_code:
+        sys.exit(output.getvalue())
     clocks = [record["clock"] for record in read_results(folder).rounds()]
-    return statistics.median(after - before for before, after in pairwise(clocks[WARM:]))
+    seconds = [after - before for before, after in pairwise(clocks[WARM_UP:])]
+    return float(statistics.median(seconds))
+
+
+def show(measurements: list[Measurement]) -> None:
+    """Print the table of measurements."""
+    table = Table("clients", "actors", "ms a round", "client updates / s")
+    for measurement in measurements:
+        table.add_row(
+            str(measurement.clients),
+            str(measurement.actors),
+            f"{measurement.ms_per_round:.2f}",
+            f"{measurement.updates_per_second:,.0f}",
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    """Measure every setting, print the table and write the records."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=400, help="rounds of a cell; the first 50 do not count"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="cells of each setting")
+    parser.add_argument("--json", type=Path, help="where the records are written")
+    options = parser.parse_args()
+    measurements = measure(options.rounds, options.repeats)
+    show(measurements)
+    if options.json is not None:
+        records = [asdict(measurement) for measurement in measurements]
+        options.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

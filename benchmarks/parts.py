@@ -1,7 +1,13 @@
-"""The warm form without one of its parts at a time, by three evaluators.
+"""How much accuracy each part of `fedhypevae-warm` gains, by three evaluators.
 
-A part gains what the mean over sets, budgets and seeds of linear probe, small network and nearest
-neighbours loses without it. `--data` holds the `.npz` files of embeddings.
+    python benchmarks/parts.py --data FOLDER --sets NAME ... [--epsilons 1 4 8] [--seeds 0 1]
+        [--json FILE]
+
+`--data` is the folder with the embeddings, one file `NAME.npz` for each set. The script trains
+`fedhypevae-warm` as it is, and once more without each of its parts, with every set, ε and seed.
+Every training is evaluated by the balanced accuracy of a linear probe, of a small network and of
+the nearest neighbours. The gain of a part is the accuracy of the whole method minus the accuracy
+without the part. The script prints the mean gain of every part over sets, ε and seeds.
 """
 
 from __future__ import annotations
@@ -9,10 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -30,104 +35,160 @@ from fedsim.runs.prepare import Node, prepare
 from fedsim.training.trial import Outcome, run_trial
 
 EVALUATORS = ("balanced_accuracy", "mlp_balanced_accuracy", "knn_balanced_accuracy")
-WITHOUT: dict[str, dict[str, Any]] = {
-    "": {},
-    "pairs": {"params": {"paired": False}},
-    "a block beyond class means": {"params": {"block": 1}},
-    "the eigenvalue floor": {"warm": {"floor": 0.0}},
-    "emphasis of few examples": {"warm": {"most_excess": 1.0}},
-    "class means first": {
-        "shares": {
+"""The scores of the linear probe, the small network and the nearest neighbours."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of `fedhypevae-warm` that switches one of its parts off.
+
+    Attributes:
+        params: parameters of the method.
+        warm: constants of :class:`algorithms.fedhypevae_warm.TunedWarm`.
+        block: constants of :class:`algorithms.class_block.TunedBlock`.
+        shares: the share of each release in the budget; None leaves the shares as they are.
+    """
+
+    params: Mapping[str, Any] = field(default_factory=dict)
+    warm: Mapping[str, Any] = field(default_factory=dict)
+    block: Mapping[str, Any] = field(default_factory=dict)
+    shares: Mapping[str, float] | None = None
+
+
+WHOLE = ""
+"""The name of the change that changes nothing."""
+CHANGES = {
+    WHOLE: Change(),
+    "pairs": Change(params={"paired": False}),
+    "a block beyond class means": Change(params={"block": 1}),
+    "the eigenvalue floor": Change(warm={"floor": 0.0}),
+    "emphasis of few examples": Change(warm={"most_excess": 1.0}),
+    "class means first": Change(
+        shares={
             "coordinates": 0.12,
             "class means": 5e-4,
             "moments": 0.7895,
             "class moments": 0.09,
         }
-    },
-    "overlap of 1.8 (compared with 0.9)": {"block": {"overlap": 0.9}},
+    ),
+    "overlap of 1.8 (compared with 0.9)": Change(block={"overlap": 0.9}),
 }
-"""What changes: parameters, constants of the warm form, shares of the budget, constants of the
-block.
-"""
+"""The change that switches a part off, by the name of the part."""
 
 
 @contextmanager
-def without(part: str) -> Iterator[dict[str, Any]]:
-    """The parameters without a part, whose constants are changed in the block."""
+def change_applied(change: Change) -> Iterator[None]:
+    """Change the constants of the method while the block runs, then restore them."""
+    method = fedhypevae_warm.FedHypeVAEWarm
     warm = fedhypevae_warm.TUNED
     block = class_block.TUNED
-    shares = fedhypevae_warm.FedHypeVAEWarm.shares
-    changed = WITHOUT[part]
-    fedhypevae_warm.TUNED = replace(warm, **changed.get("warm", {}))
-    class_block.TUNED = replace(block, **changed.get("block", {}))
-    fedhypevae_warm.FedHypeVAEWarm.shares = changed.get("shares", shares)
+    shares = method.shares
+    fedhypevae_warm.TUNED = replace(warm, **change.warm)
+    class_block.TUNED = replace(block, **change.block)
+    if change.shares is not None:
+        method.shares = change.shares
     try:
-        yield changed.get("params", {})
+        yield
     finally:
         fedhypevae_warm.TUNED = warm
         class_block.TUNED = block
-        fedhypevae_warm.FedHypeVAEWarm.shares = shares
+        method.shares = shares
 
 
-def measured(path: Path, epsilon: float, seed: int, part: str) -> dict[str, Any]:
-    """One training's scores."""
-    with without(part) as params:
-        entry = {"name": "fedhypevae-warm", "params": params}
-        keys = {
-            "algorithms": [entry],
-            "epsilon": epsilon,
-            "seeds": seed,
-            "evaluation": {"evaluators": ["knn", "mlp"]},
-        }
-        prepared = prepare(
-            Grid.model_validate({"dataset": {"npz": str(path), "overlap": "drop"}, **keys}),
-            [Node(2.0, 0.0)],
-        )
-        (trial,), (data,) = prepared.trials, prepared.data.values()
+def scores_of(path: Path, epsilon: float, seed: int, change: Change) -> dict[str, float]:
+    """Train one changed method, and return its scores by the names of :data:`EVALUATORS`.
+
+    Args:
+        path: the file with the embeddings.
+        epsilon: the ε of the training.
+        seed: its seed.
+        change: the change of the method.
+    """
+    grid = {
+        "dataset": {"npz": str(path), "overlap": "drop"},
+        "algorithms": [{"name": "fedhypevae-warm", "params": change.params}],
+        "epsilon": epsilon,
+        "seeds": seed,
+        "evaluation": {"evaluators": ["knn", "mlp"]},
+    }
+    with change_applied(change):
+        prepared = prepare(Grid.model_validate(grid), [Node(2.0, 0.0)])
+        (trial,) = prepared.trials
+        (data,) = prepared.data.values()
         *_, outcome = run_trial(trial, data)
         assert isinstance(outcome, Outcome)
         scores = cell_evaluator(trial, outcome.state, data).result().scores
-    return {
-        "set": path.stem,
-        "epsilon": epsilon,
-        "seed": seed,
-        "without": part,
-        **{name: scores[name] for name in EVALUATORS},
-    }
+    return {evaluator: scores[evaluator] for evaluator in EVALUATORS}
+
+
+def measure(
+    data: Path, sets: Sequence[str], epsilons: Sequence[float], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Train and evaluate the method without each part, and return one record for each training.
+
+    Args:
+        data: the folder with the embeddings.
+        sets: the names of the sets.
+        epsilons: the values of ε.
+        seeds: the seeds.
+    """
+    records = []
+    for name, epsilon, seed, part in product(sets, epsilons, seeds, CHANGES):
+        scores = scores_of(data / f"{name}.npz", epsilon, seed, CHANGES[part])
+        record = {"set": name, "epsilon": epsilon, "seed": seed, "without": part}
+        records.append(record | scores)
+    return records
+
+
+def mean_gains(records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the mean gain of each part, one number for each evaluator.
+
+    Args:
+        records: the records of :func:`measure`.
+    """
+    whole = {}
+    for record in records:
+        if record["without"] == WHOLE:
+            whole[record["set"], record["epsilon"], record["seed"]] = record
+    gains: dict[str, dict[str, list[float]]] = {}
+    for record in records:
+        reference = whole[record["set"], record["epsilon"], record["seed"]]
+        of_part = gains.setdefault(record["without"], {})
+        for evaluator in EVALUATORS:
+            gain = reference[evaluator] - record[evaluator]
+            of_part.setdefault(evaluator, []).append(gain)
+    means = {}
+    for part, of_part in gains.items():
+        means[part] = [fmean(of_part[evaluator]) for evaluator in EVALUATORS]
+    return means
+
+
+def show(gains: Mapping[str, Sequence[float]]) -> None:
+    """Print the mean gain of each part by evaluator, and the mean over the evaluators."""
+    table = Table("part", "probe", "network", "neighbours", "mean", title="what a part gains")
+    for part, by_evaluator in gains.items():
+        values = [*by_evaluator, fmean(by_evaluator)]
+        table.add_row(part or "nothing", *[f"{value:+.4f}" for value in values])
+    Console().print(table)
 
 
 def main() -> None:
-    """Train, evaluate, print what each part gains, write every score."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--sets", nargs="+", required=True)
+    """Train and evaluate, print the gain of each part and write every score."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the embeddings")
+    parser.add_argument("--sets", nargs="+", required=True, help="names of files without .npz")
     parser.add_argument("--epsilons", nargs="+", type=float, default=[1, 4, 8])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="where every score is written")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", ConvergenceWarning)
-    cells = product(given.sets, given.epsilons, given.seeds, WITHOUT)
-    rows = [
-        measured(given.data / f"{name}.npz", epsilon, seed, part)
-        for name, epsilon, seed, part in cells
-    ]
-    whole = {(row["set"], row["epsilon"], row["seed"]): row for row in rows if not row["without"]}
-    gains = defaultdict[str, list[list[float]]](list)
-    for row in rows:
-        gains[row["without"]].append(
-            [
-                whole[row["set"], row["epsilon"], row["seed"]][name] - row[name]
-                for name in EVALUATORS
-            ]
-        )
-    table = Table("part", "probe", "network", "neighbours", "mean", title="what a part gains")
-    for part, differences in gains.items():
-        means = [fmean(column) for column in zip(*differences, strict=True)]
-        table.add_row(part or "nothing", *(f"{value:+.4f}" for value in (*means, fmean(means))))
-    Console().print(table)
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=0) + "\n")
+    records = measure(options.data, options.sets, options.epsilons, options.seeds)
+    show(mean_gains(records))
+    if options.json:
+        options.json.write_text(json.dumps(records, indent=0) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Epsilon of another tool's settings, by unit and trust, or why there is none.
+"""Computes ε from the settings of another tool, or says why there is none.
 
     python benchmarks/accounting/diagnose.py FILE
 
-FILE holds the settings (YAML); see :class:`Settings`, and the examples beside this script.
+FILE is a YAML file with the settings; :class:`Settings` lists its keys, and this folder has
+examples. The script prints what the noise guarantees to one example and to one client, if an
+adversary sees the sum over clients (trust `aggregate`) and if it sees every message (trust `silo`).
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -24,9 +26,17 @@ from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Release, Trust, Unit, calibrate
 from fedsim.words import number
 
+UNITS: tuple[Unit, ...] = ("example", "client")
+"""The units of a diagnosis. No other tool samples and clips groups."""
+
 
 class Calibrated(BaseModel):
-    """What a tool solved its noise for: a budget and the local epochs that it assumed."""
+    """The budget for which a tool computed its noise.
+
+    Attributes:
+        epsilon: the target ε.
+        local_epochs: the number of epochs that the tool assumed.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,14 +45,13 @@ class Calibrated(BaseModel):
 
 
 class SparseVector(BaseModel):
-    """Parameters of a sparse vector filter that sends a ``fraction`` of the coordinates of an
-    update.
+    """The parameters of a filter that sends a share of the coordinates of an update.
 
     Attributes:
-        fraction: of the coordinates.
-        epsilon: of the threshold's noise.
-        noise_var: epsilon of the noise on each coordinate that is sent.
-        parameters: coordinates of an update.
+        fraction: the share of the coordinates that are sent.
+        epsilon: the ε of the threshold's noise.
+        noise_var: the ε of the noise on each coordinate that is sent.
+        parameters: the number of coordinates of an update.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,49 +63,58 @@ class SparseVector(BaseModel):
 
     @property
     def sent(self) -> int:
-        """How many coordinates are sent a round."""
+        """The number of coordinates that are sent in a round."""
         return math.ceil(self.parameters * self.fraction)
 
     @property
     def round_epsilon(self) -> float:
-        """Of a round, were it the published technique: threshold, choice, and every coordinate's
-        own noise.
+        """The ε of a round if the filter were the published sparse vector technique.
 
-        Lyu, Su & Li 2017, "Understanding the sparse vector technique for differential privacy",
-        algorithm 7 and theorem 4, with the split of their section 4.2, the noise on a coordinate
-        not divided by how many there are.
+        With c coordinates sent it is
+
+            ε + (2c)^(2/3) ε + c ε_noise,
+
+        for the threshold, for the choice of coordinates, and for the noise on each of them (Lyu, Su
+        & Li 2017, "Understanding the sparse vector technique for differential privacy", algorithm 7
+        and theorem 4, with the split of section 4.2). ε_noise is not divided by c, because the
+        filter adds noise of this ε to every coordinate.
         """
-        return float(
-            self.epsilon + self.epsilon * (2 * self.sent) ** (2 / 3) + self.sent * self.noise_var
-        )
+        choice = self.epsilon * (2 * self.sent) ** (2 / 3)
+        return float(self.epsilon + choice + self.sent * self.noise_var)
 
 
 class Settings(BaseModel):
-    """What a tool does, as its configuration and its code say.
+    """The settings of a tool, as its configuration and its code have them.
 
     Attributes:
-        tool: what it is called.
-        source: where the settings stand.
-        mechanism: Gaussian noise on clipped sums, or a sparse vector filter.
-        clipped: whose L2 norm is bounded: each example's gradient, each client's update, or
-            nothing's.
-        noise_at: who adds it: the server, to the sum or mean over clients, or every client.
-        noise_multiplier: standard deviation of the noise on the sum over the clip norm.
-        calibrated: in its place, what the noise was solved for.
-        claimed_epsilon: what the tool says.
-        delta: of every epsilon.
-        clip: C.
-        rounds: rounds that run.
-        local_epochs: noisy passes of a client over its rows in a round, where examples are clipped.
-        rows: of a client.
-        batch: rows of a local step.
-        sampling: how its batches are drawn.
-        clients, clients_per_round: how many there are, and take part.
-        client_sampling: how they are drawn.
-        weights: how updates are weighed in the mean: ``equal`` or by their clients' numbers of
-            ``rows``.
-        unprotected: what else depends on the data and carries no noise.
-        sparse_vector: the filter's parameters.
+        tool: the name of the tool.
+        source: the files from which the settings were read.
+        mechanism: ``gaussian`` for Gaussian noise on clipped sums, or ``sparse-vector`` for a
+            sparse vector filter.
+        clipped: what is clipped to the L2 norm C: the gradient of each example (``examples``), the
+            update of each client (``updates``), or ``nothing``.
+        noise_at: who adds the noise: the ``server`` to the sum or mean over clients, or all
+            ``clients`` to their messages.
+        noise_multiplier: the standard deviation of the noise on the sum, divided by the clip norm.
+        calibrated: the budget for which the noise was computed; it replaces ``noise_multiplier``.
+        claimed_epsilon: the ε that the tool claims.
+        delta: the δ of every ε.
+        clip: C, the clip norm. ε does not depend on it.
+        rounds: the number of rounds that run.
+        local_epochs: the number of passes of a client over its examples in a round.
+        rows: the number of examples of a client.
+        batch: the number of examples in a local step.
+        sampling: how batches are drawn: as ``poisson`` samples, by cutting the ``shuffled``
+            examples into batches, as independent samples of ``fixed`` size, or ``all`` examples at
+            once.
+        clients: the number of clients.
+        clients_per_round: the number of clients that take part in a round.
+        client_sampling: how these clients are drawn: as ``poisson`` samples, as samples of
+            ``fixed`` size, or ``all`` of them.
+        weights: the weights of updates in the mean: ``equal``, or the clients' numbers of examples
+            (``rows``).
+        unprotected: sentences about everything else that depends on the data and has no noise.
+        sparse_vector: the parameters of the filter.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -124,247 +142,292 @@ class Settings(BaseModel):
     sparse_vector: SparseVector | None = None
 
     @model_validator(mode="after")
-    def _whole(self) -> Settings:
+    def _has_all_it_needs(self) -> Settings:
         if self.mechanism == "sparse-vector":
             if self.sparse_vector is None:
-                raise ValueError("mechanism sparse-vector has parameters; give sparse_vector")
+                raise ValueError("mechanism sparse-vector needs parameters; give sparse_vector")
             return self
-        if self.clipped == "nothing":
-            return self
+        if self.clipped != "nothing":
+            self._check_noise()
+            self._check_sampling()
+        return self
+
+    def _check_noise(self) -> None:
         if (self.noise_multiplier is None) == (self.calibrated is None):
             raise ValueError(
-                "the noise is one number; give noise_multiplier or what it was calibrated for"
+                "the noise must be given once; give either noise_multiplier or calibrated"
             )
         if self.calibrated is not None and self.clipped != "examples":
             raise ValueError(
-                "only local steps on examples are solved for epochs here; give noise_multiplier"
+                "calibrated is for local steps on examples only; give noise_multiplier"
             )
-        if (
-            self.clipped == "examples"
-            and self.sampling != "all"
-            and (self.rows is None or self.batch is None)
-        ):
-            raise ValueError("batches are a share of a client's rows; give rows and batch")
-        if self.client_sampling != "all" and (
-            self.clients is None or self.clients_per_round is None
-        ):
-            raise ValueError("clients are sampled; give clients and clients_per_round")
-        return self
+
+    def _check_sampling(self) -> None:
+        has_batches = self.rows is not None and self.batch is not None
+        if self.clipped == "examples" and self.sampling != "all" and not has_batches:
+            raise ValueError("batches are sampled, but their size is missing; give rows and batch")
+        has_clients = self.clients is not None and self.clients_per_round is not None
+        if self.client_sampling != "all" and not has_clients:
+            raise ValueError(
+                "clients are sampled, but their numbers are missing; give clients and "
+                "clients_per_round"
+            )
 
     @property
     def epoch_steps(self) -> int:
-        """Steps of a pass over a client's rows."""
+        """The number of steps of one pass over a client's examples."""
         if self.sampling == "all" or not self.rows or not self.batch:
             return 1
         return math.ceil(self.rows / self.batch)
 
     @property
-    def steps(self) -> int:
-        """Local steps of all rounds."""
-        return self.passes * self.epoch_steps
-
-    @property
     def passes(self) -> int:
-        """How often an example is in a batch, if every pass takes it once."""
+        """The number of passes of a client over its examples, in all rounds."""
         return self.rounds * self.local_epochs
 
     @property
+    def steps(self) -> int:
+        """The number of local steps of a client, in all rounds."""
+        return self.passes * self.epoch_steps
+
+    @property
     def sigma(self) -> float:
-        """The noise multiplier; solved where it is what the tool solved."""
+        """The noise multiplier; computed for the tool's budget if the tool computed it."""
         if self.calibrated is None:
             return self.noise_multiplier or 0.0
-        release = Release(
-            "steps", 1 / self.epoch_steps, self.calibrated.local_epochs * self.epoch_steps
+        steps = self.calibrated.local_epochs * self.epoch_steps
+        plan = calibrate(
+            epsilon=self.calibrated.epsilon,
+            delta=self.delta,
+            releases=[Release("steps", 1 / self.epoch_steps, steps)],
+            unit="example",
+            trust="silo",
+            scope="",
+            claim="stated",
+            clip=1.0,
+            sensitivity=1.0,
         )
-        common = {
-            "unit": "example",
-            "trust": "silo",
-            "scope": "",
-            "claim": "stated",
-            "clip": 1.0,
-            "sensitivity": 1.0,
-        }
-        return calibrate(
-            epsilon=self.calibrated.epsilon, delta=self.delta, releases=[release], **common
-        ).sigma  # type: ignore[arg-type]
+        return plan.sigma
+
+    def epsilon_of(self, sigma: float, sample_rate: float, steps: int) -> float:
+        """Return the ε of Gaussian mechanisms at the δ of the settings.
+
+        Args:
+            sigma: the standard deviation of the noise over the sensitivity.
+            sample_rate: the rate of their Poisson samples; 1 for no sampling.
+            steps: the number of mechanisms.
+        """
+        epsilon, _ = accountant.epsilon([Mechanism(sigma, sample_rate, steps)], self.delta)
+        return epsilon
+
+    def with_equal_weights(self) -> Settings:
+        """Return the settings with equal weights of all updates."""
+        return self.model_copy(update={"weights": "equal"})
 
 
 @dataclass(frozen=True)
-class Worth:
-    """What the noise is worth for one unit under one trust: ε of the noisy steps alone, and what
-    was counted; or None, and why.
+class Finding:
+    """The guarantee of the noise for one unit under one trust.
+
+    Attributes:
+        epsilon: the ε of the noisy steps alone; None if there is none.
+        reason: what was counted, or why there is no ε.
     """
 
-    unit: Unit
-    trust: Trust
     epsilon: float | None
-    because: str
+    reason: str
+
+    @property
+    def words(self) -> str:
+        """The ε with what was counted, in words."""
+        return f"ε = {number(self.epsilon, 4)} ({self.reason})"
 
 
-def _worth(s: Settings, unit: Unit, trust: Trust) -> Worth:
-    if s.mechanism == "sparse-vector":
-        return Worth(unit, trust, None, _sparse_vector(s))
-    if s.clipped == "nothing":
-        return Worth(
-            unit,
-            trust,
-            None,
-            "nothing is clipped: one unit can move what is sent by any amount, whatever the noise",
+def finding_of(settings: Settings, unit: Unit, trust: Trust) -> Finding:
+    """Return what the noise guarantees to a unit under a trust."""
+    if settings.mechanism == "sparse-vector":
+        return sparse_vector_filter(settings)
+    if settings.clipped == "nothing":
+        reason = (
+            "nothing is clipped, so one unit can change what is sent by any amount, however much "
+            "noise there is"
         )
-    if s.sigma == 0:
-        return Worth(unit, trust, None, "there is no noise")
-    if s.weights == "rows" and s.noise_at != "server":
-        what = (
-            "numbers of rows leave the clients as weights, without noise; with equal weights "
-            "it would be"
+        return Finding(None, reason)
+    if settings.sigma == 0:
+        return Finding(None, "there is no noise")
+    if settings.weights == "rows" and settings.noise_at == "clients":
+        equal = finding_of(settings.with_equal_weights(), unit, trust)
+        if equal.epsilon is None:
+            return equal
+        reason = (
+            "the clients send their numbers of examples as weights, without noise; with equal "
+            f"weights it would be {equal.words}"
         )
-        equal = _worth(s.model_copy(update={"weights": "equal"}), unit, trust)
-        return Worth(
-            unit,
-            trust,
-            None,
-            f"{what} ε = {number(equal.epsilon, 4)} ({equal.because})"
-            if equal.epsilon
-            else equal.because,
+        return Finding(None, reason)
+    if trust == "silo" and settings.noise_at == "server":
+        return Finding(
+            None, "the server adds the noise, so the message of a client leaves it without noise"
         )
-    if trust == "silo" and s.noise_at == "server":
-        return Worth(
-            unit,
-            trust,
-            None,
-            "a client's message leaves it without noise, which the server adds later",
-        )
-    if s.clipped == "examples":
-        return _of_examples(s, unit, trust)
-    return _of_updates(s, unit, trust)
-
-
-def _of_examples(s: Settings, unit: Unit, trust: Trust) -> Worth:
+    if settings.clipped == "updates":
+        return clipped_updates(settings, unit, trust)
     if unit == "client":
-        return Worth(
-            unit,
-            trust,
-            None,
-            "examples are clipped one by one: nothing bounds what all of a client's examples "
-            "do together",
+        reason = (
+            "each example is clipped alone, so nothing bounds what all examples of a client "
+            "change together"
         )
-    if s.sampling == "poisson":
-        told = (
-            f"{s.steps} steps on Poisson samples of rate 1/{s.epoch_steps}, as Opacus' loader "
-            f"has it, σ = {number(s.sigma, 4)}"
+        return Finding(None, reason)
+    equal = clipped_examples(settings)
+    if settings.weights == "rows":
+        reason = (
+            "updates are weighted by their clients' numbers of examples, which are private and "
+            f"carry no noise; with equal weights it would be {equal.words}"
         )
-        return Worth(unit, trust, _epsilon(s, Mechanism(s.sigma, 1 / s.epoch_steps, s.steps)), told)
-    if s.sampling == "all":
-        told = f"{s.steps} steps on all rows, σ = {number(s.sigma, 4)}"
-        return Worth(unit, trust, _epsilon(s, Mechanism(s.sigma, 1.0, s.steps)), told)
-    if s.sampling == "shuffled":
-        # of two permutations alike but for that, one of the rows' and one of all but one of them
-        sigma = s.sigma / math.sqrt(2**2 + 1**2)
-        moved = (
-            "the last row of a pass takes the place of one that is gone: its batch moves by "
-            "2 C, the last one by C"
+        return Finding(None, reason)
+    return equal
+
+
+def clipped_examples(settings: Settings) -> Finding:
+    """Return the guarantee to one example if the gradient of each example is clipped."""
+    sigma = settings.sigma
+    if settings.sampling == "poisson":
+        epsilon = settings.epsilon_of(sigma, 1 / settings.epoch_steps, settings.steps)
+        reason = (
+            f"{settings.steps} steps on Poisson samples of rate 1/{settings.epoch_steps}, as "
+            f"Opacus' loader draws them, σ = {number(sigma, 4)}"
         )
-        told = (
-            f"{s.passes} passes, no amplification: batches are shuffled and not Poisson "
-            f"samples, {moved}, σ = {number(sigma, 4)} of both"
-        )
-        return Worth(unit, trust, _epsilon(s, Mechanism(sigma, 1.0, s.passes)), told)
-    sigma = s.sigma / 2
-    moved = "another row takes the place of one that is gone, 2 C"
-    told = (
-        f"{s.steps} steps, no amplification: batches have a fixed size and are no Poisson "
-        f"samples, {moved}, σ = {number(sigma, 4)}"
+        return Finding(epsilon, reason)
+    if settings.sampling == "all":
+        epsilon = settings.epsilon_of(sigma, 1.0, settings.steps)
+        return Finding(epsilon, f"{settings.steps} steps on all examples, σ = {number(sigma, 4)}")
+    if settings.sampling == "shuffled":
+        return shuffled_examples(settings)
+    # Another example takes the place of the missing one, so the sum changes by 2 C.
+    sigma /= 2
+    epsilon = settings.epsilon_of(sigma, 1.0, settings.steps)
+    reason = (
+        f"{settings.steps} steps without amplification, because batches of a fixed size are no "
+        "Poisson samples; another example takes the place of a missing one, which changes the sum "
+        f"by 2 C, so σ = {number(sigma, 4)}"
     )
-    return Worth(unit, trust, _epsilon(s, Mechanism(sigma, 1.0, s.steps)), told)
+    return Finding(epsilon, reason)
 
 
-def _of_updates(s: Settings, unit: Unit, trust: Trust) -> Worth:
-    sigma = s.sigma
-    told = [f"{s.rounds} rounds"]
-    if s.weights == "rows" and s.noise_at == "server":
-        what = (
-            "updates are weighed by their clients' numbers of rows: one client's share of "
-            "the mean is not bounded by 1 / clients, "
-            "which the noise assumes, and the numbers are private themselves; with equal "
-            "weights it would be "
+def shuffled_examples(settings: Settings) -> Finding:
+    """Return the guarantee to one example if batches are cut from the shuffled examples.
+
+    We compare two shuffles that are equal but for one missing example. In each pass the last
+    example moves into the gap. So one batch changes by at most 2 C and the last batch by at most C,
+    and both together by sqrt(2² + 1²) C.
+    """
+    sigma = settings.sigma / math.sqrt(2**2 + 1**2)
+    epsilon = settings.epsilon_of(sigma, 1.0, settings.passes)
+    reason = (
+        f"{settings.passes} passes without amplification, because shuffled batches are no Poisson "
+        "samples; the last example of a pass takes the place of a missing one, which changes one "
+        f"batch by 2 C and the last batch by C, so σ = {number(sigma, 4)} for both together"
+    )
+    return Finding(epsilon, reason)
+
+
+def clipped_updates(settings: Settings, unit: Unit, trust: Trust) -> Finding:
+    """Return the guarantee to a unit if the update of each client is clipped."""
+    if settings.weights == "rows":
+        equal = clipped_updates(settings.with_equal_weights(), unit, trust)
+        reason = (
+            "updates are weighted by their clients' numbers of examples, so the share of one "
+            "client in the mean is not bounded by 1 / clients, as the noise assumes, and the "
+            f"numbers themselves are private; with equal weights it would be {equal.words}"
         )
-        equal = _of_updates(s.model_copy(update={"weights": "equal"}), unit, trust)
-        return Worth(unit, trust, None, f"{what}ε = {number(equal.epsilon, 4)} ({equal.because})")
+        return Finding(None, reason)
+    sigma = settings.sigma
     rate = 1.0
+    counted = [f"{settings.rounds} rounds"]
     if unit == "example":
         sigma /= 2
-        told.append(
-            "one example may turn its client's clipped update into any other, 2 C, without "
-            "amplification"
+        counted.append(
+            "without amplification, because one example can turn the clipped update of its client "
+            "into any other one, which changes the sum by 2 C"
         )
-    elif s.client_sampling == "poisson" and trust == "aggregate":
-        rate = (s.clients_per_round or 1) / (s.clients or 1)
-        told.append(f"Poisson samples of rate {number(rate)}")
-    elif s.client_sampling == "fixed":
-        told.append(
-            "a fixed number of clients is drawn, which is no Poisson sample: no amplification"
+    elif settings.client_sampling == "poisson" and trust == "aggregate":
+        rate = (settings.clients_per_round or 1) / (settings.clients or 1)
+        counted.append(f"Poisson samples of rate {number(rate)}")
+    elif settings.client_sampling == "fixed":
+        counted.append(
+            "without amplification, because a fixed number of clients is no Poisson sample"
         )
-    told.append(f"σ = {number(sigma, 4)}")
-    return Worth(unit, trust, _epsilon(s, Mechanism(sigma, rate, s.rounds)), ", ".join(told))
+    counted.append(f"σ = {number(sigma, 4)}")
+    epsilon = settings.epsilon_of(sigma, rate, settings.rounds)
+    return Finding(epsilon, ", ".join(counted))
 
 
-def _sparse_vector(s: Settings) -> str:
-    filter_ = s.sparse_vector
-    assert filter_ is not None
-    each = filter_.round_epsilon
-    return (
-        f"the proof of the sparse vector technique stops at the {filter_.sent:,}th "
-        "coordinate above the threshold; this filter takes whole "
-        "passes and sends a random part of what passed. Were it the published technique, ε "
-        f"= {each:,.0f} a round and "
-        f"{each * s.rounds:,.0f} in {s.rounds} rounds by basic composition, and not "
-        f"{number(filter_.epsilon)}"
+def sparse_vector_filter(settings: Settings) -> Finding:
+    """Return why a sparse vector filter has no ε, and what ε the published technique would have."""
+    sparse_vector = settings.sparse_vector
+    assert sparse_vector is not None  # the settings were validated
+    round_epsilon = sparse_vector.round_epsilon
+    reason = (
+        "the proof of the sparse vector technique stops at the "
+        f"{sparse_vector.sent:,}th coordinate above the threshold, but this filter makes whole "
+        "passes over the coordinates and sends a random part of those above it. If it were the "
+        f"published technique, ε would be {round_epsilon:,.0f} a round and "
+        f"{round_epsilon * settings.rounds:,.0f} in {settings.rounds} rounds by basic composition, "
+        f"and not {number(sparse_vector.epsilon)}"
     )
-
-
-def _epsilon(s: Settings, ran: Mechanism) -> float:
-    return accountant.epsilon([ran], s.delta)[0]
+    return Finding(None, reason)
 
 
 def diagnosis(settings: Settings) -> Iterator[str]:
-    """The diagnosis in words, line by line."""
-    yield settings.tool + (f" ({settings.source})" if settings.source else "")
+    """Yield the lines of the diagnosis."""
+    if settings.source:
+        yield f"{settings.tool} ({settings.source})"
+    else:
+        yield settings.tool
     if settings.calibrated is not None:
-        c = settings.calibrated
-        run = f"{c.local_epochs} epochs; {settings.passes} epochs run"
+        budget = settings.calibrated
         yield (
-            f"the noise was solved for ε = {number(c.epsilon)} in {run}: σ = "
-            f"{number(settings.sigma, 4)}"
+            f"the noise was computed for ε = {number(budget.epsilon)} in {budget.local_epochs} "
+            f"epochs, which gives σ = {number(settings.sigma, 4)}; {settings.passes} epochs run"
         )
-    # no other tool samples and clips groups
-    found = [
-        _worth(settings, unit, trust) for unit in ("example", "client") for trust in get_args(Trust)
-    ]
-    for epsilon, because in dict.fromkeys((worth.epsilon, worth.because) for worth in found):
-        members = [worth for worth in found if (worth.epsilon, worth.because) == (epsilon, because)]
-        places = {
-            "unit": [worth.unit for worth in members],
-            "trust": [worth.trust for worth in members],
-        }
-        where = [f"{name} {' and '.join(dict.fromkeys(values))}" for name, values in places.items()]
-        if epsilon is None:
-            told = "no ε, because"
-        else:
-            told = f"ε = {number(epsilon, 4)} at δ = {number(settings.delta)}:"
-        yield f"  {', '.join(where)}: {told} {because}"
+    findings: dict[tuple[Unit, Trust], Finding] = {}
+    for unit in UNITS:
+        for trust in get_args(Trust):
+            findings[unit, trust] = finding_of(settings, unit, trust)
+    yield from finding_lines(findings, settings.delta)
     yield (
-        "  (add-or-remove-one; a client's whole contribution is there or is zero; privacy loss "
-        "distributions, the worse order)"
+        "  (Two data sets are neighbours if one of them lacks a unit; the contribution of a "
+        "missing client is zero. ε is that of privacy loss distributions, in the worse of both "
+        "directions.)"
     )
-    best = min((worth.epsilon for worth in found if worth.epsilon is not None), default=None)
-    if settings.claimed_epsilon is not None and best is not None:
+    spent = [finding.epsilon for finding in findings.values() if finding.epsilon is not None]
+    if settings.claimed_epsilon is not None and spent:
         yield (
-            f"it says ε = {number(settings.claimed_epsilon)}: its noisy steps spend "
-            f"{number(best, 4)}"
+            f"claimed: ε = {number(settings.claimed_epsilon)}; spent by the noisy steps: ε = "
+            f"{number(min(spent), 4)}"
         )
     if settings.unprotected:
-        yield "no ε for the whole, because"
-        yield from (f"  - {each}" for each in settings.unprotected)
+        yield "the whole training has no ε, because"
+        for sentence in settings.unprotected:
+            yield f"  - {sentence}"
+
+
+def finding_lines(findings: Mapping[tuple[Unit, Trust], Finding], delta: float) -> Iterator[str]:
+    """Yield one line for each different finding, with all units and trusts that have it.
+
+    Args:
+        findings: the findings by unit and trust.
+        delta: the δ of every ε.
+    """
+    places: dict[Finding, list[tuple[Unit, Trust]]] = {}
+    for place, finding in findings.items():
+        places.setdefault(finding, []).append(place)
+    for finding, of_finding in places.items():
+        units = " and ".join(dict.fromkeys(unit for unit, _ in of_finding))
+        trusts = " and ".join(dict.fromkeys(trust for _, trust in of_finding))
+        if finding.epsilon is None:
+            guarantee = "no ε, because"
+        else:
+            guarantee = f"ε = {number(finding.epsilon, 4)} at δ = {number(delta)}:"
+        yield f"  unit {units}, trust {trusts}: {guarantee} {finding.reason}"
 
 
 def main() -> None:
@@ -372,12 +435,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", type=Path, metavar="FILE")
+    parser.add_argument("file", type=Path, metavar="FILE", help="a YAML file with the settings")
     path = parser.parse_args().file
     try:
-        print("\n".join(diagnosis(Settings.model_validate(read_yaml(path)[0]))))
+        data, _ = read_yaml(path)
+        settings = Settings.model_validate(data)
+        lines = list(diagnosis(settings))
     except (UserError, ValidationError) as error:
         sys.exit(f"{path}: {error}")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
