@@ -51,12 +51,17 @@ def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     yield number, line.removesuffix(b"\n")
     except FileNotFoundError:
         return
+    except IsADirectoryError as error:
+        raise UserError(
+            str(path),
+            "is a folder, and must be a file",
+            "move it away, or give another run folder",
+        ) from error
     except OSError as error:
         raise UserError(
             str(path),
             f"cannot be read ({unread(error)})",
-            "correct its permissions, or give another run folder; without this file its cells run "
-            "again",
+            "make the file readable, or give another run folder",
         ) from error
 
 

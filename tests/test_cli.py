@@ -59,7 +59,7 @@ def test_grid_is_an_argument_or_an_option(command: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["account"], "--epsilon: give either --epsilon or --sigma"),
+        (["account"], "--epsilon: neither --epsilon nor --sigma is given; give one"),
         (["bench", "g.yaml", "--set", "epsilon=[-3]"], "--set epsilon[0]: "),
         (
             [

@@ -60,7 +60,7 @@ def test_hint_for_a_file_without_permission_keeps_its_lines(
     monkeypatch.setattr(Path, "open", denied)
     with pytest.raises(UserError) as caught:
         list(complete_lines(tmp_path / "trainings.jsonl"))
-    assert "correct its permissions" in caught.value.hint
+    assert "make the file readable" in caught.value.hint
     assert "move it away" not in caught.value.hint
 
 

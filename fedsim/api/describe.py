@@ -186,8 +186,8 @@ def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
         except Exception as error:  # A plug-in may raise anything.
             raise PluginError(
                 where,
-                f"{blamed(error, cls)}: {said(error)}",
-                f"expected {cls.__name__} to state its releases",
+                f"{blamed(error, cls)}: {cls.__name__} raised {said(error)}",
+                "correct the code at this line, so that fedsim can make a privacy plan",
             ) from error
         units = support.setdefault(claim, [])
         if unit not in units:

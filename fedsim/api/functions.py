@@ -442,8 +442,10 @@ def account(
     from fedsim.privacy.mechanism import Mechanism
     from fedsim.privacy.plan import Release, calibrate
 
-    if (epsilon is None) == (sigma is None):
-        raise UserError("epsilon", "give either `epsilon` or `sigma`")
+    if epsilon is None and sigma is None:
+        raise UserError("epsilon", "neither `epsilon` nor `sigma` is given", "give one of them")
+    if epsilon is not None and sigma is not None:
+        raise UserError("epsilon", "both `epsilon` and `sigma` are given", "give only one of them")
     largest = {
         "epsilon": (epsilon, 1e6),
         "sigma": (sigma, 1e6),
@@ -452,7 +454,7 @@ def account(
     }
     for name, (value, most) in largest.items():
         if value is not None and not 0 < value <= most:
-            raise UserError(name, f"must be above 0 and at most {most:g}, got {value:g}")
+            raise UserError(name, f"must be above 0 and at most {most:,.0f}, got {value:g}")
     if not 0 < delta < 1:
         raise UserError("delta", f"must be between 0 and 1, got {delta:g}")
     if epsilon is not None:

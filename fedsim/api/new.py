@@ -65,18 +65,19 @@ def new(name: str, *, out: Path = Path()) -> str:
         raise UserError(
             "name",
             f"'{name}' is not valid",
-            "use small letters, digits and dashes, as in my-method",
+            "begin with a small letter, and use small letters, digits and single dashes, as in "
+            "my-method2",
         )
     for path in texts:
         if os.path.lexists(path):
             raise UserError(
-                "name", f"{path} exists already", "give another name, or another folder with `out`"
+                str(path), "already exists", "give another name, or another folder with `out`"
             )
     is_module = stem in sys.modules or importlib.util.find_spec(stem)
     if name in known() or is_module or re.search(rf"\b{cls}\b", source.replace("MyMethod", "")):
         raise UserError(
             "name",
-            f"an algorithm, a module or a class has the name '{name}' already",
+            f"'{name}' is already the name of an algorithm, a module or a class",
             "give another name",
         )
     out.mkdir(parents=True, exist_ok=True)

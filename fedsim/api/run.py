@@ -420,19 +420,18 @@ class Run(Printed):
             UserError: there is no such generator, or it may not leave the simulation.
         """
         from fedsim.evidence.prove import proofs_of
-        from fedsim.results.generators import SCALE, TO_LEAVE, held_back
+        from fedsim.results.generators import SCALE, held_back
 
         results = self._results
         rows = [row for row in results.every_row() if row.yields == "generator"]
         reasons = Counter(held_back(row, row.noise) for row in rows)
         if rows and "" not in reasons:
-            listed = ", ".join(
-                f"{reason} ({count} of {len(rows)})" for reason, count in reasons.items()
+            listed = "; ".join(
+                f"{count} of {len(rows)}: {reason}" for reason, count in reasons.items()
             )
             raise UserError(
                 str(self.folder),
                 f"none of its generators may be released: {listed}",
-                TO_LEAVE,
             )
         generator = self.generator(cell)
         row = generator.facts.row

@@ -143,8 +143,8 @@ def check_target(out: Path) -> None:
         if read_manifest(out) is None:
             raise UserError(
                 where,
-                "is there and was not made by fedsim",
-                "give another file, or remove it",
+                "already exists and was not made by fedsim, so it is not replaced",
+                "give another file, or remove this one",
             )
         return
     sidecar = out.with_suffix(".json")

@@ -423,10 +423,10 @@ def _checked_features(x: NDArray[Any]) -> NDArray[Any]:
                 first = block.start + int(bad.any(axis=1).argmax())
     if count:
         problem = (
-            f"x has {count} NaN or infinite values, or beyond float32, the first in row {first} "
-            "(counted from 0)"
+            "x has numbers that are NaN, infinite or too large for float32: "
+            f"{count} in all, the first in row {first} (counted from 0)"
         )
-        raise UserError("", problem, "repair or drop them")
+        raise UserError("", problem, "correct these numbers, or remove their rows")
     return x
 
 
@@ -486,7 +486,7 @@ def _check_split(split: NDArray[np.int64]) -> None:
         row = int(np.argmax(split == unknown[0]))
         raise UserError(
             "",
-            f"split has the value {unknown[0]} in row {row} (counted from 0)",
+            f"row {row} (counted from 0) has the value {unknown[0]} in split",
             "give 0 = train, 1 = validation (ignored), 2 = test",
         )
     for name, value in (("training", TRAIN), ("test", TEST)):

@@ -259,7 +259,12 @@ class _Transformer:
             model, report = AutoModel.from_pretrained(folder, **options)
             missing = sorted(name for name in report["missing_keys"] if not _UNUSED.search(name))
             if missing:
-                raise ValueError(f"there are no weights of {missing[0]}")
+                raise UserError(
+                    f"encoder {files.spec.name}",
+                    f"its config.json needs the weights {missing[0]}, which its .safetensors files "
+                    "do not have",
+                    "download the encoder again, or save it again with save_pretrained",
+                )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise _cannot_be_loaded(
                 f"encoder {files.spec.name}",

@@ -89,8 +89,8 @@ class Recipe:
         if not path.is_file() or _sha256(path) != self.sha256:
             raise UserError(
                 "make",
-                f"{path} is missing, or another version than the one that fedsim can use",
-                f"install that version: {self.install}",
+                f"{path} is missing, or is not the file that fedsim needs",
+                f"install the version that has this file: {self.install}",
             )
         return path
 

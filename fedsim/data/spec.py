@@ -190,7 +190,7 @@ class DatasetSpec(BaseModel):
             holds images. The choice is fixed and stratified. None keeps all rows.
         overlap: What happens to training rows that are equal to a test row: ``error`` stops,
             ``drop`` removes them from training, and ``keep`` keeps them. The default is ``keep``
-            for data sets with a published split and ``error`` for all others.
+            for data sets that fedsim knows by name, and ``error`` for data that a path names.
         skip_bad: Whether images that cannot be decoded are left out.
         split: How test images are chosen, in place of the data set's own split.
         encoder: The encoder of the images. The default is every encoder of the grid.

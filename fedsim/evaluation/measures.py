@@ -351,7 +351,8 @@ MEASURES = {
         references=_OWN_ROWS,
     ),
     "client_local_only_balanced_accuracy": Measure(
-        "Balanced accuracy of a probe of each client's own real examples, on its test examples", "clients"
+        "Balanced accuracy of a probe of each client's own real examples, on its test examples",
+        "clients",
     ),
     "personal_accuracy": Measure(
         f"Accuracy {_INTERPOLATED}",

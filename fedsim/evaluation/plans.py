@@ -57,7 +57,7 @@ def plans_of(
             raise UserError(
                 "trust",
                 SEEN,
-                "tune under trust: aggregate, or leave out tune",
+                "give trust: aggregate, or remove tune",
             )
         points = tuning.points
     settings = [cls.Params.model_validate({**params, **point}) for point in points]

@@ -271,7 +271,7 @@ class _EntryAxes:
             raise UserError(
                 self.grid.location("trust"),
                 SEEN,
-                "tune under trust: aggregate, or leave out tune",
+                "give trust: aggregate, or remove tune",
             )
         if self.cls is GivenRows:
             raise UserError(
@@ -347,24 +347,28 @@ class _EntryAxes:
         """
         budget = self.grid.model_dump(include={"delta", "unit", "trust"})
         epsilon = float(params["epsilon"])
-        faults = []
+        where = self.grid.location("algorithms", self.position)
         missing = []
-        needed = []
         for name, value in budget.items():
             stated = params[name]
-            needed.append(f"{name}: {spelled(value)}")
+            wanted = f"{name}: {spelled(value)}"
             if stated is None:
-                missing.append(name)
+                missing.append(wanted)
             elif stated != value:
-                faults.append(f"{name} is {spelled(stated)} and the grid's is {spelled(value)}")
+                given = f"{name}: {spelled(stated)}"
+                raise UserError(
+                    where,
+                    f"has {given}, but the grid has {wanted}",
+                    f"if the author's ε also holds for {wanted}, give that here; else give the "
+                    f"grid {given}, or remove epsilon, delta, unit and trust here",
+                )
         if missing and math.isfinite(epsilon):
-            faults.append(f"ε = {number(epsilon)} is stated without its {', '.join(missing)}")
-        if faults:
+            wanted = ", ".join(missing)
             raise UserError(
-                self.grid.location("algorithms", self.position),
-                "; ".join(faults),
-                f"give {', '.join(needed)} if the author's ε holds for these, else leave out "
-                "epsilon, or change the grid",
+                where,
+                f"has epsilon: {number(epsilon)}, but does not say whether that holds for the "
+                f"grid's {wanted}",
+                f"if it does, add {wanted} here; else remove epsilon here",
             )
 
 
@@ -588,6 +592,14 @@ def _check_distinct(grid: Grid, cells: Iterable[Cell]) -> None:
         dataset = shown(cell.dataset, cell.evaluation.unseen)
         name = (cell.label, dataset, cell.alpha, cell.clients, cell.epsilon, cell.seed)
         if cell.cell_id in seen or name in seen:
+            what = "two different cells would have the same name in tables"
+            hint = "give each entry of algorithms its own label:, and each data set its own name:"
+            if cell.cell_id in seen:
+                what = "two cells are equal"
+                hint = (
+                    "remove the value, the data set or the entry of algorithms that the grid lists "
+                    "twice, or that changes nothing"
+                )
             words = setting(
                 cell.label,
                 dataset,
@@ -598,9 +610,8 @@ def _check_distinct(grid: Grid, cells: Iterable[Cell]) -> None:
             )
             raise UserError(
                 grid.location(),
-                f"two cells are equal or have the same name in tables: {words}",
-                "remove a value that is listed twice or changes nothing, or give each entry of "
-                "algorithms its own label: and each data set its own name:",
+                f"{what}: {words}",
+                hint,
             )
         seen |= {cell.cell_id, name}
 

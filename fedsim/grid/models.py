@@ -582,12 +582,13 @@ class Published(_Model):
 def _kind_of_entry(entry: Any) -> str:
     """Return the tag of the model that reads an entry of ``algorithms``."""
     if isinstance(entry, Published) or (isinstance(entry, Mapping) and "published" in entry):
-        return "a number"
+        return "a published number"
     return "an algorithm"
 
 
 Entry = Annotated[
-    Annotated[AlgorithmEntry, Tag("an algorithm")] | Annotated[Published, Tag("a number")],
+    Annotated[AlgorithmEntry, Tag("an algorithm")]
+    | Annotated[Published, Tag("a published number")],
     Discriminator(_kind_of_entry),
 ]
 """One entry of ``algorithms``. No key of an entry is called as a tag is, so messages skip tags."""

@@ -42,8 +42,11 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = key.value
             if name in seen:
-                problem = f"the key '{name}' is given twice"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key '{name}' is given twice",
+                    problem_mark=key.start_mark,
+                    note="remove one of the two",
+                )
             # A mapping may be merged with several others.
             if name != "<<":
                 seen.add(name)
@@ -88,7 +91,7 @@ def parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
         raise UserError(
             _at_line(where, mark),
             f"is not valid YAML ({problem})",
-            "write it as `fedsim new` does",
+            getattr(error, "note", None) or "write it as `fedsim new` does",
         ) from error
 
 
@@ -204,18 +207,21 @@ def complaint(
     where = place(loc)
     if kind == "extra_forbidden":
         key = str(loc[-1])
-        hint = nearest(key, _keys_at(model, loc[:-1]))
+        known = _keys_at(model, loc[:-1])
+        hint = nearest(key, known)
+        if key in known:
+            hint = f"this entry is {loc[-2]}, which has no such key, so remove the key here"
         if key in RENAMED_KEYS:
             hint = f"it is now called '{RENAMED_KEYS[key]}'"
-        return UserError(where, f"unknown key '{key}'", hint)
+        return UserError(where, f"unknown key {key!a}", hint)
     if kind == "value_error":
         message = str(first["ctx"]["error"])
         what, _, hint = message.partition("; ")
         return UserError(where, what, hint)
-    message = " ".join(first["msg"].split())
+    message = " ".join(first["msg"].split()).replace("Input should", "must")
     value = first["input"]
     if kind != "missing" and not isinstance(value, Mapping | list | tuple):
-        message = f"{value!r}: {message}"
+        message = f"{message}, got {value!r}"
     return UserError(where, message)
 
 

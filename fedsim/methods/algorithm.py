@@ -359,4 +359,8 @@ def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> Pr
 def _check_supported(key: str, value: str, supported: tuple[str, ...]) -> None:
     """Refuse a privacy setting that the algorithm does not support."""
     if value not in supported:
-        raise UserError(key, f"does not support '{value}'", f"supported: {', '.join(supported)}")
+        raise UserError(
+            key,
+            f"the method does not support '{value}'",
+            f"it supports: {', '.join(supported)}",
+        )

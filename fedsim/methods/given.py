@@ -96,12 +96,17 @@ class GivenRows(Algorithm):
             split.flat[0] = TEST
             data = Embeddings.from_arrays(path.name, x, y, split)
             task = self.task
-            if (data.dim, data.classes) != (task.dim, task.classes):
+            if data.dim != task.dim:
                 raise UserError(
                     "",
-                    f"has {data.dim} dimensions and {data.classes} classes, and the data set has "
-                    f"{task.dim} and {task.classes}",
-                    "make the samples with the encoder and the class numbers of the data set",
+                    f"its samples have {data.dim} dimensions, and the data set has {task.dim}",
+                    "make the samples with the encoder of the data set",
+                )
+            if data.classes != task.classes:
+                raise UserError(
+                    "",
+                    f"its samples have {data.classes} classes, and the data set has {task.classes}",
+                    "give samples of the classes of the data set, with the same numbers",
                 )
         x = np.concatenate([data.x_train, data.x_test])
         y = np.concatenate([data.y_train, data.y_test])

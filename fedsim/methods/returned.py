@@ -18,8 +18,8 @@ from fedsim.errors import PluginError
 from fedsim.files import line_of
 
 LOSS_CONTRACT = (
-    "loss(self, model, batch) must return a dict of float tensors of shape [n], one number for "
-    "each row of the batch"
+    "loss(self, model, batch) must return a dict of float tensors of shape [n], such as "
+    "{'loss': values}, with one number for each row of the batch and not their mean"
 )
 SAMPLE_CONTRACT = (
     "sample(self, labels, stream) must return a float32 tensor of shape [n, d], one row for each "
@@ -46,7 +46,9 @@ def loss_parts(
     """
     parts = _call(algorithm.loss, (model, batch), LOSS_CONTRACT)
     if not isinstance(parts, Mapping):
-        raise _contract_error(algorithm.loss, f"returned {described(parts)}", LOSS_CONTRACT)
+        raise _contract_error(
+            algorithm.loss, f"returned {described(parts)}, not a dict", LOSS_CONTRACT
+        )
     if not parts:
         raise _contract_error(algorithm.loss, "returned an empty dict", LOSS_CONTRACT)
     for name, part in parts.items():
@@ -69,7 +71,12 @@ def sampled_rows(generator: Any, labels: Tensor, stream: Any, width: int | None 
         PluginError: it has no ``sample`` of two arguments, or that returns anything else.
     """
     if not callable(getattr(generator, "sample", None)):
-        raise PluginError(_location(type(generator)), "has no method sample", SAMPLE_CONTRACT)
+        raise PluginError(
+            _location(type(generator)),
+            "an object of this class was returned as a generator, so the class needs a method "
+            "sample",
+            SAMPLE_CONTRACT,
+        )
     rows: Tensor = _call(generator.sample, (labels, stream), SAMPLE_CONTRACT)
     if not _is_float_tensor(rows) or rows.dim() != 2 or len(rows) != len(labels):
         problem = f"returned {described(rows)} for {len(labels)} labels"
@@ -148,7 +155,9 @@ def _call(
             signature.bind(*arguments)
         except TypeError:
             parameters = ", ".join(signature.parameters)
-            raise _contract_error(function, f"takes ({parameters})", contract) from error
+            raise _contract_error(
+                function, f"has the wrong parameters ({parameters})", contract
+            ) from error
         raise
 
 

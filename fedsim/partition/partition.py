@@ -143,10 +143,10 @@ def _check_min_size(parts: int, clients: int, spec: PartitionSpec) -> None:
         return
     things = "rows"
     if spec.together is not None:
-        things = f"values of {spec.together}"
+        things = f"different values of {spec.together}"
     problem = (
         f"{clients} clients × {spec.min_size} (partition.min_size) = {needed} {things}, "
-        f"but there are {parts} training {things}"
+        f"but there are only {parts} for training"
     )
     hint = f"give at most {parts // spec.min_size} clients, or a smaller min_size"
     raise UserError("clients", problem, hint)
@@ -257,9 +257,9 @@ def divisible_parts(
         if len(divided):
             raise UserError(
                 TOGETHER_KEY,
-                f"{spec.together} '{groups[divided[0]]}' has rows of two values of "
-                f"{spec.column}, so of two clients",
-                "keep a group within a client: correct the column, or divide by another scheme",
+                f"all rows of one {spec.together} must be at one client, but {spec.together} "
+                f"'{groups[divided[0]]}' has rows with different values of {spec.column}",
+                "correct that column, or give another scheme, such as scheme: dirichlet",
             )
     part_columns = {name: values[first] for name, values in columns.items()}
     return counts.argmax(1), part_columns, part.astype(np.int64)

@@ -471,14 +471,12 @@ def _check_disjoint(division: Division) -> None:
         problem = f"{clients} clients cannot have disjoint labels with {classes} classes"
         raise UserError("clients", problem, f"give at most {classes} clients")
     rarest = int(np.where(counts, counts, len(division.y)).argmin())
-    if counts[rarest] < min_size:
-        problem = (
-            f"class {rarest} has {counts[rarest]} rows, fewer than {min_size} (partition.min_size)"
-        )
+    count = counts[rarest]
+    if count < min_size:
         raise UserError(
             "partition.min_size",
-            problem,
-            f"give at most {counts[rarest]}",
+            f"is {min_size}, but the number of training rows of class {rarest} is {count}",
+            f"give min_size: {count} at most",
         )
 
 
@@ -512,7 +510,8 @@ def _check_column(division: Division) -> None:
     too_many_clients = division.spec.scheme == "column" and len(values) < clients
     if len(values) > clients or too_many_clients:
         problem = (
-            f"column '{name}' has {len(values)} values, so {len(values)} clients, not {clients}"
+            f"is {clients}, but scheme: {division.spec.scheme} needs one client for each of the "
+            f"{len(values)} values of column '{name}'"
         )
         raise UserError("clients", problem, f"give clients: {len(values)}")
     per_value = _clients_per_value(counts, clients)

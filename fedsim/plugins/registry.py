@@ -139,13 +139,13 @@ def name_of(cls: type) -> str:
     The module of a notebook's class is ``__main__``, which no other process can import.
 
     Raises:
-        UserError: the class is defined inside a function or class.
+        UserError: the class is defined inside a function or another class.
     """
     if "." in cls.__qualname__:
         raise UserError(
-            cls.__qualname__,
-            "is defined inside a function or class",
-            "define it at the top level of a cell or module",
+            f"class {cls.__name__}",
+            "is defined inside a function or another class",
+            "move it to the top level of a .py file or of a notebook cell",
         )
     path = f"{cls.__module__}:{cls.__qualname__}"
     for entry in entry_points(group=GROUP):
@@ -193,11 +193,10 @@ def own_errors(name: str) -> Iterator[None]:
         cls = lookup(name)
         if is_shipped(cls):
             raise
-        expected = f"expected {cls.__name__} to be made, planned and trained"
         raise PluginError(
             name,
-            f"{blamed(error, cls)}: {said(error)}",
-            expected,
+            f"{blamed(error, cls)}: {cls.__name__} raised {said(error)}",
+            "correct the code at this line",
         ) from error
 
 
@@ -215,7 +214,7 @@ def _import_class(path: str, where: str) -> Any:
     except (Exception, SystemExit) as error:
         # A plug-in may raise anything when it is imported.
         reason = said(error)
-        hint = "give an importable pkg.module:Class or file.py:Class"
+        hint = "give a module or a file with its class, such as pkg.module:Class or file.py:Class"
         origin = _origin(error)
         if origin:
             reason = f"{origin}: {reason}"
@@ -235,7 +234,10 @@ def _module_of_file(path: str, where: str) -> ModuleType:
     """
     file = _file_at(path)
     if file is None:
-        hint = "a grid file gives its path from its own folder, a command from the working folder"
+        hint = (
+            "in a grid file, write the path as seen from the folder of that file; in a command, as "
+            "seen from the working folder"
+        )
         raise PluginError(where, f"there is no file '{path}'", hint)
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
@@ -305,16 +307,15 @@ def _check_complete(cls: Any, name: str, where: str) -> None:
     if missing:
         raise PluginError(
             where,
-            f"{line_of(cls)}: {cls.__name__} lacks {', '.join(missing)}",
-            "define it as its base class says",
+            f"{line_of(cls)}: {cls.__name__} has no method {', '.join(missing)}",
+            "define it, as the class does that `fedsim new my-method` writes",
         )
     params = getattr(cls, "Params", None)
     if not (isinstance(params, type) and issubclass(params, Params)):
-        hint = "give it Params, a class derived from fedsim.methods.algorithm.Params"
         raise PluginError(
             where,
-            f"{line_of(cls)}: {cls.__name__} has Params = {params!r}",
-            hint,
+            f"{line_of(cls)}: {cls.__name__}.Params is not derived from the class of parameters",
+            "derive it from fedsim.methods.algorithm.Params",
         )
 
 

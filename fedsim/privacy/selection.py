@@ -44,7 +44,10 @@ SHAPES: dict[Distribution, float] = {"geometric": 1.0, "logarithmic": 0.0}
 """The shape of the truncated negative binomial, by distribution."""
 SCORE = "score"
 """The name of the release of a run's score, on units that its training does not see."""
-SEEN = "every training would be seen, and ε of a search is of its best training alone"
+SEEN = (
+    "under trust: silo every training that tune compares would be seen, but the ε of tune covers "
+    "only the best of them"
+)
 """The reason why a search is refused if single messages are seen."""
 _REACH = 0.995
 """The share of a target epsilon that noise is solved for."""

@@ -177,8 +177,8 @@ def compare_folders(first: Path, second: Path) -> Comparison:
     if comparison.matched.empty:
         raise UserError(
             f"{first} and {second}",
-            "no setting and seed is in both",
-            "give two runs of one grid, or of grids that overlap",
+            "have no result of the same setting and seed",
+            "give two runs of the same grid, or of grids that overlap",
         )
     return comparison
 

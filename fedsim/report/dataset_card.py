@@ -53,8 +53,8 @@ def write_hub_folder(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
             f"out {out}",
-            "is there and not empty",
-            "give a new folder",
+            "is neither a new folder nor an empty one",
+            "give a folder that does not exist, or that is empty",
         )
     x, y = generator.synthesise(per_class, seed)
     manifest = generator.manifest(per_class, seed)

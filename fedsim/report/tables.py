@@ -159,10 +159,11 @@ def results_table(
     """
     means = settings.means([known_measure(measure)]).set_index("setting")
     if means.empty and measure != "balanced_accuracy":
+        found = dict.fromkeys(settings.means(list(MEASURES))["measure"])
         raise UserError(
             "measure",
-            f"no finished experiment has a {measure}",
-            "look at status and scores in results.jsonl",
+            f"no finished cell has a value of {measure}",
+            f"give a measure that finished cells have: {', '.join(found)}",
         )
     facts = settings.facts
     common, places = placed(facts)

@@ -80,26 +80,40 @@ PUBLIC_COLUMNS = (
 """The columns of a result that are no exact function of private data."""
 SCALE = f"that of real embeddings of L2 norm 1; no synthetic embedding is longer than {LONGEST}"
 """The scale of synthetic embeddings, as manifests and commands describe it."""
-TO_LEAVE = (
-    "run the grid with privacy: {noise: secret}, a finite epsilon, and a method whose claim "
-    "is proved, or stated and checked"
-)
-"""The hint of messages about a generator that may not be released."""
 
 
 def held_back(row: Row, noise: str | None) -> str:
-    """Return why a cell's generator may not leave the simulation; "" if it may.
+    """Return why a cell's generator may not leave the simulation, and the remedy; "" if it may.
 
     Args:
         row: The result of the cell.
         noise: Where the noise of its training came from: ``seeded`` or ``secret``.
     """
-    if not row.plan or math.isinf(row.epsilon_target):
-        return "it carries no noise of its run"
+    if not row.plan:
+        return (
+            "its method adds no noise in the run; run the grid with a private method, which "
+            "`fedsim algorithms` lists"
+        )
+    if math.isinf(row.epsilon_target):
+        return (
+            "it was trained without noise, because its epsilon is infinite; run the grid with a "
+            "finite epsilon"
+        )
     if noise == "seeded":
-        return "the seed of its noise is known, so anyone can subtract the noise"
-    if row.status != "ok" or not may_leave(row.claim, row.check):
-        return f"its status is {row.status}, its claim {row.claim}, its check {row.check or 'none'}"
+        return (
+            "the seed of its noise is known, so anyone can subtract the noise; run the grid with "
+            "privacy: {noise: secret}"
+        )
+    if row.status != "ok":
+        return (
+            f"its status is {row.status}, so its ε is no guarantee; read the reason in "
+            "report.html, and correct the method or run the grid with another one"
+        )
+    if not may_leave(row.claim, row.check):
+        return (
+            f"its claim is {row.claim} and its check {row.check or 'is missing'}; run the grid "
+            "with a method whose claim is proved, or is stated and has passed `fedsim check`"
+        )
     return ""
 
 
@@ -150,10 +164,10 @@ class GeneratorFacts(BaseModel):
         Raises:
             UserError: It may not.
         """
-        reason = self.held_back
+        reason, _, remedy = self.held_back.partition("; ")
         if reason:
             where = f"cell {self.cell.cell_id}"
-            raise UserError(where, f"may not be released: {reason}", TO_LEAVE)
+            raise UserError(where, f"may not be released: {reason}", remedy)
 
     @property
     def public(self) -> GeneratorFacts:
@@ -336,8 +350,8 @@ class SavedGenerator:
         if not 0 <= root < 2**63:
             raise UserError(
                 "seed",
-                f"{root} is no seed",
-                "give a whole number in 0 .. 2^63 - 1",
+                f"{root} is not allowed",
+                "give a whole number from 0 to 2^63 - 1",
             )
         return Seeds(root)
 
@@ -418,9 +432,9 @@ def _version_of_client(
     if is_private and not algorithm.releases_codes():
         raise UserError(
             where,
-            "under noised: shared the client codes carry no noise, so they never left "
-            "their clients",
-            f"give {' or '.join(algorithm.syntheses)}, or train with noised: all",
+            "this model was trained with noised: shared, which adds no noise to the codes of "
+            "clients, so each code stays with its client and cannot be used here",
+            f"give {' or '.join(algorithm.syntheses)}, or train again with noised: all",
         )
     return own(generator, client)
 
@@ -500,8 +514,8 @@ def _chosen(folder: Path, cell: str | None, labels: dict[str, str]) -> str:
             "there are no generators here",
             "give the folder of a run with a finished cell of a generator",
         )
-    what = "there are several generators"
+    what = f"holds {len(matching)} generators to choose from"
     if not matching:
-        what = f"there is no generator of cell {cell}"
+        what = f"no generator here has a cell whose id begins with '{cell}'"
     ids = ", ".join(f"{cell_id}{labels[cell_id]}" for cell_id in (matching or list(labels))[:4])
-    raise UserError(str(folder), f"{what}; some are {ids}", "name one with `cell`")
+    raise UserError(str(folder), what, f"choose one with `cell`, such as {ids}")

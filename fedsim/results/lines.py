@@ -220,7 +220,11 @@ def read_state(path: Path, sha256: str) -> Tensors:
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != sha256:
-            raise ValueError("its SHA-256 is not the one that was noted when it was written")
+            raise UserError(
+                str(path),
+                "has changed since fedsim wrote it (its SHA-256 is another one)",
+                RESTORE,
+            )
         state: Tensors = load(content)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(

@@ -153,8 +153,8 @@ class RunFolder:
             )
         if not self.manifest.exists():
             raise UserError(
-                str(self.manifest),
-                "cannot be read (no such file)",
+                str(self.path),
+                "has results, but its manifest.json is missing",
                 RESTORE,
             )
 

@@ -188,11 +188,11 @@ class CellJob(Job):
         names = [getattr(entry, "name", "") for entry in grid.algorithms]
         where = grid.location("algorithms", names.index(cell.algorithm), "name")
         log = self.run.store.folder.log(cell.cell_id)
-        what = f"its first cell failed: {failure.summary()} ({log})"
+        what = f"the first cell of this method failed: {failure.summary()} (log: {log})"
         return PluginError(
             where,
             what,
-            "correct it, or give `keep_going=True` to record a failed cell and go on",
+            "correct the method, or give `keep_going=True` to record failed cells and go on",
         )
 
     @property

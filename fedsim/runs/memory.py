@@ -222,9 +222,11 @@ def check_memory(prepared: Prepared, *, in_process: bool) -> None:
     cells = "a cell"
     if need.parallel > 1:
         cells = f"{need.parallel} cells at a time"
+    # With half a MiB more, what is missing is rounded up.
     problem = (
-        f"{cells} of {cell.label} on {cell.dataset.display} need {in_words(need.total)} of "
-        f"memory, and this machine has {in_words(available)}"
+        f"this machine has {in_words(available)} of memory, and {cells} of {cell.label} on "
+        f"{cell.dataset.display} would need "
+        f"{in_words(need.total - available + 2**19)} more"
     )
     raise UserError(prepared.grid.location(), problem, _what_fits(need, available))
 

@@ -312,7 +312,7 @@ class _Shared:
             location = grid.location(where)
         else:
             location = f"{grid.location('algorithms')}: {where}"
-        return f"{location} with {cell.label}"
+        return f"{location} (method {cell.label})"
 
     def key_of_view(self, cell: Cell, partition: Partition) -> str:
         """Return the key of the data that a cell reads.

@@ -277,7 +277,7 @@ def test_verify_compares_two_run_folders(run: fedsim.Run, command: Command, benc
     assert "Equal to the last bit: everything (8 results)" in done.stdout
     other = bench(small_grid("dp-gaussian"), "other").folder
     done = command("verify", folder, "--with", str(other))
-    assert_refused(done, "no setting and seed is in both")
+    assert_refused(done, "have no result of the same setting and seed")
 
 
 def test_verify_needs_results(run: fedsim.Run, command: Command) -> None:

@@ -227,7 +227,7 @@ def test_damaged_images_are_refused_by_default(damaged, encoder):
     ("name", "message"),
     [
         ("b.npy", "is not an .npz file; give .*/b.npz"),
-        ("mine.npz", "is there and was not made by fedsim"),
+        ("mine.npz", "already exists and was not made by fedsim"),
     ],
 )
 def test_a_wrong_target_is_refused_before_the_work(tmp_path, name, message):

@@ -329,7 +329,7 @@ def test_a_score_reads_no_rows_but_those_held_out(name: str) -> None:
 def test_no_search_is_planned_where_single_messages_are_seen() -> None:
     trial = tuned("dp-gaussian").trial
     task = replace(trial.task, trust="silo")
-    with pytest.raises(UserError, match="every training would be seen"):
+    with pytest.raises(UserError, match="every training that tune compares"):
         plans_of(
             DPGaussian,
             trial.cell.params,

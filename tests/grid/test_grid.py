@@ -158,7 +158,7 @@ NUMBER = "{published: 0.9, measure: accuracy, label: DP-CVAE"
     [
         (
             BASE + "epsilon:\n  - 1\n  - -1",
-            "g.yaml:4: epsilon[1]: -1: Input should be greater than 0",
+            "g.yaml:4: epsilon[1]: must be greater than 0, got -1",
         ),
         (
             BASE + "epsilon: [1, 0]",
@@ -212,7 +212,7 @@ NUMBER = "{published: 0.9, measure: accuracy, label: DP-CVAE"
         ),
         (
             BASE + "tune: {params: {beta: [1, 2]}, curves: free}\ntrust: silo",
-            "g.yaml:3: trust: every training would be seen",
+            "g.yaml:3: trust: under trust: silo every training",
         ),
         (
             f"algorithms:\n- config-private\n- {NUMBER}, epsilon: 1}}",
@@ -224,7 +224,7 @@ NUMBER = "{published: 0.9, measure: accuracy, label: DP-CVAE"
         ),
         (
             f"algorithms:\n- config-private\n- {NUMBER}, source: A, epsilon: -1}}",
-            "g.yaml:3: algorithms[1].epsilon: -1: Input should be greater than 0",
+            "g.yaml:3: algorithms[1].epsilon: must be greater than 0, got -1",
         ),
         (
             f"algorithms:\n- config-private\n- {NUMBER}, source: A, epsilon: 0}}",
@@ -232,7 +232,7 @@ NUMBER = "{published: 0.9, measure: accuracy, label: DP-CVAE"
         ),
         (
             f"algorithms:\n- config-private\n- {NUMBER}, source: A, epsilon: 1, params: {{}}}}",
-            "g.yaml:3: algorithms[1].params: unknown key 'params'",
+            "params: unknown key 'params'; this entry is a published number, which has no such key",
         ),
         (
             f"algorithms:\n- {NUMBER}, source: A, epsilon: 1}}",
@@ -266,11 +266,11 @@ NUMBER = "{published: 0.9, measure: accuracy, label: DP-CVAE"
         ),
         (
             BASE + "scan: {beta: [1, x]}",
-            "g.yaml:2: scan.beta[1]: 'x': Input should be a valid number",
+            "g.yaml:2: scan.beta[1]: must be a valid number",
         ),
         (
             BASE + "evaluation: {per_class: 1, per_class: 2}",
-            "g.yaml:2: is not valid YAML (the key 'per_class' is given twice)",
+            "g.yaml:2: is not valid YAML (the key 'per_class' is given twice); remove one",
         ),
         ("- a", "g.yaml: is not a mapping"),
         ("a: !!python/object/apply:os.getcwd []", "g.yaml:1: is not valid YAML"),
@@ -596,7 +596,10 @@ def test_ids_follow_the_content_of_the_data_and_the_class() -> None:
     ],
 )
 def test_no_two_cells_are_equal_or_have_the_same_name(twice: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"two cells are equal or have .* · seed 0; remove a value"):
+    with pytest.raises(
+        UserError,
+        match=r"two (different cells would have|cells are equal).* · seed 0; (give|remove)",
+    ):
         cells_of(grid_of(**twice))
 
 

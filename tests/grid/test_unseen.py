@@ -51,7 +51,7 @@ def test_each_leaves_every_site_out_in_turn(tmp_path: Path) -> None:
         ),
         (
             {"unseen": "south", "clients": 3},
-            "clients.*column 'site' has 2 values, so 2 clients, not 3",
+            "clients.*is 3, but .* one client for each of the 2 values of column 'site'",
         ),
         (
             {"unseen": "south", "partition": {"scheme": "iid"}},

@@ -26,7 +26,7 @@ def test_a_method_refuses_a_setting_by_its_word() -> None:
             math.inf,
             1e-4,
         )
-    with pytest.raises(UserError, match="unit: does not support 'group'"):
+    with pytest.raises(UserError, match="unit: the method does not support 'group'"):
         solved_plan(made(ClientMayBeRefused, "group"), 1.0, 1e-4)
     (trial,) = small_cells(
         quick("broken.results:ClientMayBeRefused"), epsilon=4.0, trust="silo", unit="client"

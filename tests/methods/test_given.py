@@ -72,7 +72,7 @@ def test_samples_of_one_run_are_external_samples_of_another(folder: Path) -> Non
         assert not one[name] or math.isnan(one[name])
     assert run.verify().passed
     assert "as stated by the author, not verified" in run.statement()
-    with pytest.raises(UserError, match="may be released: it carries no noise of its run"):
+    with pytest.raises(UserError, match="may be released: 2 of 2: its method adds no noise"):
         run.release(Path("out"), cell=one["cell_id"])
     with pytest.raises(UserError, match="give at most 50"):
         run.synth(
@@ -142,17 +142,22 @@ def refusal(grid: dict[str, Any]) -> str:
 def test_a_finite_epsilon_needs_its_delta_unit_and_trust(missing: str, folder: Path) -> None:
     stated = {name: value for name, value in STATED.items() if name != missing}
     message = refusal(entry(folder, epsilon=1e-300, **stated))
-    assert message.startswith(f"algorithms[0]: ε = 1e-300 is stated without its {missing};")
-    assert "delta: 0.0001, unit: example, trust: aggregate" in message
+    wanted = f"{missing}: {STATED[missing]}"
+    assert "algorithms[0]: has epsilon: 1e-300, but does not say" in message
+    assert f"the grid's {wanted}; if it does, add {wanted} here" in message
 
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("delta", 1e-5, "delta is 1e-05 and the grid's is 0.0001"),
-        ("unit", "client", "unit is client and the grid's is example"),
-        ("unit", {"column": "patient"}, 'unit is {"column": "patient"} and the grid\'s is example'),
-        ("trust", "silo", "trust is silo and the grid's is aggregate"),
+        ("delta", 1e-5, "has delta: 1e-05, but the grid has delta: 0.0001"),
+        ("unit", "client", "has unit: client, but the grid has unit: example"),
+        (
+            "unit",
+            {"column": "patient"},
+            'has unit: {"column": "patient"}, but the grid has unit: example',
+        ),
+        ("trust", "silo", "has trust: silo, but the grid has trust: aggregate"),
     ],
 )
 def test_what_an_author_states_must_be_the_grids(
@@ -161,11 +166,10 @@ def test_what_an_author_states_must_be_the_grids(
     assert words in refusal(entry(folder, epsilon=2.0, **STATED | {name: value}))
 
 
-def test_all_that_is_wrong_with_a_statement_is_one_message(folder: Path) -> None:
-    message = refusal(entry(folder, epsilon=2.0, delta=1e-5, unit="client"))
-    assert "delta is 1e-05 and the grid's is 0.0001" in message
-    assert "unit is client and the grid's is example" in message
-    assert "without its trust" in message
+def test_what_differs_from_the_grid_comes_before_what_is_missing(folder: Path) -> None:
+    message = refusal(entry(folder, epsilon=2.0, unit="client"))
+    assert "has unit: client, but the grid has unit: example" in message
+    assert "trust" not in message.partition(";")[0]
 
 
 def test_samples_without_an_epsilon_need_no_statement(folder: Path) -> None:

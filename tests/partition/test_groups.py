@@ -101,8 +101,8 @@ def test_the_minimum_size_counts_groups() -> None:
 
 def test_the_message_about_the_minimum_size_counts_groups() -> None:
     problem = (
-        r"6 clients × 100 \(partition.min_size\) = 600 values of lesion, but there are \d+ "
-        "training values"
+        r"6 clients × 100 \(partition.min_size\) = 600 different values of lesion, but "
+        r"there are only \d+ for training"
     )
     with pytest.raises(UserError, match=problem):
         partition(min_size=100)
@@ -120,7 +120,7 @@ def test_the_message_about_the_minimum_size_counts_groups() -> None:
         (
             {"lesion": LESIONS, "site": np.tile(["north", "south"], 450)},
             {"scheme": "column", "column": "site", "clients": 2},
-            "has rows of two values of site, so of two clients; keep a group within a client",
+            "has rows with different values of site; correct that column",
         ),
     ],
 )

@@ -209,7 +209,7 @@ def test_disjoint_clients_share_no_label(clients):
         (
             {"clients": 1_501},
             r"clients: 1501 clients × 2 \(partition.min_size\) = 3002 rows, but there are "
-            r"3000 .*; give at most 1500",
+            r"only 3000 .*; give at most 1500",
         ),
         (
             {"scheme": "disjoint", "clients": 11},
@@ -217,7 +217,7 @@ def test_disjoint_clients_share_no_label(clients):
         ),
         (
             {"scheme": "disjoint", "y": np.array([0] * 20 + [1]), "clients": 2},
-            "partition.min_size: class 1 has 1 rows, fewer than 2",
+            "partition.min_size: is 2, but the number of training rows of class 1 is 1",
         ),
         (
             {"scheme": "column", "column": "sight", "clients": 3},
@@ -225,7 +225,7 @@ def test_disjoint_clients_share_no_label(clients):
         ),
         (
             {"scheme": "column", "column": "site", "clients": 4},
-            "has 3 values, so 3 clients, not 4; give clients: 3",
+            "needs one client for each of the 3 values of column 'site'; give clients: 3",
         ),
         (
             {"scheme": "shards", "labels": 11},

@@ -130,11 +130,11 @@ def test_file_has_one_identity_under_all_its_names(folder: Path) -> None:
 
 
 INCOMPLETE = {
-    "no_loss": (without("loss"), "MyMethod lacks loss; define it"),
-    "nothing_made": (without("generator"), "MyMethod lacks generator; define it"),
+    "no_loss": (without("loss"), "MyMethod has no method loss; define it"),
+    "nothing_made": (without("generator"), "MyMethod has no method generator; define it"),
     "other_params": (
         changed("Params = MyMethodParams", "Params = dict"),
-        r"MyMethod has Params = <class 'dict'>; .*algorithm.Params",
+        r"MyMethod.Params is not derived .*algorithm.Params",
     ),
 }
 
@@ -150,7 +150,9 @@ def test_class_is_named_by_entry_point_or_module() -> None:
     assert name_of(DPGaussian) == "dp-gaussian"
     assert name_of(DPSGD) == "fedsim.methods.dp_sgd:DPSGD"
     inner = type("Inner", (DPGaussian,), {"__qualname__": "function.<locals>.Inner"})
-    with pytest.raises(UserError, match="is defined inside a function or class"):
+    with pytest.raises(
+        UserError, match="class Inner: is defined inside a function or another class"
+    ):
         name_of(inner)
 
 

@@ -144,7 +144,7 @@ def test_comparison_of_folders_prints_what_differs(
         "balanced_accuracy",
     ):
         assert words in text
-    with pytest.raises(UserError, match="no setting and seed is in both"):
+    with pytest.raises(UserError, match="have no result of the same setting and seed"):
         compare_folders(one, folder_with(tmp_path / "d", rows_of(3)))
     with pytest.raises(UserError, match="there are no results here"):
         compare_folders(one, tmp_path / "none")

@@ -92,7 +92,7 @@ def test_seeded_noise_and_filled_folders_are_refused(
     ):
         write_hub_folder(load_generator(seeded), tmp_path / "other")
     assert not (tmp_path / "other").exists()
-    with pytest.raises(UserError, match="is there and not empty"):
+    with pytest.raises(UserError, match="is neither a new folder nor an empty one"):
         write_hub_folder(load_generator(run), hub)
 
 

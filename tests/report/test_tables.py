@@ -351,7 +351,7 @@ def test_unknown_measures_are_errors() -> None:
         match="there is no measure 'acuracy'; did you mean 'accuracy'",
     ):
         table_of([make_row()], "acuracy")
-    with pytest.raises(UserError, match="no finished experiment has a coverage"):
+    with pytest.raises(UserError, match=r"no finished cell has a value of coverage; give .*acc"):
         table_of([make_row()], "coverage")
 
 

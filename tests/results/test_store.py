@@ -22,7 +22,7 @@ def test_folder_without_results_or_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there are no results here"):
         fedsim.load(tmp_path)
     ResultStore(tmp_path).append("trainings", [{"training_id": "a", "cell": {}, "error": ERROR}])
-    with pytest.raises(UserError, match=r"manifest\.json: cannot be read"):
+    with pytest.raises(UserError, match=r"its manifest\.json is missing"):
         fedsim.load(tmp_path)
 
 

@@ -129,7 +129,7 @@ def test_grid_is_refused_before_an_engine_starts(
 ) -> None:
     prepared = prepared_grid("dp-gaussian", seeds=list(range(6)))
     give_machine(monkeypatch, PROCESS)
-    with pytest.raises(UserError, match="of memory, and this machine has 400 MiB"):
+    with pytest.raises(UserError, match="this machine has 400 MiB of memory, and "):
         engine_for(prepared, in_process=in_process)
 
 

@@ -32,11 +32,12 @@ def test_cells_of_one_seed_share_a_partition() -> None:
     [
         (
             {"algorithms": ["fedhypevae-sites"], "unit": "client"},
-            r"unit with fedhypevae-sites: does not support 'client'; supported: example, group",
+            r"unit \(method fedhypevae-sites\): the method does not support 'client'; it supports: "
+            r"example, group",
         ),
         (
             {"epsilon": [1.0, 1e-6]},
-            r"epsilon\[1\] with dp-gaussian: 1e-06 is too small",
+            r"epsilon\[1\] \(method dp-gaussian\): 1e-06 is too small",
         ),
         (
             {"clients": 5, "resources": {"clients_per_actor": 1}},
@@ -77,7 +78,7 @@ def test_cells_of_one_seed_share_a_partition() -> None:
         ),
         (
             {"algorithms": [quick("fedhypevae", client_rate=0.5)]},
-            r".*client_rate with fedhypevae: 0.5 samples clients, .*; give 1, or unit: client",
+            r".*client_rate \(method fedhypevae\): 0.5 samples clients, .*; give 1, or unit: cl",
         ),
     ],
 )

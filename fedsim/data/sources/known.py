@@ -69,9 +69,13 @@ def _folder(spec: DatasetSpec) -> Path:
         if not any((root / file).exists() for file in names):
             hint = (
                 f"download the files of {spec.kind} from {spec.source.page} and unpack them into "
-                f"{root}, or name another folder with root:"
+                f"{root}, or give root: FOLDER with the folder where they are"
             )
-            raise UserError(str(root), f"there is no {names[0]}", hint)
+            raise UserError(
+                str(root),
+                f"holds none of these files and folders: {', '.join(names)}",
+                hint,
+            )
     return root
 
 
@@ -180,8 +184,10 @@ def read_chest_xray(spec: DatasetSpec, public: bool = False) -> ImageSet:
                 if match is None:
                     raise UserError(
                         str(root),
-                        f"{path.relative_to(root)} names no patient",
-                        "give files named as person12_bacteria_34.jpeg, IM-0115-0001.jpeg",
+                        f"the file name of {path.relative_to(root)} does not say which patient "
+                        "it is of",
+                        "rename it as person12_bacteria_34.jpeg in PNEUMONIA or as "
+                        "IM-0115-0001.jpeg in NORMAL, or remove it",
                     )
                 patient, *pneumonia = match.groups()
                 paths.append(path)

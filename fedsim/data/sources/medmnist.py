@@ -61,8 +61,8 @@ def read_medmnist(spec: DatasetSpec, public: bool = False) -> ImageSet:
     except BadArrays as error:
         raise UserError(
             str(path),
-            f"cannot be read ({error})",
-            "give the official MedMNIST file",
+            f"cannot be used as a MedMNIST file ({error})",
+            "give the official file",
         ) from error
     return ImageSet(
         spec.title,
@@ -115,8 +115,8 @@ class PackedImages(Images):
                     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
                     if fortran or dtype != np.uint8 or len(shape) not in (3, 4):
                         raise ValueError(
-                            f"{part}_images has shape {list(shape)} and dtype {dtype}, which "
-                            "are no images"
+                            f"{part}_images holds no images, but an array of shape "
+                            f"{list(shape)} and dtype {dtype}"
                         )
                     self.shapes.append(shape)
                     self.offsets.append(stream.tell())

@@ -114,7 +114,7 @@ def read_table(path: Path, needed: Sequence[str], *, numbers: bool = True) -> pd
                 nearest(name, map(str, table.columns)),
             )
     if table.empty:
-        raise UserError(where, "has no rows", "give one row per image")
+        raise UserError(where, "has a head line, but no rows", "write one row per image")
     return table
 
 
@@ -177,7 +177,7 @@ def check_files(paths: Sequence[Path], remedy: str) -> None:
     if missing:
         raise UserError(
             "",
-            f"{len(missing)} of {len(paths)} images are not there, the first is {missing[0]}",
+            f"{len(missing)} of {len(paths)} images cannot be found (the first: {missing[0]})",
             remedy,
         )
 

@@ -177,7 +177,7 @@ def test_columns_are_texts_without_gaps_or_whole_numbers(tmp_path):
         (
             "path,label",
             ["one/0.png,1", "b.png,2"],
-            r"1 of 2 images are not there, the first is .*b.png; correct the paths",
+            r"1 of 2 images cannot be found \(the first: .*b.png\); correct the paths",
         ),
         (
             "path,label,split",

@@ -41,7 +41,7 @@ def test_images_of_medmnist_are_read_in_any_order(tmp_path, arrays):
 @pytest.mark.parametrize(
     ("name", "array", "message"),
     [
-        ("train_images", np.array([{}] * 60, dtype=object), "cannot be read"),
+        ("train_images", np.array([{}] * 60, dtype=object), "train_images holds no images"),
         ("train_labels", np.full((60, 1), 11), "it is not the official file"),
         ("train_labels", np.zeros((59, 1), int), "it is not the official file"),
     ],
