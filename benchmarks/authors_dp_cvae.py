@@ -173,7 +173,7 @@ def entries_of_ours(dim: int, rounds: int, scale: float) -> Iterator[dict[str, A
         yield {"name": "dp-cvae", "label": f"dp-cvae, {words}", "params": params}
 
 
-def compared(source: Path, rounds: int, seed: int, folder: Path) -> list[dict[str, Any]]:
+def compared(source: Path, rounds: int, seed: int, folder: Path) -> list[dict[Any, Any]]:
     """Train both with one seed and return their scores as fedsim measures them."""
     dataset = {"npz": str(source.absolute()), "overlap": "drop"}
     data = load(DatasetSpec.model_validate(dataset))
@@ -209,7 +209,7 @@ def compared(source: Path, rounds: int, seed: int, folder: Path) -> list[dict[st
     return run.rows[columns].to_dict("records")
 
 
-def shown(scores: Sequence[dict[str, Any]]) -> Table:
+def shown(scores: Sequence[dict[Any, Any]]) -> Table:
     """Return a table of the mean balanced accuracy and coverage over seeds."""
     table = Table("method", "balanced accuracy", "coverage", "seeds")
     for label in dict.fromkeys(score["label"] for score in scores):

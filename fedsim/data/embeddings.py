@@ -310,7 +310,7 @@ class Embeddings:
             raise UserError(
                 "",
                 f"no test row has {column} '{value}'",
-                "name another site",
+                f"name one of these: {', '.join(np.unique(self.test_columns[column]).astype(str))}",
             )
         columns = {key: values[test] for key, values in self.test_columns.items()}
         without_site = self.trained_on(

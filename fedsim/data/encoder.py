@@ -269,7 +269,8 @@ class _Transformer:
             raise _cannot_be_loaded(
                 f"encoder {files.spec.name}",
                 error,
-                "give a vision transformer that transformers knows, such as DINOv2",
+                "give the folder or the name of a vision transformer that the package transformers "
+                "loads without other code, such as facebook/dinov2-small",
             ) from error
         self.device = device
         self.model = model.to(device).eval()

@@ -117,7 +117,8 @@ def quarter_for_testing(
         raise UserError(
             "",
             f"class '{names[int(counts.argmin())]}' has a single {thing}",
-            "give two at least, one to train on and one to test on, or leave the class out",
+            f"add another {thing} of this class, so that there is one to train on and one to test "
+            "on, or remove the class from the data",
         )
     size = max(round(len(y) / 4), len(counts))
     split = np.full(len(y), TRAIN, dtype=np.int64)

@@ -276,8 +276,8 @@ class _EntryAxes:
         if self.cls is GivenRows:
             raise UserError(
                 self.grid.location("algorithms", self.position),
-                "external samples are not trained, so nothing of them can be tuned",
-                "remove the parameter from tune",
+                "these external samples are not trained, so tune cannot search their parameters",
+                "remove from tune every parameter that only this entry has",
             )
 
     def _variant(self, point: Mapping[str, _Value], tuned: _Axes, curve: Curve) -> Variant:

@@ -560,11 +560,10 @@ def complete_column(columns: Columns, name: str, key: str) -> NDArray[Any]:
         UserError: there is no such column, or examples have no value in it.
     """
     if name not in columns:
-        raise UserError(
-            key,
-            f"the data set has no column '{name}'",
-            nearest(name, columns),
-        )
+        hint = nearest(name, columns)
+        if not columns:
+            hint = "it has no columns at all: add this one to the data, with one value per row"
+        raise UserError(key, f"the data set has no column '{name}'", hint)
     values = columns[name]
     missing = int(np.count_nonzero(lacking(values)))
     if missing:

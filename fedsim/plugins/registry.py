@@ -299,7 +299,7 @@ def _check_complete(cls: Any, name: str, where: str) -> None:
         raise PluginError(
             where,
             f"'{name}' is not an Algorithm",
-            "derive the class from fedsim.methods.algorithm.Algorithm",
+            "name a class that derives from fedsim.methods.algorithm.Algorithm",
         )
     missing = sorted(cls.__abstractmethods__)
     if cls.generates() and cls.generator is Algorithm.generator:

@@ -55,7 +55,10 @@ _KEYS: dict[Kind, dict[str, Any]] = {
 """The keys that every line of a kind has, with their types; the first one identifies the line."""
 HOLDER = "fedsim, process "
 """The beginning of the lock file's text, which the number of the process follows."""
-RESTORE = "copy the file from a backup, or run the grid again in a new folder"
+RESTORE = (
+    "copy the file from a backup, or run the grid again in a new folder (if the folder is a "
+    "package, run `fedsim release` again)"
+)
 """The hint where a file of a run folder is damaged."""
 KINDS: dict[Kind, type[BaseModel]] = {
     kind: create_model(kind, **keys) for kind, keys in _KEYS.items()

@@ -38,5 +38,7 @@ def test_a_quarter_is_for_testing_and_every_class_is_on_both_sides(counts):
 
 
 def test_a_class_with_a_single_row_is_named():
-    with pytest.raises(UserError, match="class 'b' has a single lesion; give two at least"):
+    with pytest.raises(
+        UserError, match="class 'b' has a single lesion; add another lesion of this class"
+    ):
         quarter_for_testing(np.array([0, 0, 1]), ("a", "b"), "lesion")

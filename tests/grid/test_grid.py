@@ -415,7 +415,7 @@ def test_missing_data_or_encoder_is_named_by_its_place(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("alpha=[0.3, -1]", "set alpha[1]: -1"),
+        ("alpha=[0.3, -1]", "set alpha[1]: must be greater than 0, got -1"),
         ("name.x=5", "set name.x: 'name' is not a mapping in the grid file; set name as a whole"),
         ("alpha", "set alpha: is not of the form key=value"),
     ],
