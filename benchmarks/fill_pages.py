@@ -193,6 +193,14 @@ def differences(runs: str, column: str, *pairs: str) -> Entries:
             yield line, head(epsilon), f"{signed(mean)} ± {half:.3f}"
 
 
+def personal(dataset: str, column: str) -> Entries:
+    """Yield the scores of personal classifiers on one data set, each with the mean weight λ."""
+    frame = results("personal", f"dataset == '{dataset}'").sort_values(BUDGET, kind="stable")
+    for (label, value), group in frame.groupby(["label", BUDGET], sort=False, dropna=False):
+        weight = group["personal_held_out_weight"].mean()
+        yield label, head(value), f"{score(group[column])} (λ = {weight:.2f})"
+
+
 def pivot(name: str, line: str, columns: str, query: str) -> Entries:
     """Yield columns of the records of a JSON file as they are; a column may be NAME=TITLE."""
     for record in frame_of(name).query(query).to_dict("records"):
@@ -244,6 +252,7 @@ FUNCTIONS: list[Callable[..., Entries]] = [
     outcomes,
     mean_ranks,
     differences,
+    personal,
     pivot,
     probe_rule,
     parts,
