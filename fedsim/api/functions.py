@@ -181,8 +181,8 @@ def check(
 
     Such mistakes are a loss that mixes examples, a sensitivity that is too small, noise that is
     too small or reused, a ledger that differs from the plan, and random numbers that do not come
-    from the seeds. The algorithm is trained for a few rounds and steps on images of digits with 4
-    to 12 clients. This takes some minutes.
+    from the seeds. The algorithm is trained for a few rounds and steps, on images of digits and on
+    random data with 4 to 12 clients. This takes some minutes.
 
     Args:
         algorithm: its name as a grid gives it, my_file.py:MyMethod, pkg.module:Class, or a class.
