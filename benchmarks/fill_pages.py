@@ -197,8 +197,11 @@ def personal(dataset: str, column: str) -> Entries:
     """Yield the scores of personal classifiers on one data set, each with the mean weight λ."""
     frame = results("personal", f"dataset == '{dataset}'").sort_values(BUDGET, kind="stable")
     for (label, value), group in frame.groupby(["label", BUDGET], sort=False, dropna=False):
+        text = score(group[column])
         weight = group["personal_held_out_weight"].mean()
-        yield label, head(value), f"{score(group[column])} (λ = {weight:.2f})"
+        if not math.isnan(weight):
+            text = f"{text} (λ = {weight:.2f})"
+        yield label, head(value), text
 
 
 def pivot(name: str, line: str, columns: str, query: str) -> Entries:
