@@ -264,8 +264,9 @@ class _EntryAxes:
         if self.grid.unit == "client":
             raise UserError(
                 self.grid.location("unit"),
-                "a client would be held out as a whole, which no method trains without",
-                "tune for unit: example or a group by its column, or leave out tune",
+                "tune does not work with unit: client, because it would hold out whole clients, "
+                "and every method trains on all of them",
+                "remove tune, or give unit: example or unit: {column: NAME}, such as patient",
             )
         if self.grid.trust == "silo":
             raise UserError(

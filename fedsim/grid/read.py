@@ -218,9 +218,11 @@ def complaint(
         message = str(first["ctx"]["error"])
         what, _, hint = message.partition("; ")
         return UserError(where, what, hint)
+    if kind == "missing":
+        return UserError(where, "is missing", "add this key; docs/reference/grid.md describes it")
     message = " ".join(first["msg"].split()).replace("Input should", "must")
     value = first["input"]
-    if kind != "missing" and not isinstance(value, Mapping | list | tuple):
+    if not isinstance(value, Mapping | list | tuple):
         message = f"{message}, got {value!r}"
     return UserError(where, message)
 

@@ -258,8 +258,10 @@ def divisible_parts(
             raise UserError(
                 TOGETHER_KEY,
                 f"all rows of one {spec.together} must be at one client, but {spec.together} "
-                f"'{groups[divided[0]]}' has rows with different values of {spec.column}",
-                "correct that column, or give another scheme, such as scheme: dirichlet",
+                f"'{groups[divided[0]]}' has rows with different values of {spec.column}, and "
+                "these are at different clients",
+                f"correct {spec.column} in these rows, give each {spec.together} its own value, or "
+                "give another scheme, such as scheme: dirichlet",
             )
     part_columns = {name: values[first] for name, values in columns.items()}
     return counts.argmax(1), part_columns, part.astype(np.int64)

@@ -37,7 +37,8 @@ def allowed(claim: Claim, algorithm: Algorithm) -> Claim:
         raise UserError(
             "claim",
             f"{claim!r} is not a claim",
-            f"let claim() return one of {', '.join(get_args(Claim))}",
+            "let claim() return 'stated' if its ε is a theorem that you have proved, 'heuristic' "
+            "if it is none, or 'none' without privacy ('proved' is for methods of fedsim)",
         )
     cls = type(algorithm)
     if claim == "proved" and not (is_shipped(cls) and is_untouched(cls)):

@@ -177,7 +177,7 @@ NUMBER = "{published: 0.9, measure: accuracy, label: DP-CVAE"
             BASE + "evaluation:\n  readouts: [knn]",
             "g.yaml:3: evaluation.readouts: unknown key 'readouts'; it is now called 'evaluators'",
         ),
-        ("alpha: 1", "g.yaml: algorithms: Field required"),
+        ("alpha: 1", "g.yaml: algorithms: is missing"),
         (
             BASE + "seeds: 4-0",
             "seeds: '4-0' is not a range of up to 1000 numbers; give one such as 0-4",
@@ -208,7 +208,7 @@ NUMBER = "{published: 0.9, measure: accuracy, label: DP-CVAE"
         ),
         (
             BASE + "tune: {params: {beta: [1, 2]}}\nunit: client",
-            "g.yaml:3: unit: a client would be held out as a whole",
+            "g.yaml:3: unit: tune does not work with unit: client",
         ),
         (
             BASE + "tune: {params: {beta: [1, 2]}, curves: free}\ntrust: silo",
@@ -216,11 +216,11 @@ NUMBER = "{published: 0.9, measure: accuracy, label: DP-CVAE"
         ),
         (
             f"algorithms:\n- config-private\n- {NUMBER}, epsilon: 1}}",
-            "g.yaml:3: algorithms[1].source: Field required",
+            "g.yaml:3: algorithms[1].source: is missing",
         ),
         (
             f"algorithms:\n- config-private\n- {NUMBER}, source: ''}}",
-            "g.yaml:3: algorithms[1].epsilon: Field required",
+            "g.yaml:3: algorithms[1].epsilon: is missing",
         ),
         (
             f"algorithms:\n- config-private\n- {NUMBER}, source: A, epsilon: -1}}",

@@ -120,7 +120,7 @@ def test_the_message_about_the_minimum_size_counts_groups() -> None:
         (
             {"lesion": LESIONS, "site": np.tile(["north", "south"], 450)},
             {"scheme": "column", "column": "site", "clients": 2},
-            "has rows with different values of site; correct that column",
+            "has rows with different values of site, and these",
         ),
     ],
 )

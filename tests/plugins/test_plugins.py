@@ -288,9 +288,7 @@ def test_class_with_a_replaced_method_is_only_stated(
 
 
 def test_unknown_claim_is_refused() -> None:
-    expected = (
-        r"'checked' is not a claim; let claim\(\) return one of proved, stated, heuristic, none"
-    )
+    expected = r"'checked' is not a claim; let claim\(\) return 'stated' if its ε is a theorem"
     with pytest.raises(UserError, match=expected):
         allowed("checked", instance_of(Tiny))  # type: ignore[arg-type]
 

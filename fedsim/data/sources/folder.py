@@ -229,7 +229,7 @@ def _check_classes_are_at_the_top(
     )
     move = ""
     if published:
-        move = "move train and test into each of them and "
+        move = f"put them above train and test ({tops[0]}/train, {tops[0]}/test, …) and "
     hint = (
         f"if {listed} are sites or scanners, {move}give `domains: true` beside `imagefolder`; "
         "if they are the classes, give `domains: false`"

@@ -44,7 +44,10 @@ def read_npy(spec: DatasetSpec, public: bool = False) -> Embeddings:
     Raises:
         UserError: a file cannot be read, or an array is missing or wrong.
     """
-    hint = "give a folder with x.npy, y.npy and split.npy, as numpy.save writes them"
+    hint = (
+        "give a folder with x.npy, y.npy and split.npy, and columns as further files, each an "
+        "array of numbers or texts as numpy.save writes it"
+    )
     return _read(spec, public, read_folder, hint)
 
 

@@ -97,7 +97,7 @@ def test_hospitals_with_their_own_split_are_noticed_too(tmp_path):
 def test_the_message_says_where_a_split_above_hospitals_goes(tmp_path):
     for part in ("train", "test"):
         save_nested(tmp_path / part, HOSPITALS, CLASSES)
-    with pytest.raises(UserError, match=r"train and test into each .* `domains: true`"):
+    with pytest.raises(UserError, match=r"above train and test .* `domains: true`"):
         read(tmp_path)
 
 
