@@ -215,6 +215,13 @@ def pivot(name: str, line: str, columns: str, query: str) -> Entries:
             yield label, title or column, text
 
 
+def means(name: str, columns: str) -> Entries:
+    """Yield means over seeds of columns of a JSON file, by label."""
+    for label, group in frame_of(name).groupby("label", sort=False):
+        for column in columns.split(","):
+            yield str(label), column.replace("_", " "), score(group[column])
+
+
 def probe_rule(other: str) -> Entries:
     """Yield the score by the rule and what it gains over another penalty, ``fixed`` or ``best``."""
     frame = frame_of("probe_rule")
@@ -257,6 +264,7 @@ FUNCTIONS: list[Callable[..., Entries]] = [
     differences,
     personal,
     pivot,
+    means,
     probe_rule,
     parts,
     search,
