@@ -54,7 +54,7 @@ def run_page(
             if title := re.match(r"# (\S+)\n", text):
                 (folder / title[1]).write_text(text)
         for run in set(re.findall(r"runs/quickstart(?:-again)?", page.read_text())):
-            fedsim.bench(TWO_SEEDS | {"algorithms": ["dp-gaussian", "dp-gmm"]}, out=run)
+            fedsim.bench(TWO_SEEDS | {"algorithms": ["dp-gaussian", "fedhypevae-warm"]}, out=run)
         for line in commands(page):
             program, *arguments = shlex.split(line)
             if program == "python":
@@ -123,7 +123,7 @@ def test_commands_of_the_privacy_page(run_page: RunPage) -> None:
         "AUC",
         "results proved",
         "not covered",
-        "its noisy steps spend 4.23",
+        "spent by the noisy steps: ε = 4.23",
     ):
         assert words in printed
     rows = read_results("runs/equal").rows
@@ -150,7 +150,7 @@ def test_commands_of_the_page_on_results(
     run_page: RunPage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = TWO_SEEDS | {"algorithms": ["dp-linear"], "scan": {"rounds": [1, 2]}}
-    fedsim.bench(grid, out=Path("runs/scan"))
+    fedsim.bench(grid, out=Path("runs/rounds"))
     run_page("results")
     assert len(list(Path().glob("*.pdf"))) == 2
     tracker = MagicMock()

@@ -532,7 +532,7 @@ def test_check_counts_for_cells_of_the_same_parameters(
         (["check", "nothing.py:Method"], "there is no file"),
         (
             ["check", f"{BROKEN}/results.py:CannotBePlanned"],
-            ": ZeroDivisionError: division by zero",
+            "raised ZeroDivisionError: division by zero",
         ),
         (["audit", "runs/nosuch"], "runs/nosuch: there is no such run folder; give one"),
         (

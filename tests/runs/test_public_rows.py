@@ -76,7 +76,7 @@ def test_only_methods_that_use_public_rows_get_them(public: dict[str, str]) -> N
 
 
 def test_method_that_needs_public_rows_is_refused_without() -> None:
-    message = r"public with .*Shifted: the method uses public rows, and there are none; name a data"
+    message = r"public .*Shifted.*: the method uses public rows, and there are none; name a data"
     with pytest.raises(UserError, match=message):
         prepared(None, Shifted)
 

@@ -212,7 +212,7 @@ def test_interrupted_audit_resumes_and_takes_more_pairs(
             "6 or more",
         ),
         (["dp-gaussian", "--epsilon", "inf"], "epsilon: no audit can refute a claim of ε = inf"),
-        (["broken.results:Exits", "--pairs", "12"], ": SystemExit: 0"),
+        (["broken.results:Exits", "--pairs", "12"], "raised SystemExit: 0"),
     ],
 )
 def test_audit_mistake_prints_one_line_and_writes_nothing(
