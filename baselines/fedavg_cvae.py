@@ -106,8 +106,10 @@ class DPCVAEParams(LocalDPSGDParams):
         latent: the dimension of z.
         hidden: the widths of the hidden layers of encoder and decoder.
         beta: the weight of an example's KL divergence against its squared error. The published
-            weight is 0.1 for entries that each client scales to 0 .. 1. For rows of norm 1 it is
-            about 0.002; with 0.1 the posterior collapses, and the generator draws class means.
+            weight is 0.1 for entries that each client scales to 0 .. 1. For rows of norm 1 the
+            equal weight depends on the encoder: it is 0.0004 to 0.002 for DINOv2-small on four
+            data sets, and below 0.0001 for EfficientNet-Lite0 on two. With 0.1 the posterior
+            collapses, and the generator draws class means (measured on OrganAMNIST).
     """
 
     rounds: int = Field(50, ge=1)

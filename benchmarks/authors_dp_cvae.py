@@ -51,7 +51,8 @@ BATCH = 256
 BETA = 0.1
 NO_CLIP = 1e6
 VALIDATION_SHARE = 20
-"""One in so many rows of a client is a validation row; the authors' code only prints its loss."""
+"""One in so many training rows is given as a validation row too; the authors' code prints the loss
+of these rows and does nothing else with it."""
 
 
 def authors_client(number: int, x: NDArray[np.float32], y: NDArray[np.int64]) -> SimpleNamespace:
@@ -224,13 +225,14 @@ def main() -> None:
     """Train both with every seed, print the mean scores, and write all scores."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--authors", type=Path, required=True, help="the authors' checkout")
-    parser.add_argument("--data", type=Path, required=True, help="embeddings of 11 classes")
+    parser.add_argument("--data", type=Path, required=True, help="384 dimensions, 11 classes")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/authors_dp_cvae"))
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     sys.path.insert(0, str(given.authors.absolute()))
+    sys.dont_write_bytecode = True  # nothing is written into the authors' checkout
     scores = []
     for seed in given.seeds:
         folder = given.out / f"seed-{seed}"

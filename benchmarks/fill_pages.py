@@ -68,12 +68,19 @@ def frame_of(name: str) -> pd.DataFrame:
     return frame.astype(dict.fromkeys({"epsilon", "epsilon_target"} & set(frame), float))
 
 
-def results(runs: str, query: str) -> pd.DataFrame:
-    """Return the results of the runs whose names match, and which a pandas query selects."""
+@cache
+def all_results() -> pd.DataFrame:
+    """Return the results of all runs."""
     frame = pd.concat([frame_of("paper"), frame_of("sites"), frame_of("ablation")])
     places = zip(frame["alpha"], frame["clients"], strict=True)
     frame["place"] = [f"α = {alpha:g}, {clients} clients" for alpha, clients in places]
     frame["share"] = frame["balanced_accuracy"] / frame["ceiling_balanced_accuracy"]
+    return frame
+
+
+def results(runs: str, query: str) -> pd.DataFrame:
+    """Return the results of the runs whose names match, and which a pandas query selects."""
+    frame = all_results()
     return frame[frame["run"].str.fullmatch(runs)].query(query)
 
 
@@ -138,6 +145,7 @@ def references(frame: pd.DataFrame, over: str) -> Entries:
         yield "chance", head(value), f"{1 / CLASSES[group['dataset'].iloc[0]]:.3f}"
 
 
+@cache
 def main_results() -> pd.DataFrame:
     """Return the results of the main methods at a finite ε, on all data sets."""
     return results("|".join(CLASSES), "epsilon_target < 1e9")
@@ -201,7 +209,7 @@ def personal(dataset: str, column: str) -> Entries:
         weight = group["personal_held_out_weight"].mean()
         if not math.isnan(weight):
             text = f"{text} (λ = {weight:.2f})"
-        yield label, head(value), text
+        yield str(label), head(value), text
 
 
 def pivot(name: str, line: str, columns: str, query: str) -> Entries:

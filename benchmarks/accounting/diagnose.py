@@ -255,15 +255,8 @@ def finding_of(settings: Settings, unit: Unit, trust: Trust) -> Finding:
         return Finding(None, reason)
     if settings.sigma == 0:
         return Finding(None, "there is no noise")
-    if settings.weights == "rows" and settings.noise_at == "clients":
-        equal = finding_of(settings.with_equal_weights(), unit, trust)
-        if equal.epsilon is None:
-            return equal
-        reason = (
-            "the clients send their numbers of examples as weights, without noise; with equal "
-            f"weights it would be {equal.words}"
-        )
-        return Finding(None, reason)
+    if settings.weights == "rows":
+        return weighted_by_rows(settings, unit, trust)
     if trust == "silo" and settings.noise_at == "server":
         return Finding(
             None, "the server adds the noise, so the message of a client leaves it without noise"
@@ -276,14 +269,28 @@ def finding_of(settings: Settings, unit: Unit, trust: Trust) -> Finding:
             "change together"
         )
         return Finding(None, reason)
-    equal = clipped_examples(settings)
-    if settings.weights == "rows":
-        reason = (
-            "updates are weighted by their clients' numbers of examples, which are private and "
-            f"carry no noise; with equal weights it would be {equal.words}"
+    return clipped_examples(settings)
+
+
+def weighted_by_rows(settings: Settings, unit: Unit, trust: Trust) -> Finding:
+    """Return why there is no ε if updates are weighted by their clients' numbers of examples."""
+    equal = finding_of(settings.with_equal_weights(), unit, trust)
+    if equal.epsilon is None:
+        return equal
+    if settings.noise_at == "clients":
+        why = "the clients send their numbers of examples as weights, without noise"
+    elif settings.clipped == "updates":
+        why = (
+            "updates are weighted by their clients' numbers of examples, so the share of one "
+            "client in the mean is not bounded by 1 / clients, as the noise assumes, and the "
+            "numbers themselves are private"
         )
-        return Finding(None, reason)
-    return equal
+    else:
+        why = (
+            "updates are weighted by their clients' numbers of examples, which are private and "
+            "carry no noise"
+        )
+    return Finding(None, f"{why}; with equal weights it would be {equal.words}")
 
 
 def clipped_examples(settings: Settings) -> Finding:
@@ -331,14 +338,6 @@ def shuffled_examples(settings: Settings) -> Finding:
 
 def clipped_updates(settings: Settings, unit: Unit, trust: Trust) -> Finding:
     """Return the guarantee to a unit if the update of each client is clipped."""
-    if settings.weights == "rows":
-        equal = clipped_updates(settings.with_equal_weights(), unit, trust)
-        reason = (
-            "updates are weighted by their clients' numbers of examples, so the share of one "
-            "client in the mean is not bounded by 1 / clients, as the noise assumes, and the "
-            f"numbers themselves are private; with equal weights it would be {equal.words}"
-        )
-        return Finding(None, reason)
     sigma = settings.sigma
     rate = 1.0
     counted = [f"{settings.rounds} rounds"]

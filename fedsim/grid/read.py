@@ -219,7 +219,10 @@ def complaint(
         what, _, hint = message.partition("; ")
         return UserError(where, what, hint)
     if kind == "missing":
-        return UserError(where, "is missing", "add this key; docs/reference/grid.md describes it")
+        hint = "add this key"
+        if model is Grid:
+            hint = "add this key; docs/reference/grid.md describes it"
+        return UserError(where, "is missing", hint)
     message = " ".join(first["msg"].split()).replace("Input should", "must")
     value = first["input"]
     if not isinstance(value, Mapping | list | tuple):

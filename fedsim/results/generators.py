@@ -83,7 +83,9 @@ SCALE = f"that of real embeddings of L2 norm 1; no synthetic embedding is longer
 
 
 def held_back(row: Row, noise: str | None) -> str:
-    """Return why a cell's generator may not leave the simulation, and the remedy; "" if it may.
+    """Return why a cell's generator may not leave the simulation, and what would be right.
+
+    The text is empty if the generator may leave.
 
     Args:
         row: The result of the cell.
@@ -155,7 +157,10 @@ class GeneratorFacts(BaseModel):
 
     @property
     def held_back(self) -> str:
-        """Return why nothing made from it may leave the simulation; "" if everyone may have it."""
+        """Return why nothing made from it may leave the simulation, and the remedy.
+
+        The text is empty if everyone may have it.
+        """
         return held_back(self.row, self.cell.noise)
 
     def check_release(self) -> None:
@@ -164,10 +169,11 @@ class GeneratorFacts(BaseModel):
         Raises:
             UserError: It may not.
         """
-        reason, _, remedy = self.held_back.partition("; ")
-        if reason:
-            where = f"cell {self.cell.cell_id}"
-            raise UserError(where, f"may not be released: {reason}", remedy)
+        if self.held_back:
+            raise UserError(
+                f"cell {self.cell.cell_id}",
+                f"may not be released: {self.held_back}",
+            )
 
     @property
     def public(self) -> GeneratorFacts:

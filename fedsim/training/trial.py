@@ -241,7 +241,8 @@ def run_trial(
         seconds=0.0,
         state=trained.state,
     )
-    # The caller evaluates the outcome while this generator waits. It need not keep these meanwhile.
+    # While this generator waits, the caller evaluates the outcome. The evaluation does not use the
+    # pool and the trained tensors, so their memory is freed.
     del pool, trained
     if plan is not None:
         spent, accountant = ledger.epsilon(plan.delta)
