@@ -98,18 +98,19 @@ def block_of(
 ) -> ClassBlock:
     """Returns the block of the directions between class means and the leading ones of the data.
 
-    It has at least C - 1 directions, fewer only if class means span fewer, and never none.
+    It never has none, even if class means are equal.
 
     Args:
         means: class means ``[C, d]``.
         values: the estimated eigenvalues of the covariance within classes, descending, ``[d]``.
         vectors: its eigenvectors ``[d, d]``.
-        size: the number of directions, unless there are more between class means.
+        size: the number of directions. If there are more between class means, those are taken in
+            which class means vary most.
         outward: ``[d, d]``, takes whitened rows to embeddings.
     """
     inverse_root = (vectors * values.rsqrt()) @ vectors.T
     centred_means = (means - means.mean(0)).double()
-    of_means = between(centred_means @ inverse_root)
+    of_means = between(centred_means @ inverse_root, size)
     covariance = outward.double().T @ outward.double()
     # float32 cannot represent directions of less variance.
     least = 1e-6 * float(covariance.trace().clamp_min(1e-12))
@@ -222,18 +223,20 @@ def from_upper_triangles(values: Tensor, size: int) -> Tensor:
     return halves + halves.transpose(1, 2)
 
 
-def between(centred_means: Tensor) -> Tensor:
-    """Returns orthonormal columns ``[d, C - 1]`` that span the class means about their mean.
+def between(centred_means: Tensor, most: int) -> Tensor:
+    """Returns orthonormal columns ``[d, k]`` that span the class means about their mean.
 
     Args:
         centred_means: the class means minus their mean ``[C, d]``, float64. If they span fewer
             than C - 1 directions, there are fewer columns.
+        most: the largest number of columns. If there are more, those are taken in which class
+            means vary most.
     """
     # With M M^T = V diag(l) V^T, the columns of M^T V diag(l)^(-1/2) are the right singular vectors
     # of M: this decomposes a matrix of C x C, not of d x d.
     gram = centred_means @ centred_means.T
     floor = 1e-6 * float(gram.trace().clamp_min(1e-12))
-    squared, vectors = leading(gram, len(centred_means) - 1, floor)
+    squared, vectors = leading(gram, min(most, len(centred_means) - 1), floor)
     return centred_means.T @ vectors / squared.sqrt()
 
 
@@ -275,7 +278,7 @@ class BlockGenerator:
         common = prior.mean(0)
         centred = prior - common
         self.means = common + TUNED.closeness * centred
-        axes = between(centred.double())
+        axes = between(centred.double(), prior.shape[1])
         self.onto = (axes @ axes.T).to(prior.dtype)
         self.squared_distance = TUNED.closeness**2 * centred.square().sum(1).mean()
         self.outward = tensors["directions"]

@@ -44,6 +44,8 @@ SHOWN = 10
 
 A round of many clients need not pay for all.
 """
+SHOWN_CLASSES = 100
+"""The number of classes that diagnostics describe, those of the lowest labels."""
 
 
 @register("fedhypevae")
@@ -276,9 +278,9 @@ class FedHypeVAE(DPSGD):
     ) -> Mapping[str, DiagnosticLike]:
         """Returns the KL divergence in nats per example, and what the first clients generate.
 
-        Of the first :data:`SHOWN` clients these are the norms of the generated decoder and prior,
-        and the kernel features of one generated row per class. All clients decode the same draws,
-        so features differ by the codes alone.
+        Of the first :data:`SHOWN` clients and :data:`SHOWN_CLASSES` classes these are the norms of
+        the generated decoder and prior, and the kernel features of one generated row per class. All
+        clients decode the same draws, so features differ by the codes alone.
         """
         # This is not a decorator: a method that is not this package's own code is not proved.
         with torch.no_grad():
@@ -294,7 +296,8 @@ class FedHypeVAE(DPSGD):
             frequencies = kernel_frequencies(self.task.dim, 128, stream)
             kernel_means = kernel_features(generated, to_device(frequencies, codes.device)).mean(1)
             features = model.features(codes)
-            prior = [parameter.flatten(1) for parameter in model.prior.table(features)]
+            table = model.prior.table(features, SHOWN_CLASSES)
+            prior = [parameter.flatten(1) for parameter in table]
             return {
                 **kl,
                 "generated_decoder_norm": model.decoder.generated_norms(features),
@@ -308,9 +311,12 @@ class FedHypeVAE(DPSGD):
         codes: Tensor,
         stream: torch.Generator,
     ) -> Tensor:
-        """Returns one generated row per class for every code ``[K, code]``, ``[K, C, d]``."""
+        """Returns one generated row per class for every code ``[K, code]``, ``[K, C, d]``.
+
+        C is the number of the classes that are shown.
+        """
         count = len(codes)
-        classes = self.task.classes
+        classes = min(self.task.classes, SHOWN_CLASSES)
         latent = normal((classes, 1, self.params.latent), stream, codes)
         observation = normal((classes, 1, self.task.dim), stream, codes)
         generated: Tensor = model.generate(

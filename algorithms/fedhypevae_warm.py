@@ -8,6 +8,7 @@ is best spent on what they need.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -66,6 +67,9 @@ class TunedWarm:
         least_eigenvalue: the smallest eigenvalue, in units of their mean.
         resolution: the largest noise on the covariance in the block, in units of the covariance.
         block: the largest number of directions in the block.
+        numbers: the largest number of entries of all classes' covariances in the block together.
+            With more than 260 classes, it leaves each class fewer than ``block`` directions, and
+            memory stays bounded.
     """
 
     clip: float = 0.7
@@ -78,6 +82,7 @@ class TunedWarm:
     least_eigenvalue: float = 0.02
     resolution: float = 0.12
     block: int = 512
+    numbers: int = 2**26
 
 
 TUNED = TunedWarm()
@@ -417,12 +422,14 @@ class FedHypeVAEWarm(OneShot):
             TUNED.resolution,
         )
         most: int = self.params.block
-        return max(self.task.classes - 1, min(most, affordable, self.dim))
+        wanted = max(self.task.classes - 1, min(most, affordable))
+        return min(wanted, self.most_directions())
 
     def most_directions(self) -> int:
         """Returns the largest number of directions that the block can have."""
         most: int = self.params.block
-        return min(self.dim, max(self.task.classes - 1, most))
+        in_memory = math.isqrt(TUNED.numbers // self.task.classes)
+        return min(self.dim, in_memory, max(self.task.classes - 1, most))
 
     def statistic_numbers(self) -> int:
         """Returns the size of the statistics, with a matrix in the block per class."""

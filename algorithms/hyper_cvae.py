@@ -69,6 +69,15 @@ CODE_SCALE = {"default": 0.3, "paper": 1.0, "per-example": 1.0}
 
 It limits how far clients can differ; the paper has no such factor.
 """
+MOST_PAIRS = 4096
+"""The largest number of pairs of a client and a class for which priors are in a table.
+
+If there are more, most pairs have no row in a batch, and every row gets a prior of its own.
+"""
+MOST_META_ROWS = 2048
+"""The largest number of rows that are generated in a step of fitting the meta-codes."""
+NUMBERS_AT_ONCE = 2**25
+"""The largest number of inputs of the prior for which rows are generated at once."""
 BETA = {"default": 0.5, "paper": 1.0, "per-example": 1.0}
 """The weight of KL(q || p(z | y, v)), by form; in the paper's ELBO it is 1.
 
@@ -255,13 +264,23 @@ class HyperCVAE(nn.Module):
         linear, prototypes = self.decoder.linear_map()
         (layer,) = self.decoder.modulated()
         scales, shifts = layer.modulation(features)
-        prior = self.prior.table(features)
         variance = self.observation.variance()
-        root = self.spread.get(self, lambda: posterior_spread(linear, scales, prior[1], variance))
         client = batch.layout.client
         shift = shifts[client] / math.sqrt(self.decoder.dim)
         offset = scales[client] * prototypes[batch.y] + shift
-        group = torch.stack([client, batch.y])
+        if len(features) * self.prior.classes <= MOST_PAIRS:
+            group = torch.stack([client, batch.y])
+            prior = self.prior.table(features)
+            root = self.spread.get(
+                self, lambda: posterior_spread(linear, scales, prior[1], variance)
+            )
+        else:
+            rows = torch.arange(len(client), device=client.device)
+            group = torch.stack([rows, torch.zeros_like(rows)])
+            scales = scales[client]
+            mean, precision_root = self.prior(batch.y, features[client])
+            prior = mean.unsqueeze(1), precision_root.unsqueeze(1)
+            root = posterior_spread(linear, scales, prior[1], variance)
         return linear_posterior(
             batch.x - offset, group, linear, scales, prior, variance, root, noise
         )
@@ -315,7 +334,7 @@ def fit_meta_codes(
     stream = seeds.torch(Purpose.META)
     meta = _initial_meta_codes(codes, count)
     meta.requires_grad_(True)
-    rows = 16 * model.decoder.classes
+    rows = min(16 * model.decoder.classes, MOST_META_ROWS)
     y = torch.arange(rows, device=codes.device) % model.decoder.classes
     state = Tensors()
     for step in range(steps):
@@ -393,10 +412,13 @@ class HyperGenerator:
                 stream,
                 labels,
             )
-            generated: Tensor = self.model.generate(
-                self.codes[picked],
-                labels,
-                latent,
-                observation,
-            )
-            return generated[:, 0]
+            codes = self.codes[picked]
+            # The prior's inputs are one-hot, so with a thousand classes they need most memory.
+            block = max(1, NUMBERS_AT_ONCE // self.model.prior.inputs)
+            generated = []
+            for start in range(0, max(1, rows), block):
+                part = slice(start, start + block)
+                generated.append(
+                    self.model.generate(codes[part], labels[part], latent[part], observation[part])
+                )
+            return torch.cat(generated)[:, 0]

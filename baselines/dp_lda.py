@@ -108,24 +108,23 @@ class Discriminant:
         basis: Tensor,
         centre: Tensor,
     ) -> None:
-        self.means = means
         self.basis = basis
         self.centre = centre
-        # |(u - m) root|^2 is the squared Mahalanobis distance.
+        # |u root - m root|^2 is the squared Mahalanobis distance.
         self.roots = spectral_function(
             covariances, lambda values: values.clamp_min(LEAST_CLASS_VARIANCE).rsqrt()
         )
+        self.whitened_means = (means[:, None] @ self.roots)[:, 0]
         self.log_scale = torch.linalg.slogdet(self.roots)[1]
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Returns class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
         u = (x - self.centre) @ self.basis
-        rows = max(1, MOST_DEVIATIONS // self.means.numel())
+        rows = max(1, MOST_DEVIATIONS // self.whitened_means.numel())
         return torch.cat([self._probabilities(some_rows) for some_rows in torch.split(u, rows)])
 
     def _probabilities(self, u: Tensor) -> Tensor:
         """Returns class probabilities ``[n, C]`` of rows in the block, ``[n, k]``."""
-        deviations = u[:, None] - self.means  # [n, C, k]
-        whitened = torch.einsum("nck,ckl->ncl", deviations, self.roots)
-        squared_distance = whitened.square().sum(2)
+        whitened = torch.einsum("nk,ckl->ncl", u, self.roots)
+        squared_distance = (whitened - self.whitened_means).square().sum(2)
         return torch.softmax(self.log_scale - squared_distance / 2, 1)

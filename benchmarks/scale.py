@@ -1,14 +1,17 @@
-"""How time and memory of a bench grow with the number of rows and classes.
+"""How time and memory of a bench grow with the number of rows, classes and clients.
 
     python benchmarks/scale.py [--rows 20000 80000 320000 1280000] [--classes 10 100 1000]
-        [--methods dp-gaussian fedhypevae-warm fedhypevae] [--clients 100] [--json FILE]
+        [--methods dp-gaussian dp-lda fedhypevae-warm fedhypevae] [--clients 100] [--together]
+        [--json FILE]
 
 The data is made up: unit-norm embeddings of 384 dimensions around one mean per class. Every
-setting is one `fedsim bench` of one cell with ε = 4, in a process of its own. The script reads the
-seconds of training, evaluation and references from the run folder, and adds up the memory of all
-processes of the bench while it runs (proportional set size, so that shared pages count once).
-Beside them it times the floor, one pass of `x.T @ x` over the data on one thread. Between two
-numbers of rows it prints the exponent with which the seconds grow.
+setting is one `fedsim bench` of one cell with ε = 4, in a folder and a process of its own. The
+script reads the seconds of training, evaluation and references from the run folder, and adds up
+the memory of all processes of the bench while it runs (proportional set size, so that shared pages
+count once). Beside it is the forecast of a dry run. The floor is one pass of `x.T @ x` over the
+data on one thread. Between two numbers of rows it prints the exponent with which the seconds grow.
+With `--together` all methods are cells of one bench, which runs two of them at a time on two CPUs.
+A measurement in the JSON file is replaced if the same setting is measured again; others stay.
 """
 
 from __future__ import annotations
@@ -17,14 +20,16 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -42,28 +47,51 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """What one bench of one cell took.
+class Setting:
+    """One bench.
 
     Attributes:
         rows: the number of training rows.
         classes: the number of classes.
         clients: the number of clients.
-        method: the method.
-        floor: seconds of one pass of ``x.T @ x``.
-        bench: seconds of the whole command.
-        training: seconds of the training; None if the bench failed.
-        evaluation: seconds of the evaluation.
-        references: seconds of ceiling and local-only together.
-        data_gib: the size of the training and test rows in GiB.
-        peak_gib: the largest memory of all processes of the bench in GiB.
-        error: why the bench failed, or None.
+        method: the method; several, separated by `` + ``, are cells of the same bench.
     """
 
     rows: int
     classes: int
     clients: int
     method: str
+
+    def grid(self, data: Path) -> dict[str, Any]:
+        """Return the grid, whose rows are in the folder ``data``."""
+        return {
+            "name": "scale",
+            "dataset": {"npy": str(data)},
+            "algorithms": self.method.split(" + "),
+            "alpha": [0.3],
+            "clients": [self.clients],
+            "epsilon": [4],
+            "seeds": [0],
+            "delta": 1e-7,
+        }
+
+
+@dataclass(frozen=True)
+class Measurement(Setting):
+    """What one bench took.
+
+    Attributes:
+        floor: seconds of one pass of ``x.T @ x``.
+        bench: seconds of the whole command.
+        training: seconds of the trainings; None if the bench failed.
+        evaluation: seconds of the evaluations.
+        references: seconds of ceiling and local-only together.
+        data_gib: the size of the training and test rows in GiB.
+        peak_gib: the largest memory of all processes of the bench in GiB.
+        forecast_gib: the memory that the dry run forecasts in GiB.
+        error: why the bench failed, or None.
+    """
+
     floor: float
     bench: float
     training: float | None
@@ -71,6 +99,7 @@ class Measurement:
     references: float | None
     data_gib: float
     peak_gib: float
+    forecast_gib: float | None
     error: str | None
 
 
@@ -147,62 +176,56 @@ def _proportional_bytes(pid: int) -> int:
     return 0
 
 
-def measure(
-    folder: Path,
-    data: Path,
-    rows: int,
-    classes: int,
-    clients: int,
-    method: str,
-    floor: float,
-    timeout: float,
-) -> Measurement:
-    """Run one bench of one cell and return what it took."""
-    name = f"{method}-{rows}-{classes}-{clients}"
-    grid = {
-        "name": name,
-        "dataset": {"npy": str(data)},
-        "algorithms": [method],
-        "alpha": [0.3],
-        "clients": [clients],
-        "epsilon": [4],
-        "seeds": [0],
-        "delta": 1e-7,
-    }
-    grid_file = folder / f"{name}.yaml"
-    grid_file.write_text(yaml.safe_dump(grid), encoding="utf-8")
-    program = Path(sys.executable).with_name("fedsim")
-    command = [str(program), "bench", "--grid", str(grid_file)]
-    peak = MemoryPeak()
-    peak.start()
-    start = time.perf_counter()
-    error = None
-    try:
-        ended = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
+def measure(setting: Setting, data: Path, floor: float, timeout: float) -> Measurement:
+    """Run one bench in a new folder and return what it took."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        grid_file = folder / "scale.yaml"
+        grid_file.write_text(yaml.safe_dump(setting.grid(data)), encoding="utf-8")
+        program = Path(sys.executable).with_name("fedsim")
+        command = [str(program), "bench", "--grid", str(grid_file)]
+        dry_run = subprocess.run(
+            [*command, "--dry-run"], cwd=folder, capture_output=True, text=True, check=False
         )
-        if ended.returncode:
-            error = (ended.stderr or ended.stdout).strip().splitlines()[-1]
-    except subprocess.TimeoutExpired:
-        error = f"not done after {timeout:.0f} s"
-    seconds = time.perf_counter() - start
-    peak.ended.set()
-    peak.join()
-    run = folder / "runs" / name
-    return Measurement(
-        rows=rows,
-        classes=classes,
-        clients=clients,
-        method=method,
-        floor=floor,
-        bench=seconds,
-        training=_recorded_seconds(run / "trainings.jsonl"),
-        evaluation=_recorded_seconds(run / "evaluations.jsonl"),
-        references=_recorded_seconds(run / "references.jsonl"),
-        data_gib=(rows + min(TEST_ROWS, rows)) * DIM * 4 / GIB,
-        peak_gib=peak.bytes / GIB,
-        error=error,
-    )
+        peak = MemoryPeak()
+        peak.start()
+        start = time.perf_counter()
+        error = None
+        try:
+            ended = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
+            )
+            if ended.returncode:
+                error = (ended.stderr or ended.stdout).strip().splitlines()[-1]
+        except subprocess.TimeoutExpired:
+            error = f"not done after {timeout:.0f} s"
+        seconds = time.perf_counter() - start
+        peak.ended.set()
+        peak.join()
+        run = folder / "runs" / "scale"
+        return Measurement(
+            **asdict(setting),
+            floor=floor,
+            bench=seconds,
+            training=_recorded_seconds(run / "trainings.jsonl"),
+            evaluation=_recorded_seconds(run / "evaluations.jsonl"),
+            references=_recorded_seconds(run / "references.jsonl"),
+            data_gib=(setting.rows + min(TEST_ROWS, setting.rows)) * DIM * 4 / GIB,
+            peak_gib=peak.bytes / GIB,
+            forecast_gib=_forecast_gib(dry_run.stdout),
+            error=error,
+        )
+
+
+def _forecast_gib(dry_run: str) -> float | None:
+    """Return the memory that a dry run says in GiB; None if it says none."""
+    found = re.search(r"memory: about ([0-9.]+) (MiB|GiB)", dry_run)
+    if found is None:
+        return None
+    size = float(found[1])
+    if found[2] == "MiB":
+        return size / 1024
+    return size
 
 
 def _recorded_seconds(path: Path) -> float | None:
@@ -216,36 +239,36 @@ def _recorded_seconds(path: Path) -> float | None:
     return float(sum(seconds))
 
 
-def exponents(measurements: list[Measurement]) -> list[tuple[str, int, int, int, float]]:
-    """Return (method, classes, rows before, rows, exponent of the training's seconds)."""
-    known = {(m.method, m.classes, m.rows): m.training for m in measurements}
-    found = []
-    sizes = sorted({m.rows for m in measurements})
-    for method, classes in sorted({(m.method, m.classes) for m in measurements}):
-        for before, after in pairwise(sizes):
-            first = known.get((method, classes, before))
-            second = known.get((method, classes, after))
-            if first and second:
-                exponent = math.log(second / first) / math.log(after / before)
-                found.append((method, classes, before, after, exponent))
-    return found
+def exponents(measurements: list[Measurement]) -> list[tuple[Measurement, Measurement, float]]:
+    """Return pairs of measurements of successive numbers of rows, with the exponent of training."""
+    pairs = []
+    in_order = sorted(measurements, key=lambda m: (m.method, m.classes, m.clients, m.rows))
+    for before, after in pairwise(in_order):
+        same = [(m.method, m.classes, m.clients) for m in (before, after)]
+        if same[0] == same[1] and before.training and after.training:
+            growth = math.log(after.training / before.training)
+            pairs.append((before, after, growth / math.log(after.rows / before.rows)))
+    return pairs
 
 
 def show(measurements: list[Measurement], console: Console) -> None:
     """Print the table of measurements and the table of exponents."""
     table = Table(
-        "rows", "classes", "method", "x.T @ x", "bench", "training", "evaluation", "references",
-        "data GiB", "peak GiB", "error", title="seconds and memory of a bench of one cell",
+        "rows", "classes", "clients", "method", "x.T @ x", "bench", "training", "evaluation",
+        "references", "data GiB", "peak GiB", "forecast GiB", "error",
+        title="seconds and memory of a bench",
     )  # fmt: skip
     for m in measurements:
         parts = [m.floor, m.bench, m.training, m.evaluation, m.references]
-        seconds = ["–" if part is None else f"{part:.1f}" for part in parts]
-        memory = [f"{m.data_gib:.2f}", f"{m.peak_gib:.1f}"]
-        table.add_row(f"{m.rows:,}", str(m.classes), m.method, *seconds, *memory, m.error or "")
+        sizes = [m.data_gib, m.peak_gib, m.forecast_gib]
+        numbers = ["–" if part is None else f"{part:.1f}" for part in [*parts, *sizes]]
+        counts = [f"{m.rows:,}", str(m.classes), f"{m.clients:,}"]
+        table.add_row(*counts, m.method, *numbers, m.error or "")
     console.print(table)
     growth = Table("method", "classes", "from", "to", "exponent", title="growth of training")
-    for method, classes, before, after, exponent in exponents(measurements):
-        growth.add_row(method, str(classes), f"{before:,}", f"{after:,}", f"{exponent:.2f}")
+    for before, after, exponent in exponents(measurements):
+        sizes_of_pair = [f"{before.rows:,}", f"{after.rows:,}"]
+        growth.add_row(after.method, str(after.classes), *sizes_of_pair, f"{exponent:.2f}")
     console.print(growth)
 
 
@@ -256,41 +279,45 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[20_000, 80_000, 320_000, 1_280_000])
     parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000])
-    parser.add_argument("--clients", type=int, default=100)
+    parser.add_argument("--clients", type=int, nargs="+", default=[100])
     parser.add_argument(
         "--methods",
         nargs="+",
         default=["dp-gaussian", "dp-lda", "fedhypevae-warm", "fedhypevae"],
     )
+    parser.add_argument("--together", action="store_true")
     parser.add_argument("--timeout", type=float, default=1800)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    methods = options.methods
+    if options.together:
+        methods = [" + ".join(methods)]
     console = Console()
     measurements: list[Measurement] = []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        for rows in options.rows:
-            for classes in options.classes:
-                data = folder / "data"
-                write_data(data, rows, classes)
-                floor = floor_seconds(data, rows)
-                for method in options.methods:
-                    measurement = measure(
-                        folder,
-                        data,
-                        rows,
-                        classes,
-                        options.clients,
-                        method,
-                        floor,
-                        options.timeout,
-                    )
-                    measurements.append(measurement)
-                    console.print(measurement)
+        data = Path(scratch)
+        for rows, classes in product(options.rows, options.classes):
+            write_data(data, rows, classes)
+            floor = floor_seconds(data, rows)
+            for clients, method in product(options.clients, methods):
+                setting = Setting(rows, classes, clients, method)
+                measurements.append(measure(setting, data, floor, options.timeout))
+                console.print(measurements[-1])
+                if options.json is not None:
+                    keep(options.json, measurements[-1])
     show(measurements, console)
-    if options.json is not None:
-        records = [asdict(measurement) for measurement in measurements]
-        options.json.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+
+
+def keep(path: Path, measurement: Measurement) -> None:
+    """Write a measurement into the JSON file, in place of an earlier one of the same setting."""
+    records = []
+    if path.exists():
+        records = json.loads(path.read_text(encoding="utf-8"))
+    names = [field.name for field in fields(Setting)]
+    new = asdict(measurement)
+    others = [record for record in records if any(record[n] != new[n] for n in names)]
+    in_order = sorted([*others, new], key=lambda record: [record[name] for name in names])
+    path.write_text(json.dumps(in_order, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -349,6 +349,16 @@ class Embeddings:
             columns=columns,
         )
 
+    def only_tested(self) -> Embeddings:
+        """Return the data set without its training rows, in memory of its own."""
+        return replace(
+            self,
+            x_train=np.empty((0, self.dim), np.float32),
+            y_train=np.empty(0, np.int64),
+            x_test=self.x_test.copy(),
+            columns={},
+        )
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the classes, or their numbers if there are no names."""

@@ -28,7 +28,7 @@ from fedsim.methods.messages import (
     Step,
     Tensors,
 )
-from fedsim.methods.parameters import rounded
+from fedsim.methods.parameters import ALIGNMENT, rounded
 from fedsim.methods.products import Chart
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.noise import fill_gaussian, fingerprint, gaussian
@@ -88,6 +88,23 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 
+def empty_parts(sizes: Sequence[int], like: Tensor) -> tuple[Tensor, ...]:
+    """Return tensors ``[size, ...]`` to be filled, which are as aligned as torch's own.
+
+    The rounding of matrix products may depend on alignment. If each part is aligned within one
+    tensor of all parts, the parts are views of it, so that :func:`joined` needs no further memory.
+
+    Args:
+        sizes: the number of rows of each part.
+        like: a tensor ``[n, ...]`` whose rows have the shape, the type and the device of the parts.
+    """
+    starts = accumulate(sizes[:-1], initial=0)
+    row_bytes = math.prod(like.shape[1:]) * like.element_size()
+    if all(start * row_bytes % ALIGNMENT == 0 for start in starts):
+        return torch.split(like.new_empty(sum(sizes), *like.shape[1:]), list(sizes))
+    return tuple(like.new_empty(size, *like.shape[1:]) for size in sizes)
+
+
 @dataclass
 class Clients:
     """The clients of one cohort: their data and their private state.
@@ -133,11 +150,11 @@ class Clients:
         if coordinates is None:
             return self
         if self._converted is None or self._converted[0] != coordinates:
-            converted = replace(
-                self,
-                x=tuple(map(coordinates.of_rows, self.x)),
-            )
-            self._converted = (coordinates, converted)
+            row = coordinates.of_rows(self.x[0][:1])
+            parts = empty_parts([len(x) for x in self.x], row)
+            for part, x in zip(parts, self.x, strict=True):
+                part.copy_(coordinates.of_rows(x))
+            self._converted = (coordinates, replace(self, x=parts))
         return self._converted[1]
 
     @cached_property

@@ -192,6 +192,9 @@ class ConditionalPrior(nn.Module):
         classes: the number of classes C.
         code: the dimension of the code v.
         full: whether T has entries below its diagonal.
+
+    Attributes:
+        inputs: the number of inputs of the linear maps: products of the one-hot label and the code.
     """
 
     place: Tensor
@@ -207,14 +210,14 @@ class ConditionalPrior(nn.Module):
     ) -> None:
         super().__init__()
         self.classes = classes
-        inputs = (1 + classes) * (code + 1)
-        self.mean = ZeroLinear(inputs, latent, bias=False)
-        self.log_var = ZeroLinear(inputs, latent, bias=False)
+        self.inputs = (1 + classes) * (code + 1)
+        self.mean = ZeroLinear(self.inputs, latent, bias=False)
+        self.log_var = ZeroLinear(self.inputs, latent, bias=False)
         self.below: ZeroLinear | None = None
         place = torch.diag(torch.arange(1, latent + 1))
         if full:
             row, column = torch.tril_indices(latent, latent, -1)
-            self.below = ZeroLinear(inputs, len(row), bias=False)
+            self.below = ZeroLinear(self.inputs, len(row), bias=False)
             place[row, column] = latent + 1 + torch.arange(len(row))
         self.register_buffer("place", place.flatten(), persistent=False)
 
@@ -242,18 +245,23 @@ class ConditionalPrior(nn.Module):
         return self.mean(inputs), root.view(-1, latent, latent)
 
     @torch.no_grad()
-    def table(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def table(self, codes: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
         """Returns the prior of every code ``[K, k]`` and class, without gradient.
+
+        Args:
+            codes: the codes.
+            most: the largest number of classes, the first ones; None: all.
 
         Returns:
             Means ``[K, C, latent]`` and roots T ``[K, C, latent, latent]``.
         """
-        labels = torch.arange(self.classes, device=codes.device).repeat(len(codes))
+        classes = min(self.classes, most or self.classes)
+        labels = torch.arange(classes, device=codes.device).repeat(len(codes))
         mean, root = self(
             labels,
-            codes.repeat_interleave(self.classes, 0),
+            codes.repeat_interleave(classes, 0),
         )
-        shape = (len(codes), self.classes)
+        shape = (len(codes), classes)
         means = mean.view(*shape, -1)
         roots = root.view(*shape, *root.shape[1:])
         return means, roots

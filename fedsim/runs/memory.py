@@ -14,13 +14,13 @@ from rich.console import Console
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.parameters import local_names
+from fedsim.methods.parameters import ALIGNMENT, local_names
 from fedsim.models.layers import initial_model
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.privacy.statistics.outer_products import BLOCK
 from fedsim.runs.prepare import Prepared
 from fedsim.seeds import Seeds
-from fedsim.training.cohort import ALIGNMENT, build_algorithm
+from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Trial
 from fedsim.words import counted, print_line
 
@@ -32,7 +32,7 @@ RAY = 2**30
 """The bytes of Ray's own processes, as `benchmarks/scale.py` measures them on one machine."""
 STATISTIC_COPIES = 3
 """How many copies of a block of examples a method makes while it computes a statistic of them."""
-CONVERTED_COPIES = 2
+CONVERTED_COPIES = 1
 """How many copies of their examples clients make to train in released coordinates."""
 MODEL_COPIES = 6
 """How many times the parameters are there: with gradients, sums, noise and Adam's moments."""
@@ -135,8 +135,8 @@ class GridMemory:
     """The bytes that a grid needs on one machine.
 
     Attributes:
-        data: the data sets. They are in this process; under Ray they are also in the object store,
-            which all workers read without a copy of their own.
+        data: the data sets. They are in this process, or under Ray in the object store, which all
+            workers read.
         other: what else does not depend on the number of cells: code, and under Ray this process
             and Ray's own.
         largest: the cell that needs most.
@@ -192,7 +192,7 @@ def memory_of_grid(prepared: Prepared, *, in_process: bool) -> GridMemory:
     if in_process:
         return GridMemory(data, LIBRARIES, largest, cell_memory, 1)
     parallel = min(prepared.parallel, len(prepared.trials))
-    return GridMemory(2 * data, LIBRARIES + PROCESS + RAY, largest, cell_memory, parallel)
+    return GridMemory(data, LIBRARIES + PROCESS + RAY, largest, cell_memory, parallel)
 
 
 def machine_memory() -> int:

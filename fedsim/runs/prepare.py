@@ -94,7 +94,8 @@ class Prepared:
     Attributes:
         grid: the grid file, with everything resolved.
         refused: why entries of ``algorithms`` are left out, by their positions.
-        data: the data sets by key, including those that a partition shifts for each client.
+        data: the data sets by key, including those that a partition shifts for each client. Once
+            the engine has a data set, only its test rows stay here.
         trials: the cells, in the grid's order.
         nodes: the machines on which the grid is to run.
         need: what one actor needs.
@@ -107,7 +108,7 @@ class Prepared:
 
     grid: Grid
     refused: Mapping[int, PluginError]
-    data: Mapping[str, Embeddings]
+    data: dict[str, Embeddings]
     trials: tuple[Trial, ...]
     nodes: tuple[Node, ...]
     need: Need

@@ -170,9 +170,15 @@ class Scheduler:
         self.slots.close()
 
     def _put(self, key: str) -> Any:
-        """Return a data set in the engine's form; it is put there only once."""
+        """Return a data set in the engine's form; it is put there only once.
+
+        From then on the driver needs only the test rows, for the map. So that the training rows
+        are not in memory twice, it lets them go.
+        """
         if key not in self.data:
-            self.data[key] = self.engine.put(self.context.prepared.data[key])
+            known = self.context.prepared.data
+            self.data[key] = self.engine.put(known[key])
+            known[key] = known[key].only_tested()
         return self.data[key]
 
     def _start_jobs(self) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fedsim.device import CPU, moved, to_device
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.clients import Clients
+from fedsim.methods.clients import Clients, empty_parts
 from fedsim.methods.messages import Message, PublicRows, Round, RoundTrace, Task, Tensors
 from fedsim.methods.parameters import in_order, load_parameters, local_names
 from fedsim.models.layers import initial_model
@@ -155,10 +155,6 @@ class Cohort:
         self.clients.state.update(moved(copied(below("state", tensors)), self.clients.device))
 
 
-ALIGNMENT = 64
-"""The bytes to which the memory that torch allocates on the CPU is aligned."""
-
-
 def client_values(
     values: NDArray[Any],
     rows: RowNumbers,
@@ -166,23 +162,14 @@ def client_values(
 ) -> tuple[torch.Tensor, ...]:
     """Return each client's part of ``values`` ``[n, ...]`` on ``device``.
 
-    On the CPU the parts are in memory that torch allocates, which is always aligned, because the
-    rounding of matrix products may depend on alignment. If each part is aligned within one tensor
-    of all clients, the parts are views of it, which takes memory only once
-    (:func:`fedsim.methods.clients.joined`).
+    On the CPU the parts are in memory of torch's (:func:`fedsim.methods.clients.empty_parts`).
     """
     if device != CPU:
         whole = to_device(torch.from_numpy(values), device)
         indices = [to_device(torch.from_numpy(numbers), device) for numbers in rows]
         return tuple(whole.index_select(0, index) for index in indices)
-    sizes = [len(numbers) for numbers in rows]
-    dtype = torch.from_numpy(np.empty(0, values.dtype)).dtype
-    shape = values.shape[1:]
-    starts = np.cumsum([0, *sizes[:-1]]) * values[:1].nbytes
-    if (starts % ALIGNMENT == 0).all():
-        parts = torch.split(torch.empty((sum(sizes), *shape), dtype=dtype), sizes)
-    else:
-        parts = tuple(torch.empty((size, *shape), dtype=dtype) for size in sizes)
+    row = torch.from_numpy(np.empty((1, *values.shape[1:]), values.dtype))
+    parts = empty_parts([len(numbers) for numbers in rows], row)
     for part, numbers in zip(parts, rows, strict=True):
         # Numbers are valid, and without "clip" NumPy would make another copy.
         np.take(values, numbers, axis=0, out=part.numpy(), mode="clip")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithms.class_block import TUNED, BlockGenerator, SitesGenerator
+from algorithms.class_block import TUNED, BlockGenerator, SitesGenerator, between
 from fedsim.privacy.statistics import spectral
 
 DIM = 6
@@ -140,3 +140,12 @@ def test_roots_do_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None
     together = BlockGenerator(released()).roots
     monkeypatch.setattr(spectral, "NUMBERS_AT_ONCE", 1)
     torch.testing.assert_close(BlockGenerator(released()).roots, together)
+
+
+def test_of_many_directions_those_in_which_class_means_vary_most_are_taken() -> None:
+    means = torch.diag(torch.tensor([1.0, 4.0, 2.0, 3.0])).double()
+    centred = means - means.mean(0)
+    taken = between(centred, 2)
+    vectors = torch.linalg.eigh(centred.T @ centred)[1]
+    torch.testing.assert_close(taken @ taken.T, vectors[:, -2:] @ vectors[:, -2:].T)
+    assert between(centred, 4).shape == (4, 3)

@@ -10,8 +10,16 @@ from cells import one_cell, quick
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
+from algorithms import hyper_cvae
 from algorithms.fedhypevae import FedHypeVAE
-from algorithms.hyper_cvae import CODE_SCALE, NETWORKS, HyperCVAE, fit_meta_codes
+from algorithms.hyper_cvae import (
+    CODE_SCALE,
+    MOST_PAIRS,
+    NETWORKS,
+    HyperCVAE,
+    HyperGenerator,
+    fit_meta_codes,
+)
 from fedsim.batch import Layout
 from fedsim.methods import Batch, Seeds, Task, Unit
 from fedsim.models.kernel import kernel, kernel_score
@@ -98,6 +106,20 @@ def test_the_neutral_code_is_closer_to_all_than_any_clients_code(
     assert distance(hyper_model, meta, codes) < min(of_clients)
 
 
+def test_rows_of_a_generator_do_not_depend_on_blocks(
+    hyper_model: HyperCVAE,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codes = torch.randn(CLIENTS, 2, generator=torch.Generator().manual_seed(1))
+    generator = HyperGenerator(hyper_model, codes, codes)
+    labels = torch.arange(20) % CLASSES
+    together = generator.sample(labels, torch.Generator().manual_seed(2))
+    monkeypatch.setattr(hyper_cvae, "NUMBERS_AT_ONCE", 7 * hyper_model.prior.inputs)
+    in_blocks = generator.sample(labels, torch.Generator().manual_seed(2))
+    torch.testing.assert_close(in_blocks, together)
+    assert generator.sample(labels[:0], torch.Generator()).shape == (0, DIM)
+
+
 @pytest.mark.parametrize(
     ("noised", "synthesis", "unit", "claim"),
     [
@@ -178,7 +200,13 @@ def gaussian(
 
 
 @pytest.mark.parametrize("prior", ["diagonal", "full"])
-def test_the_exact_posterior_is_that_of_the_generated_rows(prior: str) -> None:
+@pytest.mark.parametrize("pairs", [MOST_PAIRS, 0], ids=["from a table", "by row"])
+def test_the_exact_posterior_is_that_of_the_generated_rows(
+    pairs: int,
+    prior: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hyper_cvae, "MOST_PAIRS", pairs)
     client = one_client(encoder="posterior", prior=prior)
     prior_mean, prior_root = client.prior()
     offset, std = client.generated(torch.zeros(ROWS, 2))

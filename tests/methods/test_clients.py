@@ -27,6 +27,21 @@ KEPT: dict[str, Shapes] = {
 }
 
 
+class Doubled:
+    """Coordinates that are twice the embeddings."""
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+    def rows(self, r: Tensor) -> Tensor:
+        return r / 2
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Doubled)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 def clients(examples: int = 0, trust: Trust | None = None) -> Clients:
     """Return clients of ``examples`` rows each, with a plan if there is a ``trust``."""
     plan = None
@@ -147,3 +162,16 @@ def test_examples_are_sampled_independently_in_each_round(client_rate: float) ->
     correlations = np.corrcoef(consecutive, rowvar=False)
     np.fill_diagonal(correlations, 0)
     assert np.abs(correlations).max() < tolerance
+
+
+@pytest.mark.parametrize("dim", [16, 5])
+def test_converted_embeddings_are_in_memory_once(dim: int) -> None:
+    x = tuple(torch.randn(rows, dim) for rows in (7, 0, 3, 5))
+    original = replace(clients(), x=x)
+    converted = original.in_coordinates(Doubled())
+    for part, rows in zip(converted.x, x, strict=True):
+        assert torch.equal(part, 2 * rows)
+    assert torch.equal(converted.pooled.x, 2 * torch.cat(x))
+    shares_memory = converted.pooled.x.data_ptr() == converted.x[0].data_ptr()
+    assert shares_memory == (dim == 16)  # rows of five numbers would not be aligned
+    assert original.in_coordinates(Doubled()) is converted

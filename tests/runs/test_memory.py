@@ -81,7 +81,7 @@ def test_in_process_there_is_one_cell_and_one_copy_of_the_data() -> None:
     on_workers = memory_of_grid(prepared, in_process=False)
     assert here.parallel == 1
     assert on_workers.parallel == 2
-    assert on_workers.data == 2 * here.data
+    assert on_workers.data == here.data
 
 
 def test_grid_that_fits_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:

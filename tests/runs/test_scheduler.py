@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cells import NODES, quick, small_grid
 from rich.console import Console
@@ -139,3 +140,15 @@ def test_every_job_is_shown_while_it_runs(tmp_path: Path) -> None:
         "dp-gaussian · digits[:200] · α = 1 · 4 clients · ε = 1 · seed 0",
     ]
     assert run.display.running == {}
+
+
+def test_driver_lets_training_rows_go_that_workers_have(tmp_path: Path) -> None:
+    run = context(tmp_path, "dp-gaussian")
+    (before,) = run.prepared.data.values()
+    Scheduler(run, InProcess(NODES[0])).run(jobs_of(run))
+    (after,) = run.prepared.data.values()
+    assert len(before.x_train) > 0
+    assert len(after.x_train) == len(after.y_train) == 0
+    assert after.dim == before.dim
+    np.testing.assert_array_equal(after.x_test, before.x_test)
+    assert not np.shares_memory(after.x_test, before.x_test)

@@ -6,7 +6,8 @@ import torch
 
 from fedsim.device import CPU
 from fedsim.methods.clients import joined
-from fedsim.training.cohort import ALIGNMENT, client_values
+from fedsim.methods.parameters import ALIGNMENT
+from fedsim.training.cohort import client_values
 
 
 @pytest.mark.parametrize(("dim", "shared"), [(16, True), (5, False)])
