@@ -98,14 +98,14 @@ def block_of(
 ) -> ClassBlock:
     """Returns the block of the directions between class means and the leading ones of the data.
 
-    It never has none, even if class means are equal.
+    It has at least one direction, even if class means are equal.
 
     Args:
         means: class means ``[C, d]``.
         values: the estimated eigenvalues of the covariance within classes, descending, ``[d]``.
         vectors: its eigenvectors ``[d, d]``.
-        size: the number of directions. If there are more between class means, those are taken in
-            which class means vary most.
+        size: the number of directions. If more lie between class means, those are taken in which
+            whitened class means vary most.
         outward: ``[d, d]``, takes whitened rows to embeddings.
     """
     inverse_root = (vectors * values.rsqrt()) @ vectors.T
@@ -223,20 +223,24 @@ def from_upper_triangles(values: Tensor, size: int) -> Tensor:
     return halves + halves.transpose(1, 2)
 
 
-def between(centred_means: Tensor, most: int) -> Tensor:
+def between(centred_means: Tensor, most: int | None = None) -> Tensor:
     """Returns orthonormal columns ``[d, k]`` that span the class means about their mean.
 
     Args:
         centred_means: the class means minus their mean ``[C, d]``, float64. If they span fewer
             than C - 1 directions, there are fewer columns.
-        most: the largest number of columns. If there are more, those are taken in which class
-            means vary most.
+        most: the largest number of columns; None: no limit. If class means span more directions,
+            those are taken in which they vary most. Of directions in which they vary alike, all
+            or none are taken.
     """
     # With M M^T = V diag(l) V^T, the columns of M^T V diag(l)^(-1/2) are the right singular vectors
     # of M: this decomposes a matrix of C x C, not of d x d.
     gram = centred_means @ centred_means.T
     floor = 1e-6 * float(gram.trace().clamp_min(1e-12))
-    squared, vectors = leading(gram, min(most, len(centred_means) - 1), floor)
+    count = len(centred_means) - 1
+    if most is not None:
+        count = min(count, most)
+    squared, vectors = leading(gram, count, floor)
     return centred_means.T @ vectors / squared.sqrt()
 
 
@@ -278,7 +282,7 @@ class BlockGenerator:
         common = prior.mean(0)
         centred = prior - common
         self.means = common + TUNED.closeness * centred
-        axes = between(centred.double(), prior.shape[1])
+        axes = between(centred.double())
         self.onto = (axes @ axes.T).to(prior.dtype)
         self.squared_distance = TUNED.closeness**2 * centred.square().sum(1).mean()
         self.outward = tensors["directions"]

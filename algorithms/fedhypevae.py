@@ -278,9 +278,10 @@ class FedHypeVAE(DPSGD):
     ) -> Mapping[str, DiagnosticLike]:
         """Returns the KL divergence in nats per example, and what the first clients generate.
 
-        Of the first :data:`SHOWN` clients and :data:`SHOWN_CLASSES` classes these are the norms of
-        the generated decoder and prior, and the kernel features of one generated row per class. All
-        clients decode the same draws, so features differ by the codes alone.
+        Of the first :data:`SHOWN` clients these are the norm of the generated decoder, and for the
+        first :data:`SHOWN_CLASSES` classes the norm of the prior and the kernel features of one
+        generated row per class. All clients decode the same draws, so features differ by the codes
+        alone.
         """
         # This is not a decorator: a method that is not this package's own code is not proved.
         with torch.no_grad():

@@ -165,7 +165,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
         """
         means = server.tensors["prior_means"]
         size = means.shape[1]
-        axes = class_block.between((means - means.mean(0)).double(), means.shape[1])
+        axes = class_block.between((means - means.mean(0)).double())
         site_shifts = shrunk_mean(
             sums["site_sums"], sums["site_counts"], std["site_sums"], std["site_counts"], axes
         )

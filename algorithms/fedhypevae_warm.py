@@ -66,10 +66,10 @@ class TunedWarm:
             is larger than the mean.
         least_eigenvalue: the smallest eigenvalue, in units of their mean.
         resolution: the largest noise on the covariance in the block, in units of the covariance.
-        block: the largest number of directions in the block.
-        numbers: the largest number of entries of all classes' covariances in the block together.
-            With more than 260 classes, it leaves each class fewer than ``block`` directions, and
-            memory stays bounded.
+        block: the largest number of directions in the block, unless more lie between class means.
+        most_entries: the largest number of entries of all classes' covariances in the block
+            together. So C classes have at most sqrt(most_entries / C) directions: 259 with 1,000
+            classes.
     """
 
     clip: float = 0.7
@@ -82,7 +82,7 @@ class TunedWarm:
     least_eigenvalue: float = 0.02
     resolution: float = 0.12
     block: int = 512
-    numbers: int = 2**26
+    most_entries: int = 2**26
 
 
 TUNED = TunedWarm()
@@ -409,7 +409,9 @@ class FedHypeVAEWarm(OneShot):
     def block_size(self, server: Server) -> int:
         """Returns as many directions as the noise of the class moments leaves visible.
 
-        It is computed for C classes whose counts are the harmonic mean of the released ones.
+        There are at least the C - 1 directions between class means, and never more than
+        :meth:`most_directions`. What is visible is computed for C classes whose counts are the
+        harmonic mean of the released ones.
         """
         counts = server.tensors["counts"]
         typical_rows = len(counts) * float(len(counts) / (1 / counts).sum())
@@ -426,9 +428,12 @@ class FedHypeVAEWarm(OneShot):
         return min(wanted, self.most_directions())
 
     def most_directions(self) -> int:
-        """Returns the largest number of directions that the block can have."""
+        """Returns the largest number of directions that the block can have.
+
+        It is limited by the parameter ``block``, or by C - 1 if that is more, and by memory.
+        """
         most: int = self.params.block
-        in_memory = math.isqrt(TUNED.numbers // self.task.classes)
+        in_memory = math.isqrt(TUNED.most_entries // self.task.classes)
         return min(self.dim, in_memory, max(self.task.classes - 1, most))
 
     def statistic_numbers(self) -> int:

@@ -70,14 +70,16 @@ CODE_SCALE = {"default": 0.3, "paper": 1.0, "per-example": 1.0}
 It limits how far clients can differ; the paper has no such factor.
 """
 MOST_PAIRS = 4096
-"""The largest number of pairs of a client and a class for which priors are in a table.
+"""The largest number of pairs of a client and a class whose priors are computed as a table.
 
-If there are more, most pairs have no row in a batch, and every row gets a prior of its own.
+If there are more, most pairs have no row in a batch, and every row gets a prior of its own. The
+choice does not read the number of rows, which is private: one row could change how all others are
+rounded.
 """
 MOST_META_ROWS = 2048
-"""The largest number of rows that are generated in a step of fitting the meta-codes."""
-NUMBERS_AT_ONCE = 2**25
-"""The largest number of inputs of the prior for which rows are generated at once."""
+"""About the largest number of rows that are generated in a step of fitting the meta-codes."""
+PRIOR_INPUTS_AT_ONCE = 2**25
+"""Rows are generated in blocks in which the prior has at most this many inputs."""
 BETA = {"default": 0.5, "paper": 1.0, "per-example": 1.0}
 """The weight of KL(q || p(z | y, v)), by form; in the paper's ELBO it is 1.
 
@@ -268,15 +270,17 @@ class HyperCVAE(nn.Module):
         client = batch.layout.client
         shift = shifts[client] / math.sqrt(self.decoder.dim)
         offset = scales[client] * prototypes[batch.y] + shift
-        if len(features) * self.prior.classes <= MOST_PAIRS:
+        # Under vmap there is one row at a time, and only the table depends on parameters alone.
+        if batch.layout.direct or len(features) * self.prior.classes <= MOST_PAIRS:
             group = torch.stack([client, batch.y])
             prior = self.prior.table(features)
             root = self.spread.get(
                 self, lambda: posterior_spread(linear, scales, prior[1], variance)
             )
         else:
-            rows = torch.arange(len(client), device=client.device)
-            group = torch.stack([rows, torch.zeros_like(rows)])
+            # Every row counts as a client of its own that has one class.
+            row = torch.arange(len(client), device=client.device)
+            group = torch.stack([row, torch.zeros_like(row)])
             scales = scales[client]
             mean, precision_root = self.prior(batch.y, features[client])
             prior = mean.unsqueeze(1), precision_root.unsqueeze(1)
@@ -334,8 +338,9 @@ def fit_meta_codes(
     stream = seeds.torch(Purpose.META)
     meta = _initial_meta_codes(codes, count)
     meta.requires_grad_(True)
-    rows = min(16 * model.decoder.classes, MOST_META_ROWS)
-    y = torch.arange(rows, device=codes.device) % model.decoder.classes
+    classes = model.decoder.classes
+    rows = classes * min(16, max(1, MOST_META_ROWS // classes))
+    y = torch.arange(rows, device=codes.device) % classes
     state = Tensors()
     for step in range(steps):
         client = integers(len(codes), (rows,), stream, codes)
@@ -414,8 +419,9 @@ class HyperGenerator:
             )
             codes = self.codes[picked]
             # The prior's inputs are one-hot, so with a thousand classes they need most memory.
-            block = max(1, NUMBERS_AT_ONCE // self.model.prior.inputs)
+            block = max(1, PRIOR_INPUTS_AT_ONCE // self.model.prior.inputs)
             generated = []
+            # Without a row there is one empty block.
             for start in range(0, max(1, rows), block):
                 part = slice(start, start + block)
                 generated.append(

@@ -110,7 +110,8 @@ class Discriminant:
     ) -> None:
         self.basis = basis
         self.centre = centre
-        # |u root - m root|^2 is the squared Mahalanobis distance.
+        # |u root - m root|^2 is the squared Mahalanobis distance. If classes share a root, u root
+        # is computed once for all of them.
         self.roots = spectral_function(
             covariances, lambda values: values.clamp_min(LEAST_CLASS_VARIANCE).rsqrt()
         )

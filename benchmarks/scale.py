@@ -265,10 +265,13 @@ def show(measurements: list[Measurement], console: Console) -> None:
         counts = [f"{m.rows:,}", str(m.classes), f"{m.clients:,}"]
         table.add_row(*counts, m.method, *numbers, m.error or "")
     console.print(table)
-    growth = Table("method", "classes", "from", "to", "exponent", title="growth of training")
+    growth = Table(
+        "method", "classes", "clients", "from", "to", "exponent", title="growth of training"
+    )
     for before, after, exponent in exponents(measurements):
         sizes_of_pair = [f"{before.rows:,}", f"{after.rows:,}"]
-        growth.add_row(after.method, str(after.classes), *sizes_of_pair, f"{exponent:.2f}")
+        counts = [str(after.classes), f"{after.clients:,}"]
+        growth.add_row(after.method, *counts, *sizes_of_pair, f"{exponent:.2f}")
     console.print(growth)
 
 
@@ -296,7 +299,7 @@ def main() -> None:
     measurements: list[Measurement] = []
     with tempfile.TemporaryDirectory() as scratch:
         data = Path(scratch)
-        for rows, classes in product(options.rows, options.classes):
+        for rows, classes in product(sorted(set(options.rows)), options.classes):
             write_data(data, rows, classes)
             floor = floor_seconds(data, rows)
             for clients, method in product(options.clients, methods):

@@ -349,8 +349,12 @@ class Embeddings:
             columns=columns,
         )
 
-    def only_tested(self) -> Embeddings:
-        """Return the data set without its training rows, in memory of its own."""
+    def without_training_rows(self) -> Embeddings:
+        """Return the data set without its training rows and their columns.
+
+        The test rows are copied, because they may be a part of the same memory as the training
+        rows. The fingerprint is that of what is left.
+        """
         return replace(
             self,
             x_train=np.empty((0, self.dim), np.float32),

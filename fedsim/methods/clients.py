@@ -89,10 +89,11 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def empty_parts(sizes: Sequence[int], like: Tensor) -> tuple[Tensor, ...]:
-    """Return tensors ``[size, ...]`` to be filled, which are as aligned as torch's own.
+    """Return tensors ``[size, ...]`` to be filled, each aligned like memory that torch allocates.
 
-    The rounding of matrix products may depend on alignment. If each part is aligned within one
-    tensor of all parts, the parts are views of it, so that :func:`joined` needs no further memory.
+    The rounding of matrix products on the CPU may depend on alignment. If each part is aligned
+    within one tensor of all parts, the parts are views of it, so that :func:`joined` needs no
+    further memory.
 
     Args:
         sizes: the number of rows of each part.
@@ -150,6 +151,7 @@ class Clients:
         if coordinates is None:
             return self
         if self._converted is None or self._converted[0] != coordinates:
+            # At most one row, which says how many coordinates there are.
             row = coordinates.of_rows(self.x[0][:1])
             parts = empty_parts([len(x) for x in self.x], row)
             for part, x in zip(parts, self.x, strict=True):

@@ -194,7 +194,8 @@ class ConditionalPrior(nn.Module):
         full: whether T has entries below its diagonal.
 
     Attributes:
-        inputs: the number of inputs of the linear maps: products of the one-hot label and the code.
+        inputs: the number of inputs of the linear maps, ``(1 + C) (k + 1)``: the products of
+            (1, one-hot label) and (1, code).
     """
 
     place: Tensor
@@ -245,17 +246,19 @@ class ConditionalPrior(nn.Module):
         return self.mean(inputs), root.view(-1, latent, latent)
 
     @torch.no_grad()
-    def table(self, codes: Tensor, most: int | None = None) -> tuple[Tensor, Tensor]:
+    def table(self, codes: Tensor, first: int | None = None) -> tuple[Tensor, Tensor]:
         """Returns the prior of every code ``[K, k]`` and class, without gradient.
 
         Args:
             codes: the codes.
-            most: the largest number of classes, the first ones; None: all.
+            first: how many classes the table has, those of the lowest labels; None: all.
 
         Returns:
-            Means ``[K, C, latent]`` and roots T ``[K, C, latent, latent]``.
+            Means ``[K, classes, latent]`` and roots T ``[K, classes, latent, latent]``.
         """
-        classes = min(self.classes, most or self.classes)
+        classes = self.classes
+        if first is not None:
+            classes = min(classes, first)
         labels = torch.arange(classes, device=codes.device).repeat(len(codes))
         mean, root = self(
             labels,

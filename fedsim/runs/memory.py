@@ -38,8 +38,12 @@ MODEL_COPIES = 6
 """How many times the parameters are there: with gradients, sums, noise and Adam's moments."""
 MATRICES = 8
 """How many second moments, in double precision, the server computes with."""
-STATISTIC_BYTES = 12
-"""The bytes of a number of a statistic: its sum in double precision, and its noise."""
+STATISTIC_BYTES = 24
+"""The bytes of a number of a statistic.
+
+These are its sum in double precision, its noise, and three copies of the released number on its way
+to a file of the run folder.
+"""
 SENT_BYTES = 16
 """The bytes of the same number at each further actor: the actor's sum, and its message."""
 _LIMITS = (
@@ -94,7 +98,7 @@ def memory_of_cell(trial: Trial, processes: int = 1) -> CellMemory:
         sent = SENT_BYTES * (processes - 1)
         statistics = block + matrices + (STATISTIC_BYTES + sent) * numbers
     else:
-        copies += CONVERTED_COPIES
+        copies *= 1 + CONVERTED_COPIES
     model = 0
     if is_shipped(type(algorithm)):
         model = MODEL_COPIES * _parameter_bytes(algorithm, trial.cell.clients)

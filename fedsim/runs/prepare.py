@@ -95,7 +95,7 @@ class Prepared:
         grid: the grid file, with everything resolved.
         refused: why entries of ``algorithms`` are left out, by their positions.
         data: the data sets by key, including those that a partition shifts for each client. Once
-            the engine has a data set, only its test rows stay here.
+            Ray has a data set, its training rows are gone here (:mod:`fedsim.runs.scheduler`).
         trials: the cells, in the grid's order.
         nodes: the machines on which the grid is to run.
         need: what one actor needs.

@@ -117,6 +117,8 @@ def _run_in_scratch_folder(
     trainings |= {prepared.equal[training_id] for training_id in trainings}
     trials = [trial for trial in prepared.trials if trial.cell.training_id in trainings]
     prepared, engine = engine_for(replace(prepared, trials=tuple(trials)))
+    # The keys of references need the training rows, which the driver lets go when the jobs run.
+    entries = entries_of(prepared)
     with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
         store = ResultStore(scratch)
         display = Display(console, len(trials))
@@ -125,7 +127,7 @@ def _run_in_scratch_folder(
         with engine as running, display:
             scheduler = Scheduler(run, running)
             scheduler.run(jobs)
-        results = replace(read_results(scratch), entries=entries_of(prepared))
+        results = replace(read_results(scratch), entries=entries)
         cell_ids = {cell.cell_id for cell in cells}
         rows = [row for row in results.rows if row.cell_id in cell_ids]
         return rows, results.rounds()

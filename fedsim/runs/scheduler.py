@@ -172,13 +172,15 @@ class Scheduler:
     def _put(self, key: str) -> Any:
         """Return a data set in the engine's form; it is put there only once.
 
-        From then on the driver needs only the test rows, for the map. So that the training rows
-        are not in memory twice, it lets them go.
+        If the engine then has the rows in memory of its own, the driver lets the training rows go,
+        so that they are not in memory twice. Whatever needs them in the driver, such as warnings,
+        fingerprints, the manifest and the keys of references, is computed before the jobs run.
         """
         if key not in self.data:
             known = self.context.prepared.data
             self.data[key] = self.engine.put(known[key])
-            known[key] = known[key].only_tested()
+            if self.data[key] is not known[key]:
+                known[key] = known[key].without_training_rows()
         return self.data[key]
 
     def _start_jobs(self) -> None:

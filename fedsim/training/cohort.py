@@ -162,12 +162,14 @@ def client_values(
 ) -> tuple[torch.Tensor, ...]:
     """Return each client's part of ``values`` ``[n, ...]`` on ``device``.
 
-    On the CPU the parts are in memory of torch's (:func:`fedsim.methods.clients.empty_parts`).
+    On the CPU they are copied into aligned memory (:func:`fedsim.methods.clients.empty_parts`),
+    because the memory of ``values`` may be aligned in any way.
     """
     if device != CPU:
         whole = to_device(torch.from_numpy(values), device)
         indices = [to_device(torch.from_numpy(numbers), device) for numbers in rows]
         return tuple(whole.index_select(0, index) for index in indices)
+    # An empty array has the type and shape; torch would warn of read-only ``values``.
     row = torch.from_numpy(np.empty((1, *values.shape[1:]), values.dtype))
     parts = empty_parts([len(numbers) for numbers in rows], row)
     for part, numbers in zip(parts, rows, strict=True):

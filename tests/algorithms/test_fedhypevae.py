@@ -114,7 +114,7 @@ def test_rows_of_a_generator_do_not_depend_on_blocks(
     generator = HyperGenerator(hyper_model, codes, codes)
     labels = torch.arange(20) % CLASSES
     together = generator.sample(labels, torch.Generator().manual_seed(2))
-    monkeypatch.setattr(hyper_cvae, "NUMBERS_AT_ONCE", 7 * hyper_model.prior.inputs)
+    monkeypatch.setattr(hyper_cvae, "PRIOR_INPUTS_AT_ONCE", 7 * hyper_model.prior.inputs)
     in_blocks = generator.sample(labels, torch.Generator().manual_seed(2))
     torch.testing.assert_close(in_blocks, together)
     assert generator.sample(labels[:0], torch.Generator()).shape == (0, DIM)
@@ -239,6 +239,24 @@ def test_the_exact_posterior_is_that_of_the_generated_rows(
             rtol=1e-2,
             atol=1e-2,
         )
+
+
+def test_posterior_of_several_clients_is_the_same_from_a_table_and_by_row(
+    hyper_model: HyperCVAE,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = torch.Generator().manual_seed(4)
+    client = torch.tensor([0, 0, 1, 3, 3, 3, 4])  # the third client has no row
+    batch = Batch(
+        torch.randn(len(client), DIM, generator=stream),
+        torch.tensor([2, 0, 1, 1, 0, 2, 2]),
+        {},
+        Layout(client, CLIENTS),
+    )
+    noise = torch.randn(len(client), PARAMS.latent, generator=stream)
+    from_table = hyper_model.posterior(batch, noise)
+    monkeypatch.setattr(hyper_cvae, "MOST_PAIRS", 0)
+    torch.testing.assert_close(hyper_model.posterior(batch, noise), from_table)
 
 
 @pytest.mark.parametrize("prior", ["diagonal", "full"])

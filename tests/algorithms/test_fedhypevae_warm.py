@@ -167,11 +167,11 @@ def test_wide_products_of_sites_have_few_rows_in_a_block() -> None:
     assert sites_statistic(384, 1000).block == MOST_PRODUCTS // directions**2 > 0
 
 
-@pytest.mark.parametrize(("classes", "directions"), [(3, 384), (200, 384), (1000, 259)])
+@pytest.mark.parametrize(("classes", "directions"), [(3, 384), (455, 384), (456, 383), (1000, 259)])
 def test_matrices_of_many_classes_are_smaller(classes: int, directions: int) -> None:
     algorithm = FedHypeVAEWarm(FedHypeVAEWarmParams(), Task(384, classes, 1))
     assert algorithm.most_directions() == directions
-    assert classes * directions**2 <= fedhypevae_warm.TUNED.numbers
+    assert classes * directions**2 <= fedhypevae_warm.TUNED.most_entries
 
 
 def test_ten_classes_have_many_rows_in_a_block() -> None:

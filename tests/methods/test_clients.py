@@ -165,7 +165,7 @@ def test_examples_are_sampled_independently_in_each_round(client_rate: float) ->
 
 
 @pytest.mark.parametrize("dim", [16, 5])
-def test_converted_embeddings_are_in_memory_once(dim: int) -> None:
+def test_converted_embeddings_are_in_memory_once_if_aligned(dim: int) -> None:
     x = tuple(torch.randn(rows, dim) for rows in (7, 0, 3, 5))
     original = replace(clients(), x=x)
     converted = original.in_coordinates(Doubled())

@@ -75,13 +75,13 @@ def test_matrices_of_few_classes_are_small() -> None:
     assert few < 3 * statistics_of(10, "dp-gaussian")
 
 
-def test_in_process_there_is_one_cell_and_one_copy_of_the_data() -> None:
+def test_in_process_there_is_one_cell_at_a_time() -> None:
     prepared = prepared_grid("dp-gaussian", seeds=[0, 1])
     here = memory_of_grid(prepared, in_process=True)
     on_workers = memory_of_grid(prepared, in_process=False)
     assert here.parallel == 1
     assert on_workers.parallel == 2
-    assert on_workers.data == here.data
+    assert on_workers.data == here.data > 0
 
 
 def test_grid_that_fits_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Which job runs where and when, and what the end of its worker means for it."""
 
+import copy
 import io
 import sys
 from pathlib import Path
@@ -142,13 +143,28 @@ def test_every_job_is_shown_while_it_runs(tmp_path: Path) -> None:
     assert run.display.running == {}
 
 
-def test_driver_lets_training_rows_go_that_workers_have(tmp_path: Path) -> None:
-    run = context(tmp_path, "dp-gaussian")
+class Storing(InProcess):
+    """An engine that has the data in memory of its own, as Ray has."""
+
+    def put(self, value: Any) -> Any:
+        return copy.deepcopy(value)
+
+
+def test_driver_lets_training_rows_go_that_the_engine_has(tmp_path: Path) -> None:
+    run = context(tmp_path, "dp-gaussian", seeds=[0, 1])
     (before,) = run.prepared.data.values()
-    Scheduler(run, InProcess(NODES[0])).run(jobs_of(run))
+    Scheduler(run, Storing(NODES[0])).run(jobs_of(run))
     (after,) = run.prepared.data.values()
+    assert [row.status for row in read_results(tmp_path).rows] == ["ok", "ok"]
     assert len(before.x_train) > 0
     assert len(after.x_train) == len(after.y_train) == 0
     assert after.dim == before.dim
     np.testing.assert_array_equal(after.x_test, before.x_test)
     assert not np.shares_memory(after.x_test, before.x_test)
+
+
+def test_driver_keeps_rows_that_jobs_in_this_process_read(tmp_path: Path) -> None:
+    run = context(tmp_path, "dp-gaussian")
+    (before,) = run.prepared.data.values()
+    Scheduler(run, InProcess(NODES[0])).run(jobs_of(run))
+    assert list(run.prepared.data.values()) == [before]
