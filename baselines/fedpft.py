@@ -45,12 +45,17 @@ PARTS = ("means", "roots", "mass")
 """The tensors of a mixture; see :class:`Mixtures`."""
 
 
+MOST_ENTRIES = 2**27
+"""The largest number of entries of all means and standard deviations, which limits memory."""
+
+
 class FedPFTParams(Params):
     """Parameters of FedPFT.
 
     Attributes:
         components: K, the number of components of every class of every client, with diagonal
-            covariances; fewer if the class has fewer rows.
+            covariances; fewer if the class has fewer rows, or if the components of all classes of
+            all clients would have more than 134 million entries together.
     """
 
     components: int = Field(10, ge=1)
@@ -90,6 +95,13 @@ class FedPFT(ClientMixtures):
         """Returns one phase of one round."""
         return (Phase(Release("mixtures", 1.0, 1), self.client_round, keep, self.broadcast),)
 
+    @property
+    def components(self) -> int:
+        """The number K of components of every class of every client, at least 1."""
+        entries = 2 * self.task.clients * self.task.classes * self.task.dim
+        wanted: int = self.params.components
+        return max(1, min(wanted, MOST_ENTRIES // entries))
+
     def client_round(
         self,
         clients: Clients,
@@ -116,10 +128,11 @@ class FedPFT(ClientMixtures):
         """
         from sklearn.mixture import GaussianMixture
 
-        count = min(self.params.components, len(x))
-        means = np.zeros((self.params.components, x.shape[1]))
+        components = self.components
+        count = min(components, len(x))
+        means = np.zeros((components, x.shape[1]))
         roots = np.zeros_like(means)
-        mass = np.zeros(self.params.components)
+        mass = np.zeros(components)
         if count:
             rows = x.double().cpu().numpy()
             if len(rows) == 1:

@@ -49,6 +49,8 @@ from fedsim.methods import (
 
 AXES = 64
 """The largest number of directions with their own variance if candidates are drawn."""
+MOST_ENTRIES = 2**26
+"""The largest number of entries of the candidates of all classes, which limits memory."""
 
 
 class PrivateEvolutionParams(OneShotParams):
@@ -60,7 +62,8 @@ class PrivateEvolutionParams(OneShotParams):
         coordinates_share: the share of the budget (in 1 / sigma^2) for the released coordinates
             (:mod:`fedsim.methods.coordinates`).
         rounds: the number of rounds of votes, which share the rest of the budget.
-        candidates: the number of candidates of every class in a round.
+        candidates: the number of candidates of every class in a round; fewer if those of all
+            classes would have more than 67 million entries together.
         votes: the number of candidates for which a row votes; if some candidates are equal, the
             same share of the different ones.
         threshold: the number of standard deviations of its noise below which a vote counts as none.
@@ -119,13 +122,20 @@ class PrivateEvolution(OneShot):
         receive_spread(server, sums, std)
         self.begin(server)
 
+    @property
+    def candidates(self) -> int:
+        """The number K of candidates of every class in a round, at least 1."""
+        in_memory = MOST_ENTRIES // (self.task.classes * self.dim)
+        wanted: int = self.params.candidates
+        return max(1, min(wanted, in_memory))
+
     def begin(self, server: Server) -> None:
         """Stores fresh candidates in coordinates ``[rounds, K, d]``, of mean squared norm 1.
 
         In the first round all classes have the same.
         """
         tensors = server.tensors
-        count = self.params.rounds * self.params.candidates
+        count = self.params.rounds * self.candidates
         if self.params.start == "public":
             fresh = self._public_candidates(server, count)
         else:
@@ -219,7 +229,7 @@ class PrivateEvolution(OneShot):
         number = int(tensors["round"])
         stream = server.seeds.torch(Purpose.PENALTY, number)
         classes = torch.arange(self.task.classes, device=server.device)
-        labels = classes.repeat_interleave(self.params.candidates)
+        labels = classes.repeat_interleave(self.candidates)
         children = offspring(tensors["candidates"], tensors["weights"], labels, stream)
         fresh = tensors["fresh"][number].repeat(self.task.classes, 1)
         uniform = torch.rand(len(children), 1, generator=stream)

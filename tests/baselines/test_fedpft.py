@@ -9,7 +9,7 @@ from cells import one_cell, quick
 
 from baselines import fedpft
 from baselines.fedpft import CLIENT_CLASS_WEIGHTS, Mixtures
-from fedsim.methods import Purpose, Seeds, Tensors, one_hot, unit_weights
+from fedsim.methods import Purpose, Seeds, Task, Tensors, one_hot, unit_weights
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.statistics.moments import in_unit_ball
 from fedsim.training.cohort import Cohort
@@ -120,3 +120,9 @@ def test_sums_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fedpft, "BLOCK", 10)
     for name, value in sums_without(None).items():
         torch.testing.assert_close(value, together[name])
+
+
+@pytest.mark.parametrize(("clients", "components"), [(10, 10), (30, 5), (1000, 1)])
+def test_components_of_all_clients_fit_in_memory(clients: int, components: int) -> None:
+    task = Task(384, 1000, clients)
+    assert fedpft.FedPFT(fedpft.FedPFTParams(), task).components == components
