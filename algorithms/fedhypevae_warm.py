@@ -423,9 +423,7 @@ class FedHypeVAEWarm(OneShot):
             noise,
             TUNED.resolution,
         )
-        most: int = self.params.block
-        wanted = max(self.task.classes - 1, min(most, affordable))
-        return min(wanted, self.most_directions())
+        return min(max(self.task.classes - 1, affordable), self.most_directions())
 
     def most_directions(self) -> int:
         """Returns the largest number of directions that the block can have.

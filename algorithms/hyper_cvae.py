@@ -73,8 +73,8 @@ MOST_PAIRS = 4096
 """The largest number of pairs of a client and a class whose priors are computed as a table.
 
 If there are more, most pairs have no row in a batch, and every row gets a prior of its own. The
-choice does not read the number of rows, which is private: one row could change how all others are
-rounded.
+choice must not depend on the number of rows, which is private. Otherwise one row could change how
+all other rows are rounded.
 """
 MOST_META_ROWS = 2048
 """About the largest number of rows that are generated in a step of fitting the meta-codes."""
