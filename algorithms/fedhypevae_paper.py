@@ -98,14 +98,14 @@ def _clients_that_take_part(
 ) -> list[int]:
     """Returns the positions of the clients that are sampled in a round and have rows."""
     chosen = []
-    for position, (client, x) in enumerate(zip(clients.members, clients.x, strict=True)):
+    for position, (client, y) in enumerate(zip(clients.members, clients.y, strict=True)):
         stream = clients.seeds.keystream(
             Purpose.SAMPLING,
             round_.number,
             client,
         )
         is_sampled = bool(stream.uniform(1)[0] < algorithm.params.client_rate)
-        if is_sampled and len(x):
+        if is_sampled and len(y):
             chosen.append(position)
     return chosen
 

@@ -217,7 +217,7 @@ class DPFedPFT(ClientMixtures):
         broadcast: Tensors,
     ) -> Message:
         """Returns every client's statistics with its own noise."""
-        count = len(clients.x)
+        count = len(clients.members)
         classes = self.task.classes
         class_of_client = clients.layout.client * classes + clients.pooled.y
         cells = count * classes

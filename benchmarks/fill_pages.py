@@ -192,11 +192,19 @@ def mean_ranks() -> Entries:
 
 
 def differences(runs: str, column: str, *pairs: str) -> Entries:
-    """Yield the paired differences of methods, by data set and budget."""
-    frame = results(runs, "epsilon_target > 0")
+    """Yield the paired differences of methods, by data set and budget.
+
+    A method without ε is compared at every budget.
+    """
+    frame = results(runs, "seed >= 0")
     for first, second in (pair.split(" − ") for pair in pairs):
-        for (dataset, epsilon), group in frame.groupby(["dataset", BUDGET], sort=False):
-            mean, half = mean_and_half(paired(group, first, second, column))
+        of_pair = frame[frame["label"].isin([first, second])]
+        for (dataset, epsilon), group in of_pair.groupby(["dataset", BUDGET], sort=False):
+            without = of_pair[of_pair[BUDGET].isna() & (of_pair["dataset"] == dataset)]
+            both = pd.concat([group, without])
+            if both["label"].nunique() < 2:
+                continue
+            mean, half = mean_and_half(paired(both, first, second, column))
             line = f"{dataset}: {first} − {second}"
             yield line, head(epsilon), f"{signed(mean)} ± {half:.3f}"
 

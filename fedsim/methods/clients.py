@@ -30,12 +30,15 @@ from fedsim.methods.messages import (
 )
 from fedsim.methods.parameters import ALIGNMENT, rounded
 from fedsim.methods.products import Chart
+from fedsim.methods.shared_rows import MemberRows, PooledRows
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.noise import fill_gaussian, fingerprint, gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Purpose, Seeds
 
 Item = TypeVar("Item")
+BLOCK = 32_768
+"""How many embeddings are converted to other coordinates at a time."""
 NUMBERS_AT_ONCE = 2**18
 """How many numbers of noise are drawn before they are added.
 
@@ -60,12 +63,12 @@ class Pooled(NamedTuple):
     """The examples of all members, one member after another.
 
     Attributes:
-        x: embeddings ``[N, d]``.
+        x: embeddings ``[N, d]``: a tensor, or rows that are copied when they are indexed.
         y: labels ``[N]``.
         starts: the position of each member's first example.
     """
 
-    x: Tensor
+    x: Tensor | PooledRows
     y: Tensor
     starts: tuple[int, ...]
 
@@ -114,7 +117,9 @@ class Clients:
 
     Attributes:
         members: the numbers of the clients, ascending.
-        x, y: each member's embeddings ``[n, d]`` and labels ``[n]``.
+        x: each member's embeddings ``[n, d]``. On the CPU they are copied out of the memory that
+            all workers share whenever they are looked up, so take a member's once.
+        y: each member's labels ``[n]``.
         seeds: the cell's seed tree.
         plan: the cell's privacy plan; None for an algorithm that is not private.
         model: a model that holds one slice of every per-client parameter for each member.
@@ -128,7 +133,7 @@ class Clients:
     """
 
     members: tuple[int, ...]
-    x: tuple[Tensor, ...]
+    x: Sequence[Tensor]
     y: tuple[Tensor, ...]
     seeds: Seeds
     plan: PrivacyPlan | None
@@ -152,17 +157,22 @@ class Clients:
             return self
         if self._converted is None or self._converted[0] != coordinates:
             # At most one row, which says how many coordinates there are.
-            row = coordinates.of_rows(self.x[0][:1])
-            parts = empty_parts([len(x) for x in self.x], row)
-            for part, x in zip(parts, self.x, strict=True):
-                part.copy_(coordinates.of_rows(x))
+            row = coordinates.of_rows(self.pooled.x[:1])
+            parts = empty_parts([len(y) for y in self.y], row)
+            for part, start in zip(parts, self.pooled.starts, strict=True):
+                for first in range(0, len(part), BLOCK):
+                    block = part[first : first + BLOCK]
+                    rows = slice(start + first, start + first + len(block))
+                    block.copy_(coordinates.of_rows(self.pooled.x[rows]))
             self._converted = (coordinates, replace(self, x=parts))
         return self._converted[1]
 
     @cached_property
     def pooled(self) -> Pooled:
         """The examples of all members, joined once."""
-        starts = tuple(accumulate((len(x) for x in self.x[:-1]), initial=0))
+        starts = tuple(accumulate(map(len, self.y[:-1]), initial=0))
+        if isinstance(self.x, MemberRows):
+            return Pooled(self.x.pool, joined(self.y), starts)
         return Pooled(joined(self.x), joined(self.y), starts)
 
     def only(self, positions: Sequence[int]) -> Clients:
@@ -181,10 +191,15 @@ class Clients:
         def pick(values: Sequence[Item]) -> tuple[Item, ...]:
             return tuple(values[i] for i in positions)
 
+        x: Sequence[Tensor]
+        if isinstance(self.x, MemberRows):
+            x = MemberRows(self.x.pool, pick(self.x.parts))
+        else:
+            x = pick(self.x)
         chosen = replace(
             self,
             members=pick(self.members),
-            x=pick(self.x),
+            x=x,
             y=pick(self.y),
             groups=self.groups and pick(self.groups),
             state=state,
@@ -218,8 +233,8 @@ class Clients:
         sizes = [len(chosen) for chosen in rows]
         position = torch.from_numpy(np.repeat(np.arange(len(rows)), sizes))
         return Batch(
-            self.pooled.x.index_select(0, index),
-            self.pooled.y.index_select(0, index),
+            self.pooled.x[index],
+            self.pooled.y[index],
             draws,
             Layout.on(self.device, position, len(self.members)),
             self._groups_of(rows),
@@ -244,12 +259,12 @@ class Clients:
             if self.groups is not None:
                 groups = consecutive(
                     self.groups[i][chosen],
-                    self.pooled.x,
+                    self.pooled.y,
                 )
             batches.append(
                 Batch(
-                    self.x[i].index_select(0, index[i]),
-                    self.y[i].index_select(0, index[i]),
+                    self.pooled.x[index[i] + self.pooled.starts[i]],
+                    self.y[i][index[i]],
                     {name: draws[i, name] for name in shapes},
                     Layout(torch.zeros_like(index[i]), 1, known=torch.zeros_like(chosen)),
                     groups,
@@ -266,17 +281,17 @@ class Clients:
         for position, chosen in enumerate(rows):
             numbers.append(self.groups[position][chosen] + start)
             start += self.units(position)
-        return consecutive(torch.cat(numbers), self.pooled.x)
+        return consecutive(torch.cat(numbers), self.pooled.y)
 
     @cached_property
     def all_groups(self) -> Layout | None:
         """The groups of all examples; None if the unit is not a group."""
-        return self._groups_of([torch.arange(len(x)) for x in self.x])
+        return self._groups_of([torch.arange(len(y)) for y in self.y])
 
     @cached_property
     def layout(self) -> Layout:
         """The member to which each example of :attr:`pooled` belongs."""
-        sizes = torch.tensor([len(x) for x in self.x])
+        sizes = torch.tensor([len(y) for y in self.y])
         owner = torch.repeat_interleave(
             torch.arange(len(self.members)),
             sizes,
@@ -332,7 +347,7 @@ class Clients:
     def units(self, position: int) -> int:
         """Return the number of units (examples, or groups) of the member at ``position``."""
         if self.groups is None:
-            return len(self.x[position])
+            return len(self.y[position])
         groups = self.groups[position]
         if len(groups):
             return int(groups[-1]) + 1
@@ -350,9 +365,9 @@ class Clients:
         Every member must have an example.
         """
         minibatches = []
-        for client, x in zip(self.members, self.x, strict=True):
+        for client, y in zip(self.members, self.y, strict=True):
             stream = self.seeds.keystream(Purpose.LOCAL, round_, client)
-            rows = torch.from_numpy(stream.integers(len(x), (steps, size)))
+            rows = torch.from_numpy(stream.integers(len(y), (steps, size)))
             minibatches.append(self._record_sample(rows))
         return minibatches
 

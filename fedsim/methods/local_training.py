@@ -143,7 +143,7 @@ class LocalTraining(Algorithm):
         chosen = [
             position
             for position, takes in enumerate(takes_part.tolist())
-            if takes and len(clients.x[position])
+            if takes and len(clients.y[position])
         ]
         active = clients.only(chosen)
         shared, losses = self._train(active, round_, broadcast)

@@ -60,18 +60,14 @@ class Rows:
     client: Tensor
 
     @classmethod
-    def of(cls, clients: Clients) -> Rows:
-        """Return all examples of all members, in client order."""
-        owner = torch.tensor(clients.members)[clients.layout.positions]
+    def of(cls, clients: Clients, rows: slice = slice(None)) -> Rows:
+        """Return some examples of all members, in client order; by default all of them."""
+        owner = torch.tensor(clients.members)[clients.layout.positions[rows]]
         return cls(
-            clients.pooled.x,
-            clients.pooled.y,
+            clients.pooled.x[rows],
+            clients.pooled.y[rows],
             to_device(owner, clients.device),
         )
-
-    def take(self, rows: slice) -> Rows:
-        """Return some of the examples."""
-        return Rows(self.x[rows], self.y[rows], self.client[rows])
 
     def by_label(
         self,
@@ -149,11 +145,10 @@ class _StatisticRounds:
 
     def at_clients(self, clients: Clients, round_: Round, received: Tensors) -> Message:
         """Return the cohort's message: the clipped and noised sums."""
-        all_rows = Rows.of(clients)
         sums: Tensors = {}
         norms_of_blocks = []
         for block, units in self._blocks(clients):
-            products = self._products(all_rows.take(block), received)
+            products = self._products(Rows.of(clients, block), received)
             _, block_norms = clipped_statistics(products, self.norms, units, sums)
             norms_of_blocks.append(block_norms)
         joint_norms = torch.cat(norms_of_blocks)

@@ -30,7 +30,7 @@ PROCESS = 400 * 2**20
 """The bytes that a process takes for itself before it has data, evaluation included."""
 RAY = 2**30
 """The bytes of Ray's own processes, as `benchmarks/scale.py` measures them on one machine."""
-STATISTIC_COPIES = 3
+STATISTIC_COPIES = 4
 """How many copies of a block of examples a method makes while it computes a statistic of them."""
 CONVERTED_COPIES = 1
 """How many copies of their examples clients make to train in released coordinates."""
@@ -59,7 +59,7 @@ class CellMemory:
 
     Attributes:
         processes: what its processes take before they have data.
-        examples: the clients' copy of their examples, and copies that a method makes of them.
+        examples: the copy that clients make of their examples to train in other coordinates.
         model: the models, with their gradients and noise.
         statistics: the products of a block of examples, the released sums, and the matrices that
             the server makes of them.
@@ -87,9 +87,9 @@ def memory_of_cell(trial: Trial, processes: int = 1) -> CellMemory:
     """
     task = trial.task
     algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, task)
-    copies = 1
+    copies = CONVERTED_COPIES
     if task.dim * 4 % ALIGNMENT:
-        copies = 2
+        copies *= 2
     statistics = 0
     numbers = algorithm.statistic_numbers()
     if numbers:
@@ -97,8 +97,7 @@ def memory_of_cell(trial: Trial, processes: int = 1) -> CellMemory:
         matrices = MATRICES * 8 * task.dim**2
         sent = SENT_BYTES * (processes - 1)
         statistics = block + matrices + (STATISTIC_BYTES + sent) * numbers
-    else:
-        copies *= 1 + CONVERTED_COPIES
+        copies = 0
     model = 0
     if is_shipped(type(algorithm)):
         model = MODEL_COPIES * _parameter_bytes(algorithm, trial.cell.clients)

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from fedsim.device import CPU, moved, to_device
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.clients import Clients, empty_parts
+from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, PublicRows, Round, RoundTrace, Task, Tensors
 from fedsim.methods.parameters import in_order, load_parameters, local_names
+from fedsim.methods.shared_rows import MemberRows
 from fedsim.models.layers import initial_model
 from fedsim.partition.schemes import RowNumbers
 from fedsim.plugins.registry import lookup
@@ -101,9 +102,14 @@ class Cohort:
         groups = None
         if spec.groups is not None:
             groups = tuple(map(torch.from_numpy, spec.groups))
+        embeddings: Sequence[torch.Tensor]
+        if device == CPU:
+            embeddings = MemberRows.of(x, spec.rows)
+        else:
+            embeddings = client_values(x, spec.rows, device)
         self.clients = clients(
             spec.members,
-            client_values(x, spec.rows, device),
+            embeddings,
             client_values(y, spec.rows, device),
             spec.seeds,
             spec.plan,
@@ -160,22 +166,8 @@ def client_values(
     rows: RowNumbers,
     device: torch.device,
 ) -> tuple[torch.Tensor, ...]:
-    """Return each client's part of ``values`` ``[n, ...]`` on ``device``.
-
-    On the CPU they are copied into aligned memory (:func:`fedsim.methods.clients.empty_parts`),
-    because the memory of ``values`` may be aligned in any way.
-    """
-    if device != CPU:
-        whole = to_device(torch.from_numpy(values), device)
-        indices = [to_device(torch.from_numpy(numbers), device) for numbers in rows]
-        return tuple(whole.index_select(0, index) for index in indices)
-    # An empty array has the type and shape; torch would warn of read-only ``values``.
-    row = torch.from_numpy(np.empty((1, *values.shape[1:]), values.dtype))
-    parts = empty_parts([len(numbers) for numbers in rows], row)
-    for part, numbers in zip(parts, rows, strict=True):
-        # Numbers are valid, and without "clip" NumPy would make another copy.
-        np.take(values, numbers, axis=0, out=part.numpy(), mode="clip")
-    return parts
+    """Return a copy of each client's part of ``values`` ``[n, ...]`` on ``device``."""
+    return tuple(to_device(torch.from_numpy(values[numbers]), device) for numbers in rows)
 
 
 class LocalPool:

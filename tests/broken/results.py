@@ -129,11 +129,11 @@ class ResumeDiffers(Tiny):
 
 
 class DataChanged(Tiny):
-    """Writes into the rows of its clients."""
+    """Writes into the labels of its clients."""
 
     def look(self, clients: Clients, round_: Round) -> None:
-        for x in clients.x:
-            x.clamp_(max=0.2)
+        for y in clients.y:
+            y.clamp_(max=1)
 
 
 class Told(float):

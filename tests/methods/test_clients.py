@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedsim.methods.clients import NUMBERS_AT_ONCE, Clients
+from fedsim.methods.clients import NUMBERS_AT_ONCE, Clients, joined
 from fedsim.privacy.noise import Noise, gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release, Trust
 from fedsim.seeds import Purpose, Seeds
@@ -167,7 +167,7 @@ def test_examples_are_sampled_independently_in_each_round(client_rate: float) ->
 @pytest.mark.parametrize("dim", [16, 5])
 def test_converted_embeddings_are_in_memory_once_if_aligned(dim: int) -> None:
     x = tuple(torch.randn(rows, dim) for rows in (7, 0, 3, 5))
-    original = replace(clients(), x=x)
+    original = replace(clients(), x=x, y=tuple(torch.zeros(len(rows)) for rows in x))
     converted = original.in_coordinates(Doubled())
     for part, rows in zip(converted.x, x, strict=True):
         assert torch.equal(part, 2 * rows)
@@ -175,3 +175,8 @@ def test_converted_embeddings_are_in_memory_once_if_aligned(dim: int) -> None:
     shares_memory = converted.pooled.x.data_ptr() == converted.x[0].data_ptr()
     assert shares_memory == (dim == 16)  # rows of five numbers would not be aligned
     assert original.in_coordinates(Doubled()) is converted
+
+
+def test_parts_in_another_order_are_copied() -> None:
+    first, second = torch.arange(8.0).split(4)
+    assert joined([second, first]).tolist() == [4, 5, 6, 7, 0, 1, 2, 3]

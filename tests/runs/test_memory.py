@@ -28,9 +28,9 @@ def prepared_grid(*algorithms: str, **keys: Any) -> Prepared:
     return prepare(small_grid(*algorithms, **keys), NODES)
 
 
-def bytes_of_cell(**keys: Any) -> memory.CellMemory:
-    """The memory of the only cell of such a grid with DP-Gaussian."""
-    (trial,) = prepared_grid("dp-gaussian", **keys).trials
+def bytes_of_cell(name: str, **keys: Any) -> memory.CellMemory:
+    """The memory of the only cell of such a grid with one method."""
+    (trial,) = prepared_grid(name, **keys).trials
     return memory_of_cell(trial)
 
 
@@ -40,10 +40,14 @@ def give_machine(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
 
 
 def test_examples_grow_with_the_data() -> None:
-    few = bytes_of_cell(dataset={"name": "digits", "limit": 200})
-    many = bytes_of_cell(dataset={"name": "digits", "limit": 400})
+    few = bytes_of_cell("fedhypevae", dataset={"name": "digits", "limit": 200})
+    many = bytes_of_cell("fedhypevae", dataset={"name": "digits", "limit": 400})
     assert many.examples == 2 * few.examples
     assert few.examples >= 200 * EXAMPLE_BYTES
+
+
+def test_a_method_that_reads_blocks_copies_no_data() -> None:
+    assert bytes_of_cell("dp-gaussian").examples == 0
 
 
 def test_model_of_all_clients_counts() -> None:

@@ -319,7 +319,7 @@ def _check_data(subject: Subject) -> None:
     clients = subject.first.pool.cohorts[0].clients
     pooled = clients.pooled
     parts = list(zip(clients.x, clients.y, numbers, strict=True))
-    parts.append((pooled.x, pooled.y, np.concatenate(numbers)))
+    parts.append((pooled.x[:], pooled.y, np.concatenate(numbers)))
     for x, y, rows in parts:
         same_x = np.array_equal(x.numpy(), data.x_train[rows])
         if not same_x or not np.array_equal(y.numpy(), data.y_train[rows]):
