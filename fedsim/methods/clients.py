@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout, consecutive
 from fedsim.device import CPU, moved, to_device
+from fedsim.methods.member_rows import MemberRows, PooledRows
 from fedsim.methods.messages import (
     NUMBER_BYTES,
     DiagnosticLike,
@@ -28,17 +29,15 @@ from fedsim.methods.messages import (
     Step,
     Tensors,
 )
-from fedsim.methods.parameters import ALIGNMENT, rounded
+from fedsim.methods.parameters import rounded
 from fedsim.methods.products import Chart
-from fedsim.methods.shared_rows import MemberRows, PooledRows
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.noise import fill_gaussian, fingerprint, gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
+from fedsim.privacy.statistics.outer_products import BLOCK
 from fedsim.seeds import Purpose, Seeds
 
 Item = TypeVar("Item")
-BLOCK = 32_768
-"""How many embeddings are converted to other coordinates at a time."""
 NUMBERS_AT_ONCE = 2**18
 """How many numbers of noise are drawn before they are added.
 
@@ -91,24 +90,6 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return first.as_strided((rows, *first.shape[1:]), first.stride())
 
 
-def empty_parts(sizes: Sequence[int], like: Tensor) -> tuple[Tensor, ...]:
-    """Return tensors ``[size, ...]`` to be filled, each aligned like memory that torch allocates.
-
-    The rounding of matrix products on the CPU may depend on alignment. If each part is aligned
-    within one tensor of all parts, the parts are views of it, so that :func:`joined` needs no
-    further memory.
-
-    Args:
-        sizes: the number of rows of each part.
-        like: a tensor ``[n, ...]`` whose rows have the shape, the type and the device of the parts.
-    """
-    starts = accumulate(sizes[:-1], initial=0)
-    row_bytes = math.prod(like.shape[1:]) * like.element_size()
-    if all(start * row_bytes % ALIGNMENT == 0 for start in starts):
-        return torch.split(like.new_empty(sum(sizes), *like.shape[1:]), list(sizes))
-    return tuple(like.new_empty(size, *like.shape[1:]) for size in sizes)
-
-
 @dataclass
 class Clients:
     """The clients of one cohort: their data and their private state.
@@ -117,8 +98,8 @@ class Clients:
 
     Attributes:
         members: the numbers of the clients, ascending.
-        x: each member's embeddings ``[n, d]``. On the CPU they are copied out of the memory that
-            all workers share whenever they are looked up, so take a member's once.
+        x: each member's embeddings ``[n, d]``. On the CPU every look-up copies them from the data
+            set, so keep the result, and use ``len(y)`` for their number.
         y: each member's labels ``[n]``.
         seeds: the cell's seed tree.
         plan: the cell's privacy plan; None for an algorithm that is not private.
@@ -158,7 +139,8 @@ class Clients:
         if self._converted is None or self._converted[0] != coordinates:
             # At most one row, which says how many coordinates there are.
             row = coordinates.of_rows(self.pooled.x[:1])
-            parts = empty_parts([len(y) for y in self.y], row)
+            whole = row.new_empty(len(self.pooled.y), *row.shape[1:])
+            parts = torch.split(whole, [len(y) for y in self.y])
             for part, start in zip(parts, self.pooled.starts, strict=True):
                 for first in range(0, len(part), BLOCK):
                     block = part[first : first + BLOCK]
@@ -172,7 +154,8 @@ class Clients:
         """The examples of all members, joined once."""
         starts = tuple(accumulate(map(len, self.y[:-1]), initial=0))
         if isinstance(self.x, MemberRows):
-            return Pooled(self.x.pool, joined(self.y), starts)
+            rows = PooledRows(self.x.values, joined(self.x.numbers))
+            return Pooled(rows, joined(self.y), starts)
         return Pooled(joined(self.x), joined(self.y), starts)
 
     def only(self, positions: Sequence[int]) -> Clients:
@@ -193,7 +176,7 @@ class Clients:
 
         x: Sequence[Tensor]
         if isinstance(self.x, MemberRows):
-            x = MemberRows(self.x.pool, pick(self.x.parts))
+            x = MemberRows(self.x.values, pick(self.x.numbers))
         else:
             x = pick(self.x)
         chosen = replace(
@@ -204,7 +187,9 @@ class Clients:
             groups=self.groups and pick(self.groups),
             state=state,
         )
-        chosen.pooled = self.pooled._replace(starts=pick(self.pooled.starts))
+        if not isinstance(self.x, MemberRows):
+            # The pool of all members serves them too, without another copy.
+            chosen.pooled = self.pooled._replace(starts=pick(self.pooled.starts))
         return chosen
 
     def batch(
@@ -233,8 +218,8 @@ class Clients:
         sizes = [len(chosen) for chosen in rows]
         position = torch.from_numpy(np.repeat(np.arange(len(rows)), sizes))
         return Batch(
-            self.pooled.x[index],
-            self.pooled.y[index],
+            self.pooled.x.index_select(0, index),
+            self.pooled.y.index_select(0, index),
             draws,
             Layout.on(self.device, position, len(self.members)),
             self._groups_of(rows),
@@ -263,8 +248,8 @@ class Clients:
                 )
             batches.append(
                 Batch(
-                    self.pooled.x[index[i] + self.pooled.starts[i]],
-                    self.y[i][index[i]],
+                    self.pooled.x.index_select(0, index[i] + self.pooled.starts[i]),
+                    self.y[i].index_select(0, index[i]),
                     {name: draws[i, name] for name in shapes},
                     Layout(torch.zeros_like(index[i]), 1, known=torch.zeros_like(chosen)),
                     groups,

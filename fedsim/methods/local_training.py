@@ -149,7 +149,7 @@ class LocalTraining(Algorithm):
         shared, losses = self._train(active, round_, broadcast)
         self._store_state(clients, active, chosen)
         private = clients.plan is not None
-        weights = torch.tensor([float(len(x)) for x in active.x])
+        weights = torch.tensor([float(len(y)) for y in active.y])
         if private:
             # The number of examples is private, and so is who takes part.
             weights = torch.ones(len(chosen))

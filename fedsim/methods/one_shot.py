@@ -61,7 +61,7 @@ class Rows:
 
     @classmethod
     def of(cls, clients: Clients, rows: slice = slice(None)) -> Rows:
-        """Return some examples of all members, in client order; by default all of them."""
+        """Return the examples of all members in client order, or the slice ``rows`` of them."""
         owner = torch.tensor(clients.members)[clients.layout.positions[rows]]
         return cls(
             clients.pooled.x[rows],

@@ -14,7 +14,7 @@ from rich.console import Console
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.parameters import ALIGNMENT, local_names
+from fedsim.methods.parameters import local_names
 from fedsim.models.layers import initial_model
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.privacy.statistics.outer_products import BLOCK
@@ -31,9 +31,9 @@ PROCESS = 400 * 2**20
 RAY = 2**30
 """The bytes of Ray's own processes, as `benchmarks/scale.py` measures them on one machine."""
 STATISTIC_COPIES = 4
-"""How many copies of a block of examples a method makes while it computes a statistic of them."""
-CONVERTED_COPIES = 1
-"""How many copies of their examples clients make to train in released coordinates."""
+"""How many arrays of a block's size there are while a statistic is computed, with the block."""
+POOLED_COPIES = 4
+"""How many copies of all examples `centralised` makes: sent, joined, and in double precision."""
 MODEL_COPIES = 6
 """How many times the parameters are there: with gradients, sums, noise and Adam's moments."""
 MATRICES = 8
@@ -59,7 +59,8 @@ class CellMemory:
 
     Attributes:
         processes: what its processes take before they have data.
-        examples: the copy that clients make of their examples to train in other coordinates.
+        examples: the copies of all examples that the method keeps, such as the one in released
+            coordinates.
         model: the models, with their gradients and noise.
         statistics: the products of a block of examples, the released sums, and the matrices that
             the server makes of them.
@@ -87,17 +88,15 @@ def memory_of_cell(trial: Trial, processes: int = 1) -> CellMemory:
     """
     task = trial.task
     algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, task)
-    copies = CONVERTED_COPIES
-    if task.dim * 4 % ALIGNMENT:
-        copies *= 2
+    copies = _copies_of_examples(algorithm, trial.cell.algorithm)
     statistics = 0
     numbers = algorithm.statistic_numbers()
+    if numbers or copies:
+        statistics += STATISTIC_COPIES * 4 * _largest_block(trial) * task.dim
     if numbers:
-        block = STATISTIC_COPIES * 4 * _largest_block(trial) * task.dim
         matrices = MATRICES * 8 * task.dim**2
         sent = SENT_BYTES * (processes - 1)
-        statistics = block + matrices + (STATISTIC_BYTES + sent) * numbers
-        copies = 0
+        statistics += matrices + (STATISTIC_BYTES + sent) * numbers
     model = 0
     if is_shipped(type(algorithm)):
         model = MODEL_COPIES * _parameter_bytes(algorithm, trial.cell.clients)
@@ -107,6 +106,18 @@ def memory_of_cell(trial: Trial, processes: int = 1) -> CellMemory:
         model=model,
         statistics=statistics,
     )
+
+
+def _copies_of_examples(algorithm: Algorithm, name: str) -> int:
+    """Return how many copies of all examples a method keeps besides the data set.
+
+    A method that trains in released coordinates keeps one, and so may a plug-in. Others copy a
+    batch or a block at a time.
+    """
+    if name == "centralised":
+        return POOLED_COPIES
+    is_in_coordinates = getattr(algorithm.params, "precondition", 0) > 0
+    return int(is_in_coordinates or not is_shipped(type(algorithm)))
 
 
 def _largest_block(trial: Trial) -> int:

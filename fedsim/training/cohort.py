@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from fedsim.device import CPU, moved, to_device
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
+from fedsim.methods.member_rows import MemberRows
 from fedsim.methods.messages import Message, PublicRows, Round, RoundTrace, Task, Tensors
 from fedsim.methods.parameters import in_order, load_parameters, local_names
-from fedsim.methods.shared_rows import MemberRows
 from fedsim.models.layers import initial_model
 from fedsim.partition.schemes import RowNumbers
 from fedsim.plugins.registry import lookup
@@ -104,7 +104,8 @@ class Cohort:
             groups = tuple(map(torch.from_numpy, spec.groups))
         embeddings: Sequence[torch.Tensor]
         if device == CPU:
-            embeddings = MemberRows.of(x, spec.rows)
+            numbers = client_values(np.arange(len(x)), spec.rows, device)
+            embeddings = MemberRows(np.ascontiguousarray(x), numbers)
         else:
             embeddings = client_values(x, spec.rows, device)
         self.clients = clients(
@@ -166,8 +167,9 @@ def client_values(
     rows: RowNumbers,
     device: torch.device,
 ) -> tuple[torch.Tensor, ...]:
-    """Return a copy of each client's part of ``values`` ``[n, ...]`` on ``device``."""
-    return tuple(to_device(torch.from_numpy(values[numbers]), device) for numbers in rows)
+    """Return each client's part of ``values`` ``[n, ...]``: parts of one copy on ``device``."""
+    joined = to_device(torch.from_numpy(values[np.concatenate(rows)]), device)
+    return torch.split(joined, list(map(len, rows)))
 
 
 class LocalPool:

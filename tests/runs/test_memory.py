@@ -46,8 +46,13 @@ def test_examples_grow_with_the_data() -> None:
     assert few.examples >= 200 * EXAMPLE_BYTES
 
 
-def test_a_method_that_reads_blocks_copies_no_data() -> None:
-    assert bytes_of_cell("dp-gaussian").examples == 0
+@pytest.mark.parametrize("name", ["dp-gaussian", "fedavg-linear"])
+def test_a_method_that_reads_blocks_or_batches_keeps_no_copy(name: str) -> None:
+    assert bytes_of_cell(name).examples == 0
+
+
+def test_centralised_keeps_several_copies() -> None:
+    assert bytes_of_cell("centralised").examples >= 2 * 200 * EXAMPLE_BYTES
 
 
 def test_model_of_all_clients_counts() -> None:

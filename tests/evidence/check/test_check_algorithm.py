@@ -59,7 +59,7 @@ BROKEN = {
     "results:NotDeterministic": ("determinism", r"two trainings with one seed differ"),
     "results:DataChanged": (
         "determinism",
-        r"a training changed the examples or labels of a client",
+        r"a training changed the labels of a client",
     ),
     "results:DependsOnPacking": ("packing", r"with actors of 1, 2, 1 clients"),
     "results:UnserialisableMessage": ("packing", r"the message of a client cannot be pickled"),

@@ -1,0 +1,83 @@
+"""Embeddings that stay in the memory that all workers share, and are copied when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedsim.device import CPU
+
+
+class PooledRows:
+    """The embeddings of all members ``[N, d]``, one member after another.
+
+    Args:
+        values: the embeddings of a data set ``[n, d]``, which are only read.
+        numbers: the number of each of the N rows in ``values``, int64.
+    """
+
+    def __init__(self, values: NDArray[np.float32], numbers: Tensor) -> None:
+        self.values = values
+        self.numbers = numbers
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        """Return a copy of some rows, in memory that torch has aligned.
+
+        Args:
+            rows: a slice, or positions among the N rows in a tensor of any shape ``[...]``.
+
+        Returns:
+            The rows ``[..., d]``.
+        """
+        return _copied(self.values, self.numbers[rows])
+
+    def index_select(self, dim: int, index: Tensor) -> Tensor:
+        """Return copies of the rows at the positions ``index`` ``[m]``, as a tensor does.
+
+        Args:
+            dim: 0.
+            index: positions among the N rows; negative ones are refused.
+        """
+        return _copied(self.values, self.numbers.index_select(dim, index))
+
+
+class MemberRows(Sequence[Tensor]):
+    """Each member's embeddings ``[n, d]``: ``x[i]`` is a new copy of the rows of member i.
+
+    Args:
+        values: the embeddings of a data set ``[n, d]``, in the order of C; they are only read.
+        numbers: the numbers of each member's rows in ``values``, int64.
+    """
+
+    def __init__(self, values: NDArray[np.float32], numbers: Sequence[Tensor]) -> None:
+        self.values = values
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        """Return the number of members."""
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, members: int) -> Tensor: ...
+
+    @overload
+    def __getitem__(self, members: slice) -> MemberRows: ...
+
+    def __getitem__(self, members: int | slice) -> Tensor | MemberRows:
+        """Return a copy of a member's rows, or for a slice the rows of several members."""
+        if isinstance(members, slice):
+            return MemberRows(self.values, self.numbers[members])
+        return _copied(self.values, self.numbers[members])
+
+
+def _copied(values: NDArray[np.float32], numbers: Tensor) -> Tensor:
+    """Return copies of the rows with these numbers, in new memory."""
+    rows = torch.empty(*numbers.shape, values.shape[1], dtype=torch.float32, device=CPU)
+    # Row numbers are valid. In any other mode NumPy would fill a buffer first and copy it.
+    np.take(values, numbers.numpy(), axis=0, out=rows.numpy(), mode="clip")
+    return rows
