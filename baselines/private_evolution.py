@@ -76,11 +76,11 @@ class PrivateEvolutionParams(OneShotParams):
     start: Literal["public", "drawn"] = "public"
     coordinates_share: float = Field(0.3, gt=0, lt=1)
     rounds: int = Field(2, ge=1)
-    candidates: int = Field(400, ge=1)
-    votes: int = Field(40, ge=1)
+    candidates: int = Field(800, ge=1)
+    votes: int = Field(10, ge=1)
     threshold: float = Field(1.5, ge=0)
-    variation: float = Field(0.5, ge=0, le=1)
-    noise: float = Field(1.0, ge=0)
+    variation: float = Field(1.0, ge=0, le=1)
+    noise: float = Field(0.3, ge=0)
 
 
 @register("private-evolution")

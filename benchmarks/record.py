@@ -35,6 +35,7 @@ COLUMNS = (
     "frechet_distance",
     "coverage",
     "real_or_synthetic",
+    "membership_auc",
     "client_balanced_accuracy",
     "personal_balanced_accuracy",
     "personal_held_out_accuracy",
