@@ -67,6 +67,15 @@ class ClientMixtures(Algorithm):
     A subclass stores every client's ``means``, ``roots`` and ``mass`` at the server.
     """
 
+    @property
+    def components(self) -> int:
+        """The number K of components of every class of every client: 1."""
+        return 1
+
+    def statistic_numbers(self) -> int:
+        """Returns the number of entries of all means and standard deviations."""
+        return self.components * 2 * self.task.clients * self.task.classes * self.task.dim
+
     def build(self, clients: int) -> nn.Module:
         """Returns an empty model: nothing is trained."""
         return nn.Module()
@@ -238,9 +247,11 @@ class DPFedPFT(ClientMixtures):
             norms_of_blocks.append(block_norms)
         unit_norms = torch.cat(norms_of_blocks)
         by_client = {name: value.view(count, classes, -1) for name, value in sums.items()}
-        noised = clients.add_noise(round_.release, round_.stream, {}, by_client)
+        kept = clients.add_noise(round_.release, round_.stream, {}, by_client).kept
+        del sums, by_client  # they are large
         sent = Tensors()
-        for name, value in rounded(noised.kept).items():
+        for name in [*kept]:
+            (value,) = rounded({name: kept.pop(name)}).values()
             for position, client in enumerate(clients.members):
                 sent[f"{name}.{client}"] = value[position]
         size = sum(value.nbytes for value in sent.values())

@@ -17,7 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +260,18 @@ def parts(sets: str) -> Entries:
         yield part, "mean", signed(lost.mean(), 4)
 
 
+def growth() -> Entries:
+    """Yield the exponents with which the seconds of training grow with the number of rows."""
+    frame = frame_of("scale").query("clients == 100 and not method.str.contains(' ')")
+    for (method, classes), group in frame.groupby(["method", "classes"]):
+        measured = group.sort_values("rows").to_dict("records")
+        for before, after in pairwise(measured):
+            seconds = math.log(after["training"] / before["training"])
+            exponent = seconds / math.log(after["rows"] / before["rows"])
+            column = f"{before['rows']:,} to {after['rows']:,} rows"
+            yield f"{method}, {classes} classes", column, f"{exponent:.2f}"
+
+
 def search() -> Entries:
     """Yield what the search of each method found: shares of the ceiling, and what won."""
     records = json.loads((RESULTS / "search.json").read_text(encoding="utf-8"))
@@ -284,6 +296,7 @@ FUNCTIONS: list[Callable[..., Entries]] = [
     means,
     probe_rule,
     parts,
+    growth,
     search,
 ]
 TABLES = {function.__name__: function for function in FUNCTIONS}

@@ -184,7 +184,7 @@ def test_after_the_last_round_the_server_keeps_no_fresh_candidates() -> None:
     assert not {"fresh", "round"} & server.tensors.keys()
 
 
-@pytest.mark.parametrize(("classes", "candidates"), [(11, 400), (1000, 174), (10**6, 1)])
+@pytest.mark.parametrize(("classes", "candidates"), [(11, 800), (1000, 174), (10**6, 1)])
 def test_candidates_of_all_classes_fit_in_memory(classes: int, candidates: int) -> None:
     assert (
         PrivateEvolution(PrivateEvolutionParams(), Task(384, classes, 2)).candidates == candidates
