@@ -42,11 +42,10 @@ MEASURES = {
     "accuracy": "accuracy",
     "real_or_synthetic": "two-sample accuracy (0.5 is best)",
     "frechet_distance": "Fréchet distance (0 is best)",
-    "membership_auc": "AUC of membership attacks (0.5 is best)",
 }
 BUDGET = "epsilon_target"
 VERDICTS = ("better", "level", "worse")
-LESS_IS_BETTER = ("frechet_distance", "real_or_synthetic", "membership_auc")
+LESS_IS_BETTER = ("frechet_distance", "real_or_synthetic")
 EVALUATORS = ["balanced_accuracy", "mlp_balanced_accuracy", "knn_balanced_accuracy"]
 UNRANKED = {
     "fedhypevae, scope hypernetwork": " (heuristic ε)",
