@@ -43,8 +43,8 @@ class DPMERFParams(InCoordinatesParams):
     """Parameters of DP-MERF.
 
     Attributes:
-        radius: the unit of the generated rows, in units of their typical distance from the mean;
-            nothing is clipped to it.
+        radius: coordinates are divided by it before their features are computed, and generated rows
+            are multiplied by it; nothing is clipped to it.
         frequencies: the number of random frequencies, each of which gives two features.
         scale: the factor on the frequencies: the kernel's bandwidths are ``(radius / scale)^2``
             times those in :mod:`fedsim.models.kernel`.
@@ -127,14 +127,15 @@ class DPMERF(OneShot):
         counts = moments.counts_above_noise(sums["class_counts"], std["class_counts"])
         self.train_generator(server, sums["class_sums"] / counts)
         server.tensors["class_counts"] = counts[:, 0]
-        # A saved generator does not need them.
+        # The generator is trained and needs them no more.
         del server.tensors["frequencies"]
 
     def train_generator(self, server: Server, targets: Tensor) -> None:
         """Minimises the sum over classes of ``|target - mean features of generated rows|^2``.
 
-        The square of the generated rows' mean is estimated without the terms of a row with itself,
-        which are 1, so it is unbiased for any number of rows.
+        With n rows of features f_i and mean m, the mean of f_i . f_j over i != j estimates the
+        squared norm of the expected features without bias. Because |f_i| = 1, it is
+        n / (n - 1) |m|^2 - 1 / (n - 1). Constants are left out of the loss.
 
         Args:
             server: the server, whose model is the generator.
@@ -157,10 +158,10 @@ class DPMERF(OneShot):
             adam_step(parameters, by_name, state, rate)
 
     def class_rows(self, server: Server) -> Tensor:
-        """Returns the class counts that were released with the features, ``[C]``."""
+        """Returns the released class counts, at least the level of their noise, ``[C]``."""
         return server.tensors["class_counts"]
 
     def generator(self, server: Server) -> Generator:
-        """Returns the trained generator, as one of embeddings."""
+        """Returns the trained generator; its rows are mapped back to embeddings."""
         sampler = ConditionalSampler(server.model)
         return stretched(sampler, Coordinates(server.tensors), self.params.radius)

@@ -269,6 +269,12 @@ def finding_of(settings: Settings, unit: Unit, trust: Trust) -> Finding:
             "change together"
         )
         return Finding(None, reason)
+    if settings.noise_at == "server" and settings.steps > settings.rounds:
+        reason = (
+            "a client takes several steps before the server adds noise, so nothing bounds what one "
+            "example changes in the sum"
+        )
+        return Finding(None, reason)
     return clipped_examples(settings)
 
 

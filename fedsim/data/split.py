@@ -37,14 +37,15 @@ WORDS = {
 def stratified_rows(
     y: NDArray[np.int64],
     size: int,
-    leave: int = 0,
+    *,
+    leave_one: bool = False,
 ) -> NDArray[np.int64]:
     """Return the sorted positions of ``size`` rows with the label frequencies of ``y``.
 
     Args:
         y: the labels ``[n]``, in ``0 .. C-1``; every class occurs.
-        size: the number of rows to choose, at most n.
-        leave: the number of rows of every class that are not chosen; each class has more rows.
+        size: the number of rows to choose, at most n, or n - C with ``leave_one``.
+        leave_one: whether one row or more of every class is not chosen; each class has two or more.
 
     Returns:
         int64 ``[size]``, the same choice for the same arguments. Every class has one row or more.
@@ -66,7 +67,7 @@ def stratified_rows(
     # the lower class goes first where remainders are equal.
     order = np.argsort(np.floor(exact) - exact, kind="stable")
     while quota.sum() < size:
-        unfilled = order[quota[order] < counts[order] - leave]
+        unfilled = order[quota[order] < counts[order] - leave_one]
         quota[unfilled[: size - int(quota.sum())]] += 1
     rng = np.random.default_rng(SPLIT_SEED)
     chosen = [rng.permutation(np.flatnonzero(y == c))[: quota[c]] for c in range(len(counts))]
@@ -122,7 +123,7 @@ def quarter_for_testing(
         )
     size = max(round(len(y) / 4), len(counts))
     split = np.full(len(y), TRAIN, dtype=np.int64)
-    split[stratified_rows(y, size, leave=1)] = TEST
+    split[stratified_rows(y, size, leave_one=True)] = TEST
     return split
 
 

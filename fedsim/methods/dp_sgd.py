@@ -62,10 +62,10 @@ class DPSGDParams(Params):
         rounds: the number of noisy steps.
         sample_rate: q, the probability with which each example, or each group with all its
             examples, enters a round. ``most_sampled`` lowers it on large data sets.
-        most_sampled: the largest expected number of examples, or groups, in a round, if the data
-            set has its public size: the number of examples (or groups) rounded down to a power of
-            two. The rate that is used is ``min(sample_rate, most_sampled / public size)``, so the
-            expected number stays below twice this value. It has no effect for ``unit: client``.
+        most_sampled: a limit for the expected number of examples, or groups, in a round. The rate
+            that is used is ``min(sample_rate, most_sampled / public size)``. The public size is the
+            number of examples (or groups) rounded down to a power of two, so the expected number
+            stays below twice this value. It has no effect for ``unit: client``.
         client_rate: the probability with which each client takes part in a round. It amplifies
             privacy for ``unit: client`` and must be 1 for other units.
         clip: C, the joint clip norm of one unit's contribution.
@@ -199,9 +199,10 @@ class DPSGD(Algorithm):
     def sample_rate(self) -> float:
         """Return the probability with which each example, or each group, enters a round.
 
-        Plan, ledger and clients use this rate. The number of examples is private, so the rate may
-        not follow it. It follows the public size of the task, which is a constant of the cell. The
-        theorem of DP-SGD holds for every constant rate, so epsilon is exact for this one.
+        Plan, ledger and clients use this rate. The number of examples is private, but its size to
+        within a factor of two is treated as public. The rate depends on this public size alone, so
+        it is a constant, and the theorem of DP-SGD holds for every constant rate. For unit client
+        it is the rate within a client, which the theorem does not use.
         """
         if self.task.unit == "client":
             return float(self.params.sample_rate)
@@ -246,7 +247,7 @@ class DPSGD(Algorithm):
         if self.task.unit != "client" and rate < 1:
             raise UserError(
                 "client_rate",
-                f"{rate:g} samples clients, which does not amplify the budget of a unit within one",
+                f"{rate:g} lets only some clients take part, which protects no example or group",
                 "give 1, or unit: client",
             )
 
@@ -282,14 +283,15 @@ class DPSGD(Algorithm):
     def claim(self) -> Claim:
         """Return "proved" if everything that depends on an example carries noise.
 
-        It is proved for ``unit: client`` too, because a client's whole contribution is clipped.
+        It is proved for ``unit: client`` too. All that a client sends is clipped together, and
+        what has no noise stays with that client.
         """
         if self.params.noised == "all" or self.task.unit == "client":
             return "proved"
         return "heuristic"
 
     def releases_codes(self) -> bool:
-        """Return whether codes leave their clients under privacy: only if they were noised."""
+        """Return whether codes may leave their clients: only if their gradients were noised."""
         return bool(self.params.noised == "all")
 
     def norms(self, model: nn.Module) -> Norms:

@@ -1,4 +1,4 @@
-"""Embeddings that stay in the memory that all workers share, and are copied when they are read."""
+"""Views of a data set in memory that workers share; only rows that are read are copied."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from fedsim.device import CPU
 class PooledRows:
     """The embeddings of all members ``[N, d]``, one member after another.
 
+    It has the two operations of a tensor that select rows, and no others.
+
     Args:
-        values: the embeddings of a data set ``[n, d]``, which are only read.
-        numbers: the number of each of the N rows in ``values``, int64.
+        values: the embeddings of a data set ``[n, d]``, in the order of C; they are only read.
+        numbers: for each of the N rows its number in ``values``, int64.
     """
 
     def __init__(self, values: NDArray[np.float32], numbers: Tensor) -> None:
@@ -26,7 +28,7 @@ class PooledRows:
         self.numbers = numbers
 
     def __getitem__(self, rows: Tensor | slice) -> Tensor:
-        """Return a copy of some rows, in memory that torch has aligned.
+        """Return a copy of some rows.
 
         Args:
             rows: a slice, or positions among the N rows in a tensor of any shape ``[...]``.
@@ -47,11 +49,11 @@ class PooledRows:
 
 
 class MemberRows(Sequence[Tensor]):
-    """Each member's embeddings ``[n, d]``: ``x[i]`` is a new copy of the rows of member i.
+    """Each member's embeddings: ``x[i]`` is a new copy of the rows of member i.
 
     Args:
         values: the embeddings of a data set ``[n, d]``, in the order of C; they are only read.
-        numbers: the numbers of each member's rows in ``values``, int64.
+        numbers: for each member the numbers of its rows in ``values``, int64.
     """
 
     def __init__(self, values: NDArray[np.float32], numbers: Sequence[Tensor]) -> None:
@@ -69,15 +71,19 @@ class MemberRows(Sequence[Tensor]):
     def __getitem__(self, members: slice) -> MemberRows: ...
 
     def __getitem__(self, members: int | slice) -> Tensor | MemberRows:
-        """Return a copy of a member's rows, or for a slice the rows of several members."""
+        """Return a copy of a member's rows; for a slice the members themselves, without a copy."""
         if isinstance(members, slice):
             return MemberRows(self.values, self.numbers[members])
         return _copied(self.values, self.numbers[members])
 
 
 def _copied(values: NDArray[np.float32], numbers: Tensor) -> Tensor:
-    """Return copies of the rows with these numbers, in new memory."""
+    """Return copies of the rows with these numbers, in new memory on the CPU.
+
+    Torch aligns that memory, and the last bits of a matrix product may depend on alignment.
+    """
     rows = torch.empty(*numbers.shape, values.shape[1], dtype=torch.float32, device=CPU)
-    # Row numbers are valid. In any other mode NumPy would fill a buffer first and copy it.
+    # By default NumPy checks the numbers, and to do so fills a buffer first and copies it. Those of
+    # a partition are valid.
     np.take(values, numbers.numpy(), axis=0, out=rows.numpy(), mode="clip")
     return rows

@@ -40,7 +40,7 @@ from fedsim.privacy.statistics.spectral import descending, steady
 from fedsim.seeds import Seeds
 
 ROW_COUNT = "row_count"
-"""For unit client: the name under which every release also counts its examples."""
+"""For unit client: the name under which every release also counts the labels of all clients."""
 ROW_COUNT_WEIGHT = 0.2
 """The weight of that count beside the statistic, whose own joint norm is 1."""
 
@@ -95,10 +95,10 @@ class Statistic:
 
     With unit client, a client's whole contribution is clipped. Each label adds the mean of its
     examples, so that a client with many examples, or a frequent label, does not use up the whole
-    norm. Clipping multiplies a client by a factor, its weight. The weights differ between releases.
-    So the server scales the sums of each release until its weights add up to the number of clients.
-    Then counts and means of several releases fit together, but a count is no longer a number of
-    examples.
+    norm. Clipping multiplies a client by a factor, which differs between releases. So each release
+    also counts every label of a client as 1 and clips this count with the rest. The server scales
+    the sums of each release until these counts add up to the number of clients. Then counts and
+    means of several releases fit together, but a count is no longer a number of examples.
 
     Attributes:
         name: the name of the release, unique within an algorithm.
@@ -125,7 +125,8 @@ class Statistic:
 class _StatisticRounds:
     """What clients and server compute in the rounds that release a statistic.
 
-    Sums are scaled so that nothing is clipped at ``clip`` unless factors are too large.
+    Sums are scaled so that an example whose factors have norm 1 just reaches the norm ``clip``. For
+    unit client that is a label of a client.
     """
 
     def __init__(self, statistic: Statistic, clip: float, task: Task) -> None:
@@ -151,6 +152,7 @@ class _StatisticRounds:
             products = self._products(Rows.of(clients, block), received)
             _, block_norms = clipped_statistics(products, self.norms, units, sums)
             norms_of_blocks.append(block_norms)
+            del products  # before those of the next block are computed
         joint_norms = torch.cat(norms_of_blocks)
         noised = clients.add_noise(round_.release, round_.stream, sums)
         clipped = joint_norms > self.norms.clip * (1 + 1e-6)
@@ -203,8 +205,8 @@ class _StatisticRounds:
         clients = self.task.clients
         rescale = 1.0
         if self.by_client:
-            # What has norm 1 per example has a norm of at most the count. So a clipped client
-            # counts at least 1, and all clients count at least K.
+            # A client with L labels has a norm of at most L and the count L. Clipped to norm 1 it
+            # still counts at least 1, so K clients with examples count at least K.
             count = total[ROW_COUNT] / self.norms.weight(ROW_COUNT)
             rescale = float(clients / count.clamp_min(clients))
         std = server.noise_std(statistic.name, clients) / self.scale
@@ -507,8 +509,8 @@ class PublicSubspace:
     def of_rows(self, x: Tensor) -> Tensor:
         """Return the projections ``[N, k]`` of embeddings ``[N, d]``, of norm at most 1.
 
-        Each is computed by itself to the last bit, whatever the other embeddings are, because
-        distances of projections are counted.
+        The result of a row does not depend on the other rows, even in the last bit: where distances
+        of projections decide what is counted, a last bit could change a count.
         """
         r = exact_products(x - self.mean, self.basis.T)
         return (r / exact_squares(r).sqrt().clamp_min(1.0)).float()
@@ -526,9 +528,8 @@ class PublicSubspace:
     def lift(self, rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Return embeddings of norm 1 ``[n, d]`` for projections ``rows`` ``[n, k]``.
 
-        The part outside the subspace is white noise. Rows at the same place among those of their
-        label share it. So it cancels over the classes, and a probe does not take it for a
-        difference between classes.
+        The part outside the subspace is white noise. The i-th rows of all labels share it. So it
+        cancels over the classes, and a probe does not take it for a difference between classes.
         """
         inside = self.rows(rows)
         place = places(labels)
@@ -540,8 +541,8 @@ class PublicSubspace:
         along = (inside * outside).sum(1, keepdim=True)
         square = outside.square().sum(1, keepdim=True).clamp_min(1e-12)
         missing = 1 - inside.square().sum(1, keepdim=True)
-        # The length is the positive root c of |inside + c outside| = 1; it is 0 if the part inside
-        # is longer than 1.
+        # The length c is the larger root of |inside + c outside| = 1. A negative c becomes 0, and
+        # the result is then longer than 1.
         length = ((along.square() + square * missing).clamp_min(0).sqrt() - along) / square
         return inside + length.clamp_min(0) * outside
 

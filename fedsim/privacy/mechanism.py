@@ -1,8 +1,9 @@
-"""The Gaussian mechanism, which plans plan, clients and server run, and ledgers count.
+"""The Gaussian mechanism.
 
-A run of it releases f(S) + N(0, (noise_multiplier * D)^2 I). S takes every unit independently with
-probability ``sample_rate``, and D is f's L2 sensitivity to one unit. With a ``sample_rate`` of 1 it
-is the plain Gaussian mechanism.
+A plan chooses its noise, clients or the server run it, and a ledger counts its runs. One run
+releases f(S) + N(0, (noise_multiplier * D)^2 I). S takes every unit independently with probability
+``sample_rate``, and D is f's L2 sensitivity to one unit. With a ``sample_rate`` of 1 it is the
+plain Gaussian mechanism.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ class Mechanism:
     """A number of runs of one Gaussian mechanism.
 
     Attributes:
-        noise_multiplier: the standard deviation of the noise over the sensitivity; 0 for no noise.
+        noise_multiplier: the standard deviation of the noise divided by the sensitivity; 0 for no
+            noise.
         sample_rate: the Poisson rate of the sample; 1 for all units.
-        count: the number of runs on a unit.
+        count: the number of runs in which a unit may take part.
         release: the plan's name for what is released; it does not change the cost.
     """
 
@@ -65,7 +67,7 @@ class Mechanism:
             return math.inf
 
     def sentence(self, sensitivity: float) -> str:
-        """Returns a sentence: what is released, how often, of which units, and with what noise."""
+        """Returns in words what is released, how often, of which units, and with what noise."""
         times = "once" if self.count == 1 else f"{self.count} times"
         sampled = "on all units, no sampling"
         if self.sample_rate < 1:
@@ -80,8 +82,8 @@ class Mechanism:
 def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
     """Returns the mechanisms sorted, with the runs of equal ones added up.
 
-    The names of releases and mechanisms that cost nothing are left out. The cost of what ran
-    depends on neither order nor grouping.
+    Mechanisms that cost nothing are left out, and so are the names of releases. So the result does
+    not depend on the order in which mechanisms ran, or on how they were grouped.
 
     Raises:
         ValueError: a noise multiplier, sample rate or count is out of range.

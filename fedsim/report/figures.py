@@ -285,7 +285,7 @@ def _megabytes(cells: pd.DataFrame) -> pd.Series[float]:
 
 
 def sites(settings: SeedGroups, clients: pd.DataFrame) -> Figure | None:
-    """Return every client as a dot: what its own generator scores against the shared generator.
+    """Return every client as a dot: the score of its own generator over that of the shared one.
 
     There is a panel per method and place. Above the diagonal a client's own generator is better.
 
@@ -297,13 +297,14 @@ def sites(settings: SeedGroups, clients: pd.DataFrame) -> Figure | None:
         The figure, or None if no client has both scores.
     """
     names = ["shared_balanced_accuracy", "own_balanced_accuracy"]
-    if clients.empty or clients[names].isna().any(axis=1).all():
+    if clients.empty:
         return None
-    scores = settings.averaged[["setting", "cell_id"]].merge(
-        clients[["cell_id", "name", *names]], on="cell_id"
-    )
+    with_both = clients[["cell_id", "name", *names]].dropna(subset=names)
+    scores = settings.averaged[["setting", "cell_id"]].merge(with_both, on="cell_id")
+    if scores.empty:
+        return None
     by_client = scores.astype(dict.fromkeys(names, "float64")).groupby(["setting", "name"])
-    means = by_client[names].mean().dropna().reset_index()
+    means = by_client[names].mean().reset_index()
     points = means.merge(
         settings.facts,
         left_on="setting",

@@ -35,7 +35,7 @@ def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool 
     Args:
         folder: the run folder.
         console: where the comparison is shown.
-        count: the number of cells.
+        count: how many cells to draw, at least 1; all of them if fewer are finished.
         trust_plugin: whether to run the code of algorithms that the grid names as a file or as a
             module that is not installed.
 
@@ -43,15 +43,15 @@ def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool 
         Whether all results and rounds are equal to the last bit.
 
     Raises:
-        UserError: no cell can be repeated, or today's code and data make other cells of the grid.
+        UserError: no cell can be repeated, or today's code and data make another number of cells.
     """
-    # Pandas takes long to import, and the start of a bench must not wait for it.
+    # It imports pandas, which takes long, and other commands load this module too.
     from fedsim.report.compare import compare
 
     run_folder = RunFolder(folder)
     prepared = prepared_again(run_folder, trust_plugin=trust_plugin)
     cells = _cells_of_today(run_folder, prepared)
-    # Audits, checks and attacks are no part of a cell.
+    # The cells that run again get no audits, checks or attacks, so these are not compared.
     lines = replace(read_results(folder), audits=(), checks=(), memberships={})
     finished = _repeatable_rows(run_folder, lines, cells)
     random_order = np.random.default_rng().permutation(len(finished))
@@ -65,9 +65,10 @@ def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool 
     )
     comparison.show(console)
     same = comparison.rows_equal and len(comparison.matched) == len(old)
-    verdict = "not all results are equal; the lines above say what differs"
     if same:
         verdict = "equal to the last bit in results and rounds"
+    else:
+        verdict = "not all results are equal; the lines above say what differs"
     available = counted(len(finished), "finished cell")
     print_line(console, f"{len(old)} of {available} run again: {verdict}")
     return same
@@ -112,12 +113,12 @@ def _run_in_scratch_folder(
     Returns:
         The results of the cells, and the round records of all cells that ran.
     """
-    trainings = {cell.training_id for cell in cells}
-    # Cells that share a training were trained through the first of them, so that one runs too.
-    trainings |= {prepared.equal[training_id] for training_id in trainings}
+    drawn = {cell.training_id for cell in cells}
+    # Of cells that are equal by construction only the first was trained, so that one runs too.
+    trainings = drawn | {prepared.equal[training_id] for training_id in drawn}
     trials = [trial for trial in prepared.trials if trial.cell.training_id in trainings]
     prepared, engine = engine_for(replace(prepared, trials=tuple(trials)))
-    # The keys of references need the training rows, which the driver lets go when the jobs run.
+    # The entries name the training examples by their hash, and these are freed when jobs start.
     entries = entries_of(prepared)
     with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
         store = ResultStore(scratch)

@@ -78,7 +78,7 @@ def test_cells_of_one_seed_share_a_partition() -> None:
         ),
         (
             {"algorithms": [quick("fedhypevae", client_rate=0.5)]},
-            r".*client_rate \(method fedhypevae\): 0.5 samples clients, .*; give 1, or unit: cl",
+            r".*client_rate \(method fedhypevae\): 0.5 lets only some .*; give 1, or unit: cl",
         ),
     ],
 )

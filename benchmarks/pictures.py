@@ -1,13 +1,15 @@
-"""Draw README's picture from ``benchmarks/results/paper.json``: ``docs/privacy_utility.png``.
+"""Draw the pictures of README and of the page on the paper's setting from ``paper.json``.
 
-    python benchmarks/readme_picture.py
+    python benchmarks/pictures.py
 
-The left panel has the comparison that the paper makes, the right one the strongest rivals of
-FedHypeVAE. Both show OrganAMNIST in DINOv2-small embeddings with 10 clients.
+All show DINOv2-small embeddings of 10 clients. The left panel of README's picture has the
+comparison that the paper makes, the right one four other methods. The other pictures have the
+methods of the main tables.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +29,15 @@ from fedsim.report.panels import (
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURE = "balanced_accuracy"
-PANELS = {
+Panels = Mapping[str, Sequence[tuple[str, str]]]
+"""The run and the label of each line, by the title of the panel."""
+README_PANELS: Panels = {
     "The paper's comparison": (
         ("organamnist", "fedhypevae"),
         ("organamnist-forms", "fedavg-cvae"),
         ("organamnist-forms", "weight-noise"),
     ),
-    "FedHypeVAE and its strongest rivals": (
+    "FedHypeVAE and four other methods": (
         ("organamnist", "fedhypevae"),
         ("organamnist", "fedhypevae-warm"),
         ("organamnist", "dp-gaussian"),
@@ -41,16 +45,28 @@ PANELS = {
         ("organamnist", "dp-feature-covariance"),
     ),
 }
-"""The run and the label of each line, by the title of the panel."""
-CLASSIFIERS = ("dp-lda", "dp-feature-covariance")
+MAIN_METHODS = (
+    "fedhypevae-warm",
+    "fedhypevae",
+    "dp-gaussian",
+    "dp-gmm",
+    "private-evolution",
+    "dp-lda",
+    "dp-linear",
+    "dp-feature-covariance",
+)
+CLASSIFIERS = ("dp-lda", "dp-linear", "dp-feature-covariance")
+DATASETS = {"organamnist": "OrganAMNIST", "milk10k": "MILK10k"}
 REFERENCES = {"ceiling": "ceiling_balanced_accuracy", "local-only": "local_only_balanced_accuracy"}
 
 
-def points_of(records: pd.DataFrame, panel: str) -> pd.DataFrame:
+def points_of(
+    records: pd.DataFrame, panel: str, lines_of_panel: Sequence[tuple[str, str]]
+) -> pd.DataFrame:
     """Return one point per method and epsilon of a panel, with its 95 % confidence interval."""
     chosen = [
         records[(records["run"] == run) & (records["label"] == label)]
-        for run, label in PANELS[panel]
+        for run, label in lines_of_panel
     ]
     lines = []
     for (label, epsilon), group in pd.concat(chosen).groupby(
@@ -62,13 +78,13 @@ def points_of(records: pd.DataFrame, panel: str) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def levels_of(records: pd.DataFrame) -> pd.DataFrame:
+def levels_of(records: pd.DataFrame, dataset: str, panels: Panels) -> pd.DataFrame:
     """Return a level of each reference for each panel."""
-    of_run = records[records["run"] == "organamnist"]
+    of_run = records[records["run"] == dataset]
     levels = [
         {"label": name, "panel": panel, "mean": of_run[column].mean(), "at": np.nan}
         for name, column in REFERENCES.items()
-        for panel in PANELS
+        for panel in panels
     ]
     return pd.DataFrame(levels)
 
@@ -84,24 +100,37 @@ def looks_of(points: pd.DataFrame) -> dict[str, Look]:
     return looks(facts) | {name: reference_look(name, name) for name in REFERENCES}
 
 
-def main() -> None:
-    """Draw the picture."""
+def draw(dataset: str, panels: Panels, target: Path) -> None:
+    """Draw the panels of one data set into the file ``target``."""
     records = frame_of("paper")
-    points = pd.concat([points_of(records, panel) for panel in PANELS], ignore_index=True)
+    points = pd.concat(
+        [points_of(records, panel, lines) for panel, lines in panels.items()], ignore_index=True
+    )
     places, ticks = epsilon_axis(points["epsilon_target"])
     points["at"] = points["epsilon_target"].map(places)
     points["at"] = side_by_side(points, ticks)
-    frame = pd.concat([points, levels_of(records)], ignore_index=True)
+    frame = pd.concat([points, levels_of(records, dataset, panels)], ignore_index=True)
     figure = facet(
         frame,
         ("at", "mean", "panel", "label"),
         looks_of(points),
-        title="OrganAMNIST, DINOv2-small embeddings · Dirichlet α = 0.3 · 10 clients · δ = 1e-4",
+        title=(
+            f"{DATASETS[dataset]}, DINOv2-small embeddings · Dirichlet α = 0.3 · 10 clients · "
+            "δ = 1e-4"
+        ),
         labels=("privacy budget ε (smaller is more private)", MEASURES[MEASURE].title),
         ticks=ticks,
         shared=False,
     )
-    save_figure(figure, ROOT / "docs/privacy_utility.png")
+    save_figure(figure, target)
+
+
+def main() -> None:
+    """Draw all pictures."""
+    draw("organamnist", README_PANELS, ROOT / "docs/privacy_utility.png")
+    for dataset in DATASETS:
+        panels = {"The methods of the main tables": [(dataset, name) for name in MAIN_METHODS]}
+        draw(dataset, panels, ROOT / f"benchmarks/results/paper_{dataset}.png")
 
 
 if __name__ == "__main__":
