@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
+from fedsim.evaluation.subset import MOST_TRAIN_ROWS
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.parameters import local_names
 from fedsim.models.layers import initial_model
@@ -28,8 +29,14 @@ LIBRARIES = 170 * 2**20
 """The bytes of Python's and torch's code, which all processes of a machine share."""
 PROCESS = 400 * 2**20
 """The bytes that a process takes for itself before it has data, evaluation included."""
-RAY = 2**30
+ACTOR = 256 * 2**20
+"""The same for a process that only hosts clients and evaluates nothing."""
+REPORT = 300 * 2**20
+"""The bytes for references and report where one process does everything."""
+RAY = 2**29
 """The bytes of Ray's own processes, as `benchmarks/scale.py` measures them on one machine."""
+REFERENCE_BYTES = 24
+"""The bytes of a number of the examples on which references are trained, in double precision."""
 STATISTIC_COPIES = 4
 """How many arrays of a block's size there are while a statistic is computed, with the block."""
 POOLED_COPIES = 4
@@ -44,8 +51,13 @@ STATISTIC_BYTES = 24
 These are its sum in double precision, its noise, and three copies of the released number on its way
 to a file of the run folder.
 """
+SUM_BYTES = 8
+"""The bytes of the same number while the first actor adds up its sum."""
 SENT_BYTES = 16
-"""The bytes of the same number at each further actor: the actor's sum, and its message."""
+"""The bytes of the same number at each further actor: the actor's sum, and its message.
+
+Sums and messages are freed before the released number is copied.
+"""
 _LIMITS = (
     "/sys/fs/cgroup/memory.max",
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -95,13 +107,13 @@ def memory_of_cell(trial: Trial, processes: int = 1) -> CellMemory:
         statistics += STATISTIC_COPIES * 4 * _largest_block(trial) * task.dim
     if numbers:
         matrices = MATRICES * 8 * task.dim**2
-        sent = SENT_BYTES * (processes - 1)
-        statistics += matrices + (STATISTIC_BYTES + sent) * numbers
+        sent = SUM_BYTES + SENT_BYTES * (processes - 1)
+        statistics += matrices + max(STATISTIC_BYTES, sent) * numbers
     model = 0
     if is_shipped(type(algorithm)):
         model = MODEL_COPIES * _parameter_bytes(algorithm, trial.cell.clients)
     return CellMemory(
-        processes=processes * PROCESS,
+        processes=PROCESS + (processes - 1) * ACTOR,
         examples=copies * trial.train_rows * task.dim * 4,
         model=model,
         statistics=statistics,
@@ -151,8 +163,8 @@ class GridMemory:
     Attributes:
         data: the data sets. They are in this process, or under Ray in the object store, which all
             workers read.
-        other: what else does not depend on the number of cells: code, and under Ray this process
-            and Ray's own.
+        other: what else does not depend on the number of cells: code and references, and under Ray
+            this process and Ray's own.
         largest: the cell that needs most.
         cell: what that cell needs.
         parallel: how many cells run at a time.
@@ -204,9 +216,11 @@ def memory_of_grid(prepared: Prepared, *, in_process: bool) -> GridMemory:
     cell_memory, largest = max(cells.values(), key=lambda pair: pair[0].total)
     data = sum(map(memory_of_data, prepared.data.values()))
     if in_process:
-        return GridMemory(data, LIBRARIES, largest, cell_memory, 1)
+        return GridMemory(data, LIBRARIES + REPORT, largest, cell_memory, 1)
     parallel = min(prepared.parallel, len(prepared.trials))
-    return GridMemory(data, LIBRARIES + PROCESS + RAY, largest, cell_memory, parallel)
+    rows = max(min(trial.train_rows, MOST_TRAIN_ROWS) * trial.task.dim for trial in prepared.trials)
+    other = LIBRARIES + PROCESS + RAY + REFERENCE_BYTES * rows
+    return GridMemory(data, other, largest, cell_memory, parallel)
 
 
 def machine_memory() -> int:
