@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from fedsim.report.report import Report
 
 MOST_SHOWN = 12
-"""The most results that are not ok and listed below the table, so that the table stays in view."""
+"""At most this many results that are not ok are listed, so that the table above stays in view."""
 
 
 def engine_for(
@@ -47,37 +47,40 @@ def engine_for(
     *,
     in_process: bool = False,
 ) -> tuple[Prepared, AbstractContextManager[Engine]]:
-    """Return the engine that runs a grid, and the grid as that engine runs it.
+    """Return a grid, with the number of cells that run at a time, and the engine that runs it.
 
     Args:
         prepared: the grid.
-        address: the address of a running cluster, which is used if given.
+        address: the address of a running cluster. If it is given, this process is connected to that
+            cluster already, and the grid runs there.
         in_process: whether to run the grid in this process. Short grids run here anyway, and so
             do classes of a notebook, which no other process can import.
 
     Raises:
         UserError: the grid needs more memory than this machine has.
     """
+    if address is not None:
+        from fedsim.runs.ray import RayEngine
+
+        return prepared, nullcontext(RayEngine())
     from_notebook = any(trial.cell.algorithm.startswith(NOTEBOOK) for trial in prepared.trials)
-    if address is None and (in_process or from_notebook or prepared.short):
+    if in_process or from_notebook or prepared.short:
         check_memory(prepared, in_process=True)
+        # Where the user asked for this process, what a method prints goes to the terminal.
         here = InProcess(prepared.nodes[0], capture=not in_process)
         return replace(prepared, parallel=1), nullcontext(here)
-    if address is None:
-        check_memory(prepared, in_process=False)
-    if address is None and "ray" not in sys.modules:
-        _protect_new_cluster()
-    from fedsim.runs.ray import RayEngine, local_cluster
+    check_memory(prepared, in_process=False)
+    if "ray" not in sys.modules:
+        _protect_new_cluster()  # Ray reads these variables when it is imported
+    from fedsim.runs.ray import local_cluster
 
-    if address is None:
-        return prepared, local_cluster(prepared.nodes[0])
-    return prepared, nullcontext(RayEngine())
+    return prepared, local_cluster(prepared.nodes[0])
 
 
 def _protect_new_cluster() -> None:
-    """Let nobody else on this machine use a cluster that this process starts."""
-    by_token = os.environ.setdefault("RAY_AUTH_MODE", "token") == "token"
-    if by_token and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+    """Require a secret token, so that no other user of this machine can use a new cluster."""
+    mode = os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if mode == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
@@ -185,7 +188,8 @@ def _run_jobs(
 ) -> Report:
     """Run the jobs, then draw the report.
 
-    The libraries of the report are loaded while the jobs run, and it is drawn while Ray ends.
+    Another thread loads the libraries of the report while the jobs run, and draws the report while
+    the engine shuts down.
     """
     if not jobs:
         count = len(run.prepared.trials)
