@@ -261,14 +261,16 @@ def parts(sets: str) -> Entries:
 
 def growth() -> Entries:
     """Yield the exponents with which the seconds of training grow with the number of rows."""
-    frame = frame_of("scale").query("clients == 100 and not method.str.contains(' ')")
+    frame = frame_of("scale").query(
+        "clients == 100 and rows >= 20_000 and not method.str.contains(' ')"
+    )
     for (method, classes), group in frame.groupby(["method", "classes"]):
         measured = group.sort_values("rows").to_dict("records")
         for before, after in pairwise(measured):
             seconds = math.log(after["training"] / before["training"])
             exponent = seconds / math.log(after["rows"] / before["rows"])
             column = f"{before['rows']:,} to {after['rows']:,} rows"
-            yield f"{method}, {classes} classes", column, f"{exponent:.2f}"
+            yield f"{method}, {classes} classes", column, f"{exponent:.2f}".replace("-", "−")
 
 
 def search() -> Entries:
