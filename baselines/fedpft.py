@@ -247,11 +247,9 @@ class DPFedPFT(ClientMixtures):
             norms_of_blocks.append(block_norms)
         unit_norms = torch.cat(norms_of_blocks)
         by_client = {name: value.view(count, classes, -1) for name, value in sums.items()}
-        kept = clients.add_noise(round_.release, round_.stream, {}, by_client).kept
-        del sums, by_client  # they are large
+        noised = clients.add_noise(round_.release, round_.stream, {}, by_client)
         sent = Tensors()
-        for name in [*kept]:
-            (value,) = rounded({name: kept.pop(name)}).values()
+        for name, value in rounded(noised.kept).items():
             for position, client in enumerate(clients.members):
                 sent[f"{name}.{client}"] = value[position]
         size = sum(value.nbytes for value in sent.values())

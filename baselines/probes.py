@@ -135,6 +135,10 @@ class Centralised(Algorithm):
         """Returns an empty model: nothing is trained in rounds."""
         return nn.Module()
 
+    def copies_of_examples(self) -> int:
+        """Returns 4: the rows as they are sent, joined, and twice in double precision."""
+        return 4
+
     def client_round(
         self,
         clients: Clients,

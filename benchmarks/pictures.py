@@ -1,4 +1,4 @@
-"""Draw the pictures of README and of the page on the paper's setting from ``paper.json``.
+"""Draw the pictures of README and of the pages on the paper's setting from ``paper.json``.
 
     python benchmarks/pictures.py
 

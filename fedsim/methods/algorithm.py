@@ -249,6 +249,13 @@ class Algorithm(ABC):
         """
         return 0
 
+    def copies_of_examples(self) -> int:
+        """Return how many copies of all examples are kept while it trains; 0 for batches or blocks.
+
+        The memory forecast of a grid is computed from it.
+        """
+        return 0
+
     # Most algorithms support all parameters in all their units and trusts.
     def check_setting(self) -> None:  # noqa: B027
         """Refuse parameters that have no meaning, or no plan, for the unit and trust.

@@ -174,20 +174,17 @@ class Clients:
         def pick(values: Sequence[Item]) -> tuple[Item, ...]:
             return tuple(values[i] for i in positions)
 
-        x: Sequence[Tensor]
-        if isinstance(self.x, MemberRows):
-            x = MemberRows(self.x.values, pick(self.x.numbers))
-        else:
-            x = pick(self.x)
         chosen = replace(
             self,
             members=pick(self.members),
-            x=x,
             y=pick(self.y),
             groups=self.groups and pick(self.groups),
             state=state,
         )
-        if not isinstance(self.x, MemberRows):
+        if isinstance(self.x, MemberRows):
+            chosen.x = MemberRows(self.x.values, pick(self.x.numbers))
+        else:
+            chosen.x = pick(self.x)
             # The pool of all members serves them too, without another copy.
             chosen.pooled = self.pooled._replace(starts=pick(self.pooled.starts))
         return chosen

@@ -270,6 +270,10 @@ class DPSGD(Algorithm):
                 lambda model: replace(self.norms(model), unit="example"),
             )
 
+    def copies_of_examples(self) -> int:
+        """Return 1 if clients keep their examples in released coordinates, else 0."""
+        return int(self.params.precondition > 0)
+
     def scope(self) -> str:
         """Return ``joint`` if all gradients are noised, else ``shared``."""
         if self.params.noised == "all":

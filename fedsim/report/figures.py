@@ -285,7 +285,9 @@ def _megabytes(cells: pd.DataFrame) -> pd.Series[float]:
 
 
 def sites(settings: SeedGroups, clients: pd.DataFrame) -> Figure | None:
-    """Return every client as a dot: the score of its own generator over that of the shared one.
+    """Return a figure with a dot for every client.
+
+    To the right is the score of the shared generator, upwards that of the client's own one.
 
     There is a panel per method and place. Above the diagonal a client's own generator is better.
 

@@ -39,8 +39,6 @@ REFERENCE_BYTES = 24
 """The bytes of a number of the examples on which references are trained, in double precision."""
 STATISTIC_COPIES = 4
 """How many arrays of a block's size there are while a statistic is computed, with the block."""
-POOLED_COPIES = 4
-"""How many copies of all examples `centralised` makes: sent, joined, and in double precision."""
 MODEL_COPIES = 6
 """How many times the parameters are there: with gradients, sums, noise and Adam's moments."""
 MATRICES = 8
@@ -92,7 +90,8 @@ class CellMemory:
 def memory_of_cell(trial: Trial, processes: int = 1) -> CellMemory:
     """Return the memory that a cell needs, estimated from its numbers of examples and parameters.
 
-    The model of a plug-in is not counted, because its code may do anything.
+    The code of a plug-in may do anything. Its model is not counted, and at least one copy of the
+    examples is.
 
     Args:
         trial: the cell.
@@ -100,7 +99,12 @@ def memory_of_cell(trial: Trial, processes: int = 1) -> CellMemory:
     """
     task = trial.task
     algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, task)
-    copies = _copies_of_examples(algorithm, trial.cell.algorithm)
+    copies = algorithm.copies_of_examples()
+    model = 0
+    if is_shipped(type(algorithm)):
+        model = MODEL_COPIES * _parameter_bytes(algorithm, trial.cell.clients)
+    else:
+        copies = max(copies, 1)
     statistics = 0
     numbers = algorithm.statistic_numbers()
     if numbers or copies:
@@ -109,27 +113,12 @@ def memory_of_cell(trial: Trial, processes: int = 1) -> CellMemory:
         matrices = MATRICES * 8 * task.dim**2
         sent = SUM_BYTES + SENT_BYTES * (processes - 1)
         statistics += matrices + max(STATISTIC_BYTES, sent) * numbers
-    model = 0
-    if is_shipped(type(algorithm)):
-        model = MODEL_COPIES * _parameter_bytes(algorithm, trial.cell.clients)
     return CellMemory(
         processes=PROCESS + (processes - 1) * ACTOR,
         examples=copies * trial.train_rows * task.dim * 4,
         model=model,
         statistics=statistics,
     )
-
-
-def _copies_of_examples(algorithm: Algorithm, name: str) -> int:
-    """Return how many copies of all examples a method keeps besides the data set.
-
-    A method that trains in released coordinates keeps one, and so may a plug-in. Others copy a
-    batch or a block at a time.
-    """
-    if name == "centralised":
-        return POOLED_COPIES
-    is_in_coordinates = getattr(algorithm.params, "precondition", 0) > 0
-    return int(is_in_coordinates or not is_shipped(type(algorithm)))
 
 
 def _largest_block(trial: Trial) -> int:

@@ -118,7 +118,7 @@ def _run_in_scratch_folder(
     trainings = drawn | {prepared.equal[training_id] for training_id in drawn}
     trials = [trial for trial in prepared.trials if trial.cell.training_id in trainings]
     prepared, engine = engine_for(replace(prepared, trials=tuple(trials)))
-    # The entries name the training examples by their hash, and these are freed when jobs start.
+    # The entries need the hash of the training examples, which are freed when the jobs start.
     entries = entries_of(prepared)
     with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
         store = ResultStore(scratch)

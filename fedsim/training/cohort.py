@@ -102,16 +102,22 @@ class Cohort:
         groups = None
         if spec.groups is not None:
             groups = tuple(map(torch.from_numpy, spec.groups))
+        numbers = np.concatenate(spec.rows)
+        sizes = list(map(len, spec.rows))
+
+        def parts(values: NDArray[Any]) -> tuple[torch.Tensor, ...]:
+            """Return the values of all rows on the device, as one part for each client."""
+            return torch.split(to_device(torch.from_numpy(values), device), sizes)
+
         embeddings: Sequence[torch.Tensor]
         if device == CPU:
-            numbers = client_values(np.arange(len(x)), spec.rows, device)
-            embeddings = MemberRows(np.ascontiguousarray(x), numbers)
+            embeddings = MemberRows(np.ascontiguousarray(x), parts(numbers))
         else:
-            embeddings = client_values(x, spec.rows, device)
+            embeddings = parts(x[numbers])
         self.clients = clients(
             spec.members,
             embeddings,
-            client_values(y, spec.rows, device),
+            parts(y[numbers]),
             spec.seeds,
             spec.plan,
             model,
@@ -160,16 +166,6 @@ class Cohort:
         """Load the state that :meth:`state` returned, from a checkpoint."""
         load_parameters(self.clients.model, tensors, "model.")
         self.clients.state.update(moved(copied(below("state", tensors)), self.clients.device))
-
-
-def client_values(
-    values: NDArray[Any],
-    rows: RowNumbers,
-    device: torch.device,
-) -> tuple[torch.Tensor, ...]:
-    """Return each client's part of ``values`` ``[n, ...]``: parts of one copy on ``device``."""
-    joined = to_device(torch.from_numpy(values[np.concatenate(rows)]), device)
-    return torch.split(joined, list(map(len, rows)))
 
 
 class LocalPool:

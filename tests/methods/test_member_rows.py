@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.device import CPU
 from fedsim.methods.clients import Clients
 from fedsim.methods.member_rows import MemberRows
 from fedsim.methods.parameters import ALIGNMENT
 from fedsim.privacy.statistics.outer_products import BLOCK
-from fedsim.training.cohort import client_values
 from tests.methods.test_clients import Doubled, clients
 
 NUMBERS = (np.arange(7), np.arange(0), np.arange(89, 20, -3), np.array([4, 4]))
@@ -21,7 +19,7 @@ VALUES.flags.writeable = False
 
 
 def cohort() -> Clients:
-    numbers = client_values(np.arange(90), NUMBERS, CPU)
+    numbers = tuple(map(torch.from_numpy, NUMBERS))
     return replace(clients(), x=MemberRows(VALUES, numbers), y=numbers)
 
 
@@ -68,7 +66,7 @@ def test_a_batch_of_some_members_has_their_rows(
 
 def test_coordinates_of_more_rows_than_a_block_are_those_of_each_row() -> None:
     values = np.arange(2.0 * BLOCK + 6, dtype=np.float32).reshape(-1, 2)
-    numbers = client_values(np.arange(BLOCK + 3), (np.arange(2), np.arange(BLOCK + 3)), CPU)
+    numbers = (torch.arange(2), torch.arange(BLOCK + 3))
     several = replace(clients(), x=MemberRows(values, numbers), y=numbers)
     whole = several.in_coordinates(Doubled()).x[1]
     np.testing.assert_array_equal(whole.numpy(), 2 * values)
