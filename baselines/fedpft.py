@@ -36,7 +36,6 @@ from fedsim.methods import (
     moments,
     normal,
     register,
-    rounded,
     to_device,
     unit_weights,
 )
@@ -46,7 +45,7 @@ PARTS = ("means", "roots", "mass")
 
 
 MOST_ENTRIES = 2**27
-"""The largest number of entries of all means and standard deviations, which limits memory."""
+"""The largest number of entries of all means and standard deviations, unless K is 1."""
 
 
 class FedPFTParams(Params):
@@ -62,7 +61,7 @@ class FedPFTParams(Params):
 
 
 class ClientMixtures(Algorithm):
-    """The generator that both forms share, from the mixtures of all clients' classes.
+    """What FedPFT and DP-FedPFT share: a generator that draws from the mixtures of all clients.
 
     A subclass stores every client's ``means``, ``roots`` and ``mass`` at the server.
     """
@@ -81,7 +80,7 @@ class ClientMixtures(Algorithm):
         return nn.Module()
 
     def generator(self, server: Server) -> Mixtures:
-        """Returns a generator of all clients' components, each as frequent as its rows."""
+        """Returns a generator that draws each component in proportion to the rows it represents."""
         merged = {}
         for part in PARTS:
             of_clients = [server.tensors[f"{part}.{k}"] for k in range(self.task.clients)]
@@ -171,7 +170,7 @@ class Mixtures:
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``.
 
-        For a label that no client has, all components are equally likely.
+        If no component of a label has mass, all its components are equally likely.
         """
         has_no_rows = self.mass.sum(1, keepdim=True) <= 0
         weights = (self.mass + has_no_rows)[labels].cpu()
@@ -181,21 +180,24 @@ class Mixtures:
         return self.means[labels, component] + z * self.roots[labels, component]
 
 
-CLIENT_CLASS_WEIGHTS = {"sums": 1.0, "counts": 0.15, "squares": 1.0}
+CLIENT_CLASS_WEIGHTS = unit_weights({"sums": 1.0, "counts": 0.15, "squares": 1.0})
 """Weights of the statistics in a row's joint norm."""
 LEAST_ENTRY_VARIANCE = 1e-6
-"""The smallest variance of an entry of a row of norm 1."""
+"""Smaller variances of an entry, which noise can make negative, are raised to this."""
 
 
 @register("dp-fedpft")
 class DPFedPFT(ClientMixtures):
     """DP-FedPFT: noisy class Gaussians of every client.
 
-    Each client runs one Gaussian mechanism on sums, counts and squares of its classes' rows. One
-    row changes one client's statistics of one class, whose joint norm is clipped to 1, so the
-    guarantee is proved; means, variances and samples are post-processing. Different here: the paper
-    assumes that counts are public, here the budget pays for them; its theorem is for a full
-    covariance, which is all noise for the few rows of a client, so here it is diagonal.
+    Each client runs one Gaussian mechanism on sums, counts and squares of its classes' rows. A unit
+    (a row, or a group of rows) is held by one client. Adding or removing it changes the statistics
+    of that client only, by a joint norm that is clipped to 1. So the theorem of the Gaussian
+    mechanism applies. Means, variances and samples are post-processing.
+
+    Two things differ from the paper. The paper takes counts as public; here the budget pays for
+    them. The paper's theorem is for full covariances, in which noise would hide the few rows of a
+    client; here they are diagonal.
     """
 
     source = (
@@ -208,11 +210,18 @@ class DPFedPFT(ClientMixtures):
     def phases(self) -> tuple[Phase, ...]:
         """Returns one phase of one round."""
         release = Release("gaussians", 1.0, 1)
-        weights = unit_weights(CLIENT_CLASS_WEIGHTS)
-        return (Phase(release, self.client_round, self.server_step, self.broadcast, weights),)
+        return (
+            Phase(
+                release,
+                self.client_round,
+                self.server_step,
+                self.broadcast,
+                CLIENT_CLASS_WEIGHTS,
+            ),
+        )
 
     def clip(self) -> float:
-        """Returns 1, the largest joint norm of a row's statistics."""
+        """Returns 1, the largest joint norm of a unit's statistics."""
         return 1.0
 
     def noise_at_clients(self) -> bool:
@@ -228,28 +237,29 @@ class DPFedPFT(ClientMixtures):
         """Returns every client's statistics with its own noise."""
         count = len(clients.members)
         classes = self.task.classes
-        class_of_client = clients.layout.client * classes + clients.pooled.y
+        cell_of_row = clients.layout.client * classes + clients.pooled.y
         cells = count * classes
-        norms = Norms(1.0, weights=unit_weights(CLIENT_CLASS_WEIGHTS))
+        norms = Norms(self.clip(), weights=CLIENT_CLASS_WEIGHTS)
         sums = Tensors()
         norms_of_blocks = []
         groups = clients.all_groups
         for rows, units in (groups or clients.layout).blocks(BLOCK):
             r = moments.in_unit_ball(clients.pooled.x[rows])
-            cell = class_of_client[rows]
+            cell = cell_of_row[rows]
             products = {
                 "sums": OuterProduct.sums(r, cell, cells),
                 "counts": OuterProduct.sums(torch.ones_like(r[:, :1]), cell, cells),
                 "squares": OuterProduct.sums(r * r, cell, cells),
             }
             groups_of_rows = units if groups else None
+            # This adds the block to `sums`.
             _, block_norms = clipped_statistics(products, norms, groups_of_rows, sums)
             norms_of_blocks.append(block_norms)
         unit_norms = torch.cat(norms_of_blocks)
         by_client = {name: value.view(count, classes, -1) for name, value in sums.items()}
         noised = clients.add_noise(round_.release, round_.stream, {}, by_client)
         sent = Tensors()
-        for name, value in rounded(noised.kept).items():
+        for name, value in noised.kept.items():
             for position, client in enumerate(clients.members):
                 sent[f"{name}.{client}"] = value[position]
         size = sum(value.nbytes for value in sent.values())
@@ -264,9 +274,9 @@ class DPFedPFT(ClientMixtures):
     ) -> dict[str, float]:
         """Stores a Gaussian of every class of every client.
 
-        Classes whose count does not stand out of its noise are not drawn.
+        It has mass 0 if its count is within twice the standard deviation of the noise.
         """
-        weights = unit_weights(CLIENT_CLASS_WEIGHTS)
+        weights = CLIENT_CLASS_WEIGHTS
         noise_std = server.noise_std(round_.release.name, 1)
         sum_std = noise_std / weights["sums"]
         count_std = noise_std / weights["counts"]
@@ -276,8 +286,9 @@ class DPFedPFT(ClientMixtures):
             squares = total[f"squares.{client}"] / weights["squares"]
             counts = moments.counts_above_noise(released_counts, count_std)
             means = sums / counts
-            mean_noise = (sum_std / counts).square()
-            variances = squares / counts - means.square() + mean_noise
+            # Noise makes the square of a mean too large by this on average.
+            mean_variance = (sum_std / counts).square()
+            variances = squares / counts - means.square() + mean_variance
             roots = variances.clamp_min(LEAST_ENTRY_VARIANCE).sqrt()
             is_seen = released_counts > 2 * count_std
             server.tensors |= {

@@ -41,7 +41,7 @@ Item = TypeVar("Item")
 NUMBERS_AT_ONCE = 2**18
 """How many numbers of noise are drawn before they are added.
 
-They fit a processor's cache, and one addition serves many clients.
+So many fit a processor's cache. A block of clients' noise is added to kept tensors at once.
 """
 
 
@@ -94,7 +94,8 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 class Clients:
     """The clients of one cohort: their data and their private state.
 
-    A *unit* is what the budget protects: an example, or a group with all its examples.
+    A *unit* is here what is sampled: an example, or a group with all its examples. If the budget
+    protects whole clients, the units are the examples of each client.
 
     Attributes:
         members: the numbers of the clients, ascending.
@@ -106,8 +107,8 @@ class Clients:
         model: a model that holds one slice of every per-client parameter for each member.
         groups: if the unit is a group: the number of each example's group within its client,
             ascending from 0, on the CPU; else None.
-        state: further private tensors that an algorithm keeps between rounds: counters, or
-            ``[members, ...]``.
+        state: further private tensors that an algorithm keeps between rounds: counters without a
+            dimension, or ``[members, ...]``.
         ran: the record of this round.
         steps: the numbers of this round's steps, each for one draw of noise; None: any number.
         device: where the tensors are. Random numbers and row numbers are made on the CPU.
@@ -132,7 +133,8 @@ class Clients:
     def in_coordinates(self, coordinates: Chart | None) -> Clients:
         """Return the same clients with their embeddings in ``coordinates``; None: as they are.
 
-        The embeddings are converted once for all rounds.
+        The embeddings are converted once for all rounds. Use the result for batches only: its
+        ``ran`` and ``steps`` remain those of the round that converted it.
         """
         if coordinates is None:
             return self
@@ -159,7 +161,11 @@ class Clients:
         return Pooled(joined(self.x), joined(self.y), starts)
 
     def only(self, positions: Sequence[int]) -> Clients:
-        """Return the members at ``positions``, with copies of their state."""
+        """Return the members at ``positions``, with copies of their state.
+
+        Where embeddings are tensors, :attr:`pooled` still holds the examples of all members. Use
+        it only with :meth:`Pooled.numbers`.
+        """
         index = to_device(
             torch.tensor(positions, dtype=torch.long),
             self.device,
@@ -315,7 +321,8 @@ class Clients:
         """Return each member's Poisson sample: row numbers, int64 and ascending, on the CPU.
 
         A client takes part with probability ``client_rate``. Each of its units is then sampled with
-        probability ``rate``, independently of all others.
+        probability ``rate``, independently of all others. A ``client_rate`` below 1 amplifies
+        privacy for ``unit: client`` only, since the units of one client take part together.
         """
         samples = []
         for position, client in enumerate(self.members):
@@ -377,8 +384,12 @@ class Clients:
             release: the mechanism.
             round_: the number of the step: ``round_.stream``, plus the step within a round that has
                 several.
-            sent: sums over the members. Float64 is rounded to float32 once noise is added.
+            sent: sums over the members.
             kept: per-client tensors ``[members, ...]``.
+
+        Returns:
+            Both with noise. Float64 is rounded to float32 once noise is added. Sums to which the
+            server will add the noise are returned as they are.
 
         Raises:
             ValueError: the step is not in the round, or its noise was drawn before. Two sums with
@@ -393,7 +404,10 @@ class Clients:
             sums = sent
         std = self.plan.noise_std(release.name)
         multiplier = math.inf
-        noised_kept = {name: torch.empty_like(value) for name, value in kept.items()}
+        noised_kept = {}
+        for name, value in kept.items():
+            dtype = torch.float32 if value.dtype == torch.float64 else value.dtype
+            noised_kept[name] = torch.empty_like(value, dtype=dtype)
         sizes = [value.numel() for value in sums.values()]
         total = torch.zeros(sum(sizes))
         if sums or kept:
@@ -485,8 +499,9 @@ class Clients:
         """Return the cohort's message.
 
         Args:
-            sums: sums over the members, as :meth:`add_noise` returned them.
-            diagnostics: values per example or per client by name; they are not private.
+            sums: sums over the members. What depends on data must come from :meth:`add_noise`.
+            diagnostics: values per example or per client by name. They carry no noise, so they are
+                not protected.
             uplink_bytes: bytes that all members together would send over a network; None: tensors
                 of these shapes from every member.
             downlink_bytes: bytes that they would receive; None: the broadcast for every member.

@@ -6,6 +6,7 @@ the files of a run folder.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from fedsim.errors import UserError
@@ -200,11 +201,19 @@ def reference_line(key: str, value: Ceiling | LocalOnly) -> dict[str, Any]:
 
 
 def keep_state(path: Path, state: Mapping[str, Tensor]) -> str:
-    """Write tensors into a file, at once or not at all, and return its SHA-256."""
-    content = save({name: tensor.contiguous() for name, tensor in state.items()})
+    """Write tensors into a file, at once or not at all, and return its SHA-256.
+
+    Raises:
+        OSError: The file cannot be written, for example because the disk is full.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     with replaced(path) as part:
-        part.write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
+        try:
+            save_file(tensors, part)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, str(error), str(path)) from error
+        with part.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_state(path: Path, sha256: str) -> Tensors:

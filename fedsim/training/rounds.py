@@ -164,8 +164,10 @@ def train(
         schedule = algorithm.schedule()
 
     def captured() -> Checkpoint:
-        state = nested("server", server_state(server)) | nested("clients", pool.state())
-        return progress.checkpoint(state, seeds.secret)
+        return progress.checkpoint(
+            nested("server", server_state(server)) | nested("clients", pool.state()),
+            seeds.secret,
+        )
 
     for round_ in schedule:
         if round_.number < start:
@@ -184,6 +186,7 @@ def train(
         if watch is not None:
             watch(round_, dict(noisy))
         values = phase.at_server(server, round_, noisy)
+        del noisy
         record = {
             "release": round_.release.name,
             "main": round_.release.main,

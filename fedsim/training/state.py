@@ -27,7 +27,7 @@ from fedsim.methods.parameters import in_order, load_parameters
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a training from which it continues bit for bit. It is private.
+    """The state of a training, which continues from it bit for bit. Nobody else may read it.
 
     Attributes:
         round: the number of rounds that have run.
@@ -63,20 +63,17 @@ def below(prefix: str, tensors: Tensors) -> Tensors:
 
 def copied(tensors: Mapping[str, Tensor]) -> Tensors:
     """Return copies on the CPU, which share no memory with the tensors."""
-    copies = {}
-    for name, on_cpu in moved(tensors, CPU).items():
-        # A tensor that was on the CPU already has not been copied by the move.
-        if on_cpu is tensors[name]:
-            copies[name] = on_cpu.detach().clone()
-        else:
-            copies[name] = on_cpu
+    copies = moved(tensors, CPU)
+    for name, value in tensors.items():
+        if copies[name] is value:  # It was on the CPU already, so the move has not copied it.
+            copies[name] = value.detach().clone()
     return copies
 
 
 def load_server(server: Server, tensors: Tensors) -> None:
     """Load a saved server state: parameters below ``model.``, other tensors below ``tensors.``.
 
-    The server shares the memory of the other tensors.
+    A tensor that is on the server's device, row-major and aligned already is not copied.
     """
     load_parameters(server.model, tensors, "model.")
     server.tensors = moved(in_order(below("tensors", tensors)), server.device)
@@ -91,8 +88,8 @@ def server_state(server: Server) -> Tensors:
 def released_state(server: Server) -> Tensors:
     """Return the state from which a generator is made: the server's and the released client codes.
 
-    It has neither the optimiser's state nor parameters whose mean over iterates it contains. It is
-    private data: only what is made of it may be released.
+    It leaves out the optimiser's state, and each parameter whose mean over iterates it contains.
+    The state itself stays private. Only a generator that is made of it may be released.
     """
     tensors = {
         name: value for name, value in server.tensors.items() if not name.startswith("adam.")
@@ -141,7 +138,7 @@ class Checkpoints:
         if every is None:
             every = CHECKPOINT_SECONDS
         if time.monotonic() - self._last >= every:
-            # The captured copies are gone once they are packed, before the digest is put in front.
+            # No variable holds the capture, so its copies are freed before the digest is made.
             self._keep(_packed(capture()))
             self._last = time.monotonic()
 
@@ -158,7 +155,7 @@ class Checkpoints:
     def load(self) -> Checkpoint | None:
         """Return the last checkpoint; None if there is none.
 
-        None, with a warning, also if its bytes are damaged or belong to another cell.
+        If its bytes are damaged or belong to another cell, warn and return None.
         """
         if self.content is None:
             return None
@@ -173,7 +170,9 @@ class Checkpoints:
         return Checkpoint(tensors=tensors, **_read_fields(io.BytesIO(body)))
 
     def _digest(self, body: bytes) -> bytes:
-        return hashlib.sha256(json.dumps(self.owner).encode() + body).digest()
+        digest = hashlib.sha256(json.dumps(self.owner).encode())
+        digest.update(body)
+        return digest.digest()
 
     def unsent(self) -> bytes | None:
         """Return the last checkpoint if it was saved since the last call, else None."""
@@ -186,9 +185,8 @@ class Checkpoints:
 def _packed(progress: Checkpoint) -> bytes:
     """Pack a checkpoint in the safetensors format, without a digest."""
     fields = dict(vars(progress))
-    tensors = {}
-    for name, value in fields.pop("tensors").items():
-        tensors[name] = value.contiguous()
+    del fields["tensors"]
+    tensors = {name: value.contiguous() for name, value in progress.tensors.items()}
     return save(tensors, {"progress": json.dumps(fields)})
 
 
@@ -218,6 +216,6 @@ def may_hold_key(path: Path) -> bool:
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Write a packed checkpoint to a file that only its owner may read."""
+    """Write a packed checkpoint to a file that only the current user may read."""
     with replaced(path, 0o600) as temporary:
         temporary.write_bytes(content)

@@ -9,7 +9,7 @@ from cells import one_cell, quick
 
 from baselines import fedpft
 from baselines.fedpft import CLIENT_CLASS_WEIGHTS, Mixtures
-from fedsim.methods import Purpose, Seeds, Task, Tensors, one_hot, unit_weights
+from fedsim.methods import Purpose, Seeds, Task, Tensors, one_hot
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.statistics.moments import in_unit_ball
 from fedsim.training.cohort import Cohort
@@ -92,7 +92,7 @@ def test_its_sums_are_rounded_once_their_noise_is_added() -> None:
     trial, algorithm, cohort = private_cell(epsilon=4.0)
     assert trial.plan is not None
     (round_,) = algorithm.schedule()
-    weights = unit_weights(CLIENT_CLASS_WEIGHTS)
+    weights = CLIENT_CLASS_WEIGHTS
     sums = cohort.round(round_, {}).sums
     for client, (x, y) in enumerate(zip(cohort.clients.x, cohort.clients.y, strict=True)):
         onehot = one_hot(y, trial.task.classes).double()

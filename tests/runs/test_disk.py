@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from benches import Ran
 from cells import small_grid
 
 from fedsim.errors import RunLost
 from fedsim.results.join import read_results
+from fedsim.results.lines import keep_state
 from fedsim.results.store import Kind, ResultStore, RunFolder
 
 Bench = Callable[..., Ran]
@@ -83,3 +85,11 @@ def test_half_a_line_is_never_left(disk: Path) -> None:
     with pytest.raises(RunLost, match="no space left on device"):
         store.append("rounds", [{"training_id": "a", "round": 1, "norms": [0.125] * 100_000}])
     assert (disk / "rounds.jsonl").read_bytes() == before
+
+
+def test_tensors_that_do_not_fit_name_the_file_and_leave_nothing(disk: Path) -> None:
+    path = RunFolder(disk).state("a")
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        keep_state(path, {"means": torch.zeros(100_000)})
+    assert raised.value.filename == str(path)
+    assert not list(path.parent.iterdir())
