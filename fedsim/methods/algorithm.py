@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fedsim.errors import PluginError, UserError
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Task, Tensors, Values
-from fedsim.methods.parameters import code_names, shared_tensors
+from fedsim.methods.parameters import shared_tensors
 from fedsim.methods.products import Classifier, Generator, Product
 from fedsim.methods.returned import check_product
 from fedsim.models.layers import initial_model
@@ -37,8 +37,8 @@ class Phase:
         at_server: (server, round, the noisy sum of the messages): updates the server. It returns
             diagnostics that depend on no private values, as numbers or as tensors of one number.
         broadcast: (server) to the tensors that every client receives at the start of a round.
-        weights: for statistics: their weights in a unit's joint norm, by name. A statistic is sent
-            times its weight. Empty for gradients and updates.
+        weights: for statistics, by name: their weights in a unit's joint norm. A statistic is sent
+            times its weight and the clip norm. The mapping is empty for gradients and updates.
     """
 
     release: Release
@@ -50,7 +50,9 @@ class Phase:
     def taking(self, share: float) -> Phase:
         """Return the phase with the noise that a share of the budget pays for.
 
-        The share is in units of 1 / sigma^2. Sampled steps cost q^2 / sigma^2 each and add up.
+        Budgets are measured in 1 / sigma^2, where the costs of mechanisms add up: a step with noise
+        multiplier m * sigma and sample rate q costs about q^2 / (m * sigma)^2. The shares of all
+        phases add up to 1.
         """
         noise = self.release.sample_rate * math.sqrt(self.release.steps / share)
         return replace(self, release=replace(self.release, relative_noise=noise))
@@ -66,7 +68,9 @@ class Params(BaseModel):
 
     @classmethod
     def brief(cls, values: Mapping[str, Any], given: Container[str]) -> dict[str, Any]:
-        """Return those of ``values`` that these parameters have and allow.
+        """Return those of ``values`` whose names are fields and whose values the fields allow.
+
+        Rules about several parameters together are not applied, so the caller must validate.
 
         Args:
             values: parameter values that make a training short.
@@ -191,9 +195,10 @@ class Algorithm(ABC):
         return math.inf
 
     def sensitivity(self) -> float:
-        """Return the L2 norm by which one unit's presence can change a round's sum.
+        """Return the largest L2 change that one unit's presence causes in a step.
 
-        For sums of clipped contributions it is C.
+        It is the joint norm of the changes of the sums and of the tensors that clients keep. For
+        sums of clipped contributions it is C.
         """
         return self.clip()
 
@@ -204,21 +209,12 @@ class Algorithm(ABC):
         """
         return self.task.unit == "client"
 
-    def releases_codes(self) -> bool:
-        """Return whether the client codes leave the clients. They must then have been noised.
-
-        At an infinite epsilon they leave the clients in any case.
-        """
-        return True
-
     def released_names(self, model: nn.Module) -> list[str]:
         """Return the names of the per-client tensors that leave the clients after the last round.
 
-        They are the names of the codes if codes are released, else there are none. At an infinite
-        epsilon all codes are released as well.
+        There are none, unless a subclass adds noise to everything in such tensors that depends on
+        data, and names them. At an infinite epsilon the harness releases the codes in any case.
         """
-        if self.releases_codes():
-            return code_names(model)
         return []
 
     def noise_at_clients(self) -> bool:
@@ -243,16 +239,17 @@ class Algorithm(ABC):
         return False
 
     def statistic_numbers(self) -> int:
-        """Return at most how many numbers its statistics have; 0 if it releases no statistics.
+        """Return an upper bound on how many numbers the statistics have; 0 without statistics.
 
         The memory forecast of a grid is computed from it.
         """
         return 0
 
     def copies_of_examples(self) -> int:
-        """Return how many copies of all examples are kept while it trains; 0 for batches or blocks.
+        """Return how many copies of all examples are kept while the algorithm trains.
 
-        The memory forecast of a grid is computed from it.
+        It is 0 if the algorithm copies only a batch or a block at a time. The memory forecast of a
+        grid is computed from it.
         """
         return 0
 
@@ -311,10 +308,10 @@ class Algorithm(ABC):
 
 
 def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> PrivacyPlan | None:
-    """Return the privacy plan, calibrated before the first step.
+    """Return the privacy plan of a training, calibrated before the first step.
 
-    Plans are made only here, for the releases that the algorithm declares. The proof does not cover
-    a plan that an algorithm changed.
+    Every training gets its plan here, for the releases that the algorithm declares. The proof does
+    not hold if an algorithm changes its plan afterwards.
 
     Args:
         algorithm: the algorithm with its parameters.

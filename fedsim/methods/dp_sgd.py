@@ -41,6 +41,7 @@ from fedsim.methods.one_shot import statistic_phase
 from fedsim.methods.parameters import (
     adam_step,
     average_step,
+    code_names,
     load_parameters,
     local_names,
     shared_tensors,
@@ -297,6 +298,12 @@ class DPSGD(Algorithm):
     def releases_codes(self) -> bool:
         """Return whether codes may leave their clients: only if their gradients were noised."""
         return bool(self.params.noised == "all")
+
+    def released_names(self, model: nn.Module) -> list[str]:
+        """Return the names of the codes if they may leave their clients, else none."""
+        if self.releases_codes():
+            return code_names(model)
+        return []
 
     def norms(self, model: nn.Module) -> Norms:
         """Return which gradients are clipped jointly, and to which norm."""

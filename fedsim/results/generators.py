@@ -3,10 +3,10 @@
 A package is a file of tensors with a JSON file of facts about them. A generator is made from the
 server's state and the released client codes. Both are private already, so sampling costs no ε.
 
-With secret noise nothing else in a package was computed from private data, not even its name. So a
-generator may be released under its ε. (For several generators of one data set see
-:mod:`fedsim.evidence.prove`.) With seeded noise anyone can draw the noise again and subtract it:
-such generators are for simulation only.
+With secret noise only these tensors were computed from private data, and ε covers them. Even the
+name of a package is made of public facts. So a generator may be released under its ε. (For several
+generators of one data set see :mod:`fedsim.evidence.prove`.) With seeded noise anyone can draw the
+noise again and subtract it: such generators are for simulation only.
 
 Nothing is ever unpickled. The facts of a package are as stated by its author.
 """
@@ -32,6 +32,7 @@ from fedsim.files import replaced
 from fedsim.grid.models import Cell
 from fedsim.json_lines import decode, encode, plain, plain_json
 from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.products import LONGEST, Generator, is_classifier, is_personal, own
 from fedsim.plugins.claims import may_leave
@@ -82,14 +83,13 @@ SCALE = f"that of real embeddings of L2 norm 1; no synthetic embedding is longer
 """The scale of synthetic embeddings, as manifests and commands describe it."""
 
 
-def held_back(row: Row, noise: str | None) -> str:
-    """Return why a cell's generator may not leave the simulation, and what would be right.
+def held_back(row: Row) -> str:
+    """Return why a cell's generator may not leave the simulation, and the remedy.
 
     The text is empty if the generator may leave.
 
     Args:
         row: The result of the cell.
-        noise: Where the noise of its training came from: ``seeded`` or ``secret``.
     """
     if not row.plan:
         return (
@@ -101,7 +101,7 @@ def held_back(row: Row, noise: str | None) -> str:
             "it was trained without noise, because its epsilon is infinite; run the grid with a "
             "finite epsilon"
         )
-    if noise == "seeded":
+    if row.noise == "seeded":
         return (
             "the seed of its noise is known, so anyone can subtract the noise; run the grid with "
             "privacy: {noise: secret}"
@@ -161,7 +161,7 @@ class GeneratorFacts(BaseModel):
 
         The text is empty if everyone may have it.
         """
-        return held_back(self.row, self.cell.noise)
+        return held_back(self.row)
 
     def check_release(self) -> None:
         """Check that the generator may leave the simulation.
@@ -249,14 +249,16 @@ class SavedGenerator:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Return synthetic embeddings ``[n, d]`` and their labels ``[n]``, the same of every class.
 
-        With the default seed they are those that the cell was scored on.
+        With the cell's own seed, synthesis and number per class, they are those that the shared
+        generator was scored on.
 
         Args:
             per_class: The number of embeddings of each class.
             seed: The seed of the draw. Default: the cell's.
 
         Raises:
-            UserError: External samples are fewer, or the seed is not in 0 .. 2^63 - 1.
+            UserError: A file of external samples has fewer of a class, or the seed is not in
+                0 .. 2^63 - 1.
         """
         classes = self.facts.task.classes
         x, y = synthesise(self.generator, classes, per_class, self._seeds(seed))
@@ -276,9 +278,8 @@ class SavedGenerator:
             seed: The seed of the draw. Default: the cell's.
         """
         row = self.facts.public.row
-        manifest: dict[str, Any] = {"synthetic": True}
-        for name in ("cell_id", "dataset_hash", *PUBLIC_COLUMNS):
-            manifest[name] = plain(getattr(row, name))
+        columns = ("cell_id", "dataset_hash", *PUBLIC_COLUMNS)
+        manifest = {"synthetic": True} | {name: plain(getattr(row, name)) for name in columns}
         vouched = "by nothing: no results were with it"
         if self.vouched:
             vouched = "by the results of its run"
@@ -381,8 +382,8 @@ def load_generator(
             module that is not installed.
 
     Raises:
-        UserError: There is no such generator, its file was changed, its algorithm is a plug-in, or
-            it cannot synthesise in this way.
+        UserError: There is no such generator, its file was changed, its algorithm is a plug-in
+            that is neither installed nor trusted, or it cannot synthesise in this way.
     """
     folder = RunFolder(Path(run))
     vouched = folder.lines("trainings").exists()
@@ -435,7 +436,7 @@ def _version_of_client(
         what = f"{facts.cell.label} has one generator for all clients"
         raise UserError(where, what, "leave out `synthesis`")
     is_private = facts.plan is not None and facts.plan.adds_noise
-    if is_private and not algorithm.releases_codes():
+    if is_private and isinstance(algorithm, DPSGD) and not algorithm.releases_codes():
         raise UserError(
             where,
             "this model was trained with noised: shared, which adds no noise to the codes of "
@@ -453,11 +454,13 @@ def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensor
         cell: The cell's id or its beginning.
     """
     results = read_results(folder.path)
-    labels = {}
-    for cell_id, line in results.trained.items():
-        if line["state"] and line["yields"] == "generator":
-            labels[cell_id] = f" ({line['cell']['label']})"
+    labels = {
+        cell_id: f" ({line['cell']['label']})"
+        for cell_id, line in results.trained.items()
+        if line["state"] and line["yields"] == "generator"
+    }
     chosen = _chosen(folder.path, cell, labels)
+    # The entry of the present grid comes last, so it is the one that is taken.
     entry = {entry.cell_id: entry for entry in results.every_entry}[chosen]
     line = results.trained[chosen]
     row = results.row(entry, evaluated=False)
@@ -483,10 +486,11 @@ def _of_package(folder: Path, cell: str | None) -> tuple[GeneratorFacts, Tensors
         folder: The folder of the package.
         cell: The cell's id or its beginning.
     """
-    paths = {}
-    for path in sorted(folder.glob("*.json")):
-        if path.with_suffix(TENSORS).exists():
-            paths[path.stem] = path
+    paths = {
+        path.stem: path
+        for path in sorted(folder.glob("*.json"))
+        if path.with_suffix(TENSORS).exists()
+    }
     path = paths[_chosen(folder, cell, dict.fromkeys(paths, ""))]
     facts = _checked_facts(str(path), path.read_bytes())
     return facts, read_state(path.with_suffix(TENSORS), facts.sha256)
