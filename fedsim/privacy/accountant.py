@@ -1,6 +1,7 @@
-"""The cost of a sequence of Gaussian mechanisms: (epsilon, delta) under add-or-remove-one.
+"""Computes the cost of Gaussian mechanisms: the (epsilon, delta) of all of them together.
 
-Two data sets are neighbours if one has one unit more than the other.
+Each mechanism may see a Poisson sample of the units, and may depend on earlier outputs. Two data
+sets are neighbours if one has one unit more than the other (add or remove one).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from fedsim import __version__
 from fedsim.privacy.mechanism import Mechanism, merged
 
 AccountantName = Literal["prv", "rdp", "none"]
-"""How an epsilon was composed: numerically, by Rényi divergences, or not at all ("none").
+"""How an epsilon was computed: by numerical composition, by Rényi divergences, or not at all.
 
-It is "none" if there is no noise to account for, or if nothing ran.
+The first is "prv", the second "rdp". It is "none" if nothing ran, or if a mechanism had no noise.
 """
 LARGE_ORDERS = (72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
 INTEGER_ORDERS: tuple[float, ...] = (*range(2, 64), *LARGE_ORDERS)
@@ -56,7 +57,7 @@ It keeps one evaluation under about two seconds.
 PRV_MAX_EPSILON = 690.0
 """The largest epsilon of numerical composition.
 
-Above it losses are too large for exp in a double, and count as smaller ones.
+Above it exp overflows for some losses. They would be counted as smaller, and so would epsilon.
 """
 PRV_MIN_DELTA = 1e-10
 """The smallest delta of numerical composition.
@@ -81,7 +82,9 @@ def epsilon(
     It is the upper bound of numerical composition of privacy loss random variables (Gopi, Lee &
     Wutschitz 2021, "Numerical composition of differential privacy", theorem 5.5; Opacus'
     implementation), rounded up to ten digits. If that fails or would need too fine a mesh, it is
-    the bound of Rényi composition (:func:`rdp_epsilon`).
+    the bound of Rényi composition (:func:`rdp_epsilon`). Opacus composes only the losses of
+    removing a unit. That adding a unit costs no more is assumed here; ``fedsim verify`` composes
+    both with dp-accounting.
 
     Args:
         mechanisms: what ran.
@@ -101,8 +104,8 @@ def _composed(
 ) -> tuple[float, AccountantName]:
     """Returns :func:`epsilon` of merged mechanisms.
 
-    It is cached because the cells of a grid share few plans and each evaluation takes half a
-    second.
+    The result is cached, because most cells of a grid have one of a few plans, and an evaluation
+    takes half a second.
     """
     if not mechanisms:
         return 0.0, "none"
@@ -110,20 +113,20 @@ def _composed(
         return math.inf, "none"
     rough = rough_epsilon(mechanisms, delta)
     spent = _prv_epsilon(mechanisms, delta, rough)
-    # NaN fails the comparison, too. A bound above that of the looser theorem is a numerical
-    # failure.
+    # A bound far above that of the looser theorem is a numerical failure. So is NaN, which fails
+    # both comparisons.
     if 0 <= spent <= rough + 0.1 * max(rough, 0.1):
         return rounded_up(spent), "prv"
     return rounded_up(rdp_epsilon(mechanisms, delta)), "rdp"
 
 
 def rounded_up(spent: float) -> float:
-    """Returns an epsilon rounded up to ten digits; further ones depend on the processor."""
+    """Returns an epsilon rounded up to ten significant digits; others depend on the processor."""
     return float(_UP.create_decimal(spent))
 
 
 def rdp_epsilon(
-    mechanisms: Iterable[Mechanism],
+    mechanisms: Sequence[Mechanism],
     delta: float,
     orders: Sequence[float] = ORDERS,
 ) -> float:
@@ -140,19 +143,17 @@ def rdp_epsilon(
     costly = _merged(mechanisms, delta)
     if not costly:
         return 0.0
-    bounds = [_order_bound(costly, delta, order) for order in orders]
-    return max(0.0, min(bounds))
+    return max(0.0, min(_order_bound(costly, delta, order) for order in orders))
 
 
-def rough_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
+def rough_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
     """Returns :func:`rdp_epsilon` from few orders, in milliseconds, to start a search from."""
-    costly = _merged(mechanisms, delta)
-    rough = rdp_epsilon(costly, delta, INTEGER_ORDERS)
+    rough = rdp_epsilon(mechanisms, delta, INTEGER_ORDERS)
     # The best order falls below 2 only for a large epsilon. Fractional orders are slow where sigma
     # is large and q near 1/2.
     if rough < 20:
         return rough
-    return min(rough, rdp_epsilon(costly, delta, LOW_ORDERS))
+    return min(rough, rdp_epsilon(mechanisms, delta, LOW_ORDERS))
 
 
 def least_noise(
@@ -192,9 +193,10 @@ def _prv_epsilon(
     delta: float,
     rough: float,
 ) -> float:
-    """Returns Opacus' PRV upper bound, or nan if it fails.
+    """Returns Opacus' PRV upper bound, with a mesh that is scaled to the ``rough`` epsilon.
 
-    Its discretisation error is scaled to the ``rough`` epsilon.
+    It is NaN if Opacus fails, or where its result is not trusted: for a delta below PRV_MIN_DELTA,
+    a mesh that is too coarse, and an epsilon from PRV_MAX_EPSILON on.
     """
     if not math.isfinite(rough) or delta < PRV_MIN_DELTA:
         return math.nan
@@ -210,7 +212,10 @@ def _prv_epsilon(
     from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()
-    accountant.history = [(one.noise_multiplier, one.sample_rate, one.count) for one in mechanisms]
+    accountant.history = [
+        (mechanism.noise_multiplier, mechanism.sample_rate, mechanism.count)
+        for mechanism in mechanisms
+    ]
     # log(1 - q) at q = 1 and the far tails give warnings; the formulas handle both.
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")

@@ -32,9 +32,9 @@ class Ledger:
         Raises:
             ValueError: the mechanism cannot have run.
         """
-        has_noise = mechanism.noise_multiplier >= 0
-        has_sample = 0 < mechanism.sample_rate <= 1
-        if not (has_noise and has_sample and mechanism.count >= 1):
+        is_valid_noise = mechanism.noise_multiplier >= 0
+        is_valid_rate = 0 < mechanism.sample_rate <= 1
+        if not (is_valid_noise and is_valid_rate and mechanism.count >= 1):
             raise ValueError(f"cannot have run: {mechanism}")
         single_run = mechanism.times(1)
         for client in clients:
@@ -48,25 +48,24 @@ class Ledger:
     def epsilon(self, delta: float) -> tuple[float, accountant.AccountantName]:
         """Returns the epsilon spent so far, the largest over clients, and its accountant's name.
 
-        Under add-or-remove-one, neighbours differ in one client's data, so only the mechanisms that
-        ran on that client's data count (parallel composition over disjoint data, cf. McSherry 2009,
-        theorem 4). Each client's composition is :func:`fedsim.privacy.accountant.epsilon`.
+        A unit lies within one client, so neighbours differ in the data of one client. Given all
+        earlier outputs, a mechanism on other clients' data has the same distribution for both. So
+        only the mechanisms on that client's data count (parallel composition, cf. McSherry 2009,
+        theorem 4). :func:`fedsim.privacy.accountant.epsilon` composes those of each client.
         """
         histories = {self.of_client(client) for client in self._counts}
-        spent = [accountant.epsilon(history, delta) for history in histories]
-        if not spent:
-            return 0.0, "none"
-        return max(spent)
+        spent = (accountant.epsilon(history, delta) for history in histories)
+        return max(spent, default=(0.0, "none"))
 
     def unaccounted(self, plan: PrivacyPlan, clients: int) -> str:
-        """Returns the first difference between what ran and ``plan``, or "" if there is none.
+        """Returns a sentence on the first difference between the ledger and ``plan``.
 
-        A missing step was either not run or ran without being counted, and then its cost is
-        unknown.
+        It is empty if there is no difference. The epsilon is unknown if a planned step is missing:
+        the step did not run, or it ran and was not counted.
 
         Args:
             plan: the plan.
-            clients: the number of clients on each of which all of the plan must have run.
+            clients: the number of clients; the whole plan must have run on each of them.
         """
         planned = {mechanism.release: mechanism for mechanism in plan.mechanisms}
         all_clients = sorted({*range(clients), *self._counts})
@@ -87,12 +86,10 @@ class Ledger:
                     f"client {client} has {ran.count} steps of '{ran.release}', which is "
                     "not in the plan"
                 )
-            has_noise = math.isclose(
-                ran.noise_multiplier,
-                wanted.noise_multiplier,
-                rel_tol=1e-6,
+            is_same_noise = math.isclose(
+                ran.noise_multiplier, wanted.noise_multiplier, rel_tol=1e-6
             )
-            if not has_noise or ran.sample_rate != wanted.sample_rate:
+            if not is_same_noise or ran.sample_rate != wanted.sample_rate:
                 return (
                     f"client {client}, '{ran.release}': noise multiplier {_noise_and_rate(ran)} "
                     f"ran, {_noise_and_rate(wanted)} was planned"
@@ -102,20 +99,20 @@ class Ledger:
             if counts[name] != wanted.count:
                 return (
                     f"client {client} has {counts[name]} steps of '{name}' in the ledger, "
-                    f"the plan {wanted.count}"
+                    f"but the plan has {wanted.count}"
                 )
         return ""
 
     def mechanisms(self) -> tuple[Mechanism, ...] | None:
-        """Returns the mechanisms that ran on every client's data, ordered by release.
+        """Returns the mechanisms that ran on the data of each client, ordered by release.
 
-        It is None if they differ between clients.
+        Returns None if clients differ in them.
         """
         histories = {self.of_client(client) for client in self._counts}
         if len(histories) > 1:
             return None
         history = next(iter(histories), ())
-        return tuple(sorted(history, key=lambda mechanism: (mechanism.release, mechanism)))
+        return tuple(sorted(history, key=lambda mechanism: mechanism.release))
 
     def to_json(self) -> str:
         """Returns the ledger as text; floats round-trip exactly.
@@ -143,8 +140,6 @@ class Ledger:
         if isinstance(other, Ledger):
             return self._counts == other._counts
         return NotImplemented
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def _noise_and_rate(mechanism: Mechanism) -> str:

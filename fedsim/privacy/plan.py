@@ -1,10 +1,13 @@
 """The plan: how the privacy budget will be spent, solved once before the first step.
 
-Two data sets are neighbours if one has one unit more than the other (add or remove one). The unit
-is an example, a group of one client's examples (a patient's, a lesion's) or a client. A release is
-a Gaussian mechanism on a Poisson sample of the units, whose noise has standard deviation
-``relative_noise * sigma * sensitivity`` per coordinate. The composition of all steps of all
-releases is (epsilon, delta)-DP by the theorems of :func:`fedsim.privacy.accountant.epsilon`.
+The unit is an example, a group of one client's examples (a patient's, a lesion's) or a client. Two
+data sets are neighbours if one of them has one unit more (add or remove one). A client that is
+removed contributes zero. The number of clients is public, and it is the same in both data sets.
+
+A release is a Gaussian mechanism: a sum over a Poisson sample of the units, plus noise. The noise
+has the standard deviation ``relative_noise * sigma * sensitivity`` per coordinate. All steps of all
+releases together are (epsilon, delta)-DP by the theorems that
+:func:`fedsim.privacy.accountant.epsilon` names.
 """
 
 from __future__ import annotations
@@ -22,17 +25,17 @@ from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.selection import Selection
 
 Unit = Literal["example", "group", "client"]
-"""What the presence of which is protected."""
+"""What the budget protects: the presence of one example, one group or one client."""
 Trust = Literal["aggregate", "silo"]
 """What an adversary sees: the sum over clients, or every single message."""
 Claim = Literal["proved", "stated", "heuristic", "none"]
-"""How strong an (epsilon, delta) is, the strongest first.
+"""How strong the claim of an (epsilon, delta) is, the strongest first.
 
-It is a theorem for a class that fedsim ships, a theorem as stated by the method's author, not a
-theorem, or no guarantee.
+``proved``: it is a theorem, and fedsim ships the class. ``stated``: the method's author states that
+it is a theorem. ``heuristic``: it is not a theorem. ``none``: there is no guarantee.
 """
 THEOREMS: tuple[Claim, ...] = ("proved", "stated")
-"""The claims that (epsilon, delta) is a theorem, which a check may refute."""
+"""The claims which say that (epsilon, delta) is a theorem; a check may refute such a claim."""
 
 MOST_DELTA = 0.1
 """The largest delta of a budget: a larger one guarantees next to nothing."""
@@ -128,12 +131,14 @@ class PrivacyPlan:
     @property
     def mechanisms(self) -> tuple[Mechanism, ...]:
         """The mechanisms of all releases that run."""
-        running = [release.mechanism for release in self.releases if release.steps]
-        return tuple(mechanism.scaled(self.sigma) for mechanism in running)
+        return tuple(
+            release.mechanism.scaled(self.sigma) for release in self.releases if release.steps
+        )
 
     def noise_std(self, name: str) -> float:
         """Returns the standard deviation of release ``name``'s noise per coordinate."""
         multiplier = self.mechanism(name).noise_multiplier
+        # 0 times the infinite sensitivity of a sum without a clip norm would be NaN.
         if multiplier:
             return multiplier * self.sensitivity
         return 0.0
@@ -196,11 +201,12 @@ def calibrate(
     clip: float,
     sensitivity: float,
 ) -> PrivacyPlan:
-    """Returns the plan with the least noise that is (``epsilon``, ``delta``)-DP.
+    """Returns a plan that is (``epsilon``, ``delta``)-DP with hardly more noise than it needs.
 
-    Sigma is solved for all steps of all releases at once, so that epsilon_reached is in [0.99, 1]
-    of the target. Equal budgets are solved once. An infinite epsilon gives sigma 0, and accountant
-    and claim "none".
+    Sigma is solved for all steps of all releases together. The epsilon that the plan reaches is at
+    most the target. It is at least 0.99 of the target, unless the accountant changes from "prv" to
+    "rdp" just below it. Equal budgets are solved once. For an infinite epsilon sigma is 0, and
+    accountant and claim are "none".
 
     Args:
         epsilon: the target; ``math.inf`` for no noise.
@@ -304,7 +310,7 @@ def _check_spending(
         # Such a delta holds with no noise at all, so no amount of noise spends the epsilon.
         raise UserError(
             "delta",
-            f"{delta:g} is above the chance that a unit is sampled at all",
+            f"{delta:g} is not below the chance that a unit is sampled at all",
             "give a smaller delta",
         )
 
@@ -352,9 +358,9 @@ def solved(
     delta: float,
     mechanisms: tuple[Mechanism, ...],
 ) -> Solution:
-    """Returns the least noise at which ``mechanisms`` cost ``epsilon``.
+    """Returns a sigma at which ``mechanisms`` cost at most ``epsilon``, and little less.
 
-    It is cached because it takes seconds.
+    The result is cached, because the search takes seconds.
 
     Args:
         epsilon: the target, finite.
@@ -386,9 +392,10 @@ def _tighten(
     sigma: float,
     delta: float,
 ) -> Solution:
-    """Returns the least sigma whose epsilon is at most the target.
+    """Returns a sigma whose epsilon is at most the target, and hardly below it.
 
-    A bracket is narrowed by log-log interpolation, and after eight tries by halving.
+    The search ends at :data:`REACH` of the target, or when the bracket is :data:`RESOLUTION` wide.
+    It narrows the bracket by log-log interpolation, and after eight tries by halving.
 
     Args:
         spend: returns the epsilon and the accountant at a sigma.
@@ -419,10 +426,10 @@ def _tighten(
             short,
             halve=tries > 8,
         )
-        if not SIGMA_MIN / 2 < sigma < SIGMA_MAX * 2:
+        if sigma >= SIGMA_MAX * 2:
             # An accountant's error does not shrink with the noise, so it may exceed a small target.
-            if sigma > SIGMA_MAX:
-                raise _too_small(target, delta)
+            raise _too_small(target, delta)
+        if sigma <= SIGMA_MIN / 2:
             raise UserError(
                 "epsilon",
                 f"{target:g} at delta {delta:g} is too large: even the smallest noise multiplier, "
