@@ -1,10 +1,10 @@
 """Verifies the results of a run: it computes every ε again and makes every plan again.
 
-The verdict `proved` means that both agree with the record; the claim `proved` means that a theorem
-exists.
+The verdict `proved` means that the recorded ε and plan agree with those that are made again. The
+claim `proved` of a plan means something else: that a theorem exists.
 
-An ε is recomputed by dp-accounting, which is not the accountant that counted it. A plan is compared
-with the one that the algorithm makes here. This file also says what several releases of the same
+An ε is recomputed by dp-accounting, which did not count it. A plan is compared with the one that
+the algorithm makes here. This file also says what several releases of the same
 data cost together, by the composition of all their mechanisms.
 """
 
@@ -34,7 +34,7 @@ from fedsim.plugins.claims import may_leave
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import EXTERNAL, check_installed, lookup
 from fedsim.plugins.untouched import replaced
-from fedsim.privacy.accountant import INTEGER_ORDERS, AccountantName
+from fedsim.privacy.accountant import INTEGER_ORDERS
 from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.plan import Claim, PrivacyPlan
 from fedsim.privacy.selection import Curve, composed_by_renyi, converted
@@ -60,13 +60,16 @@ MOST_BELOW = 1e-3
 This is smaller, because a result that is below claims less than was spent.
 """
 _SOLVED = 2e-3
-"""The relative difference of noise that was solved with two versions of an accountant."""
-_FINEST = 1e-4
+"""The largest relative difference of two numbers that count as alike.
+
+Two versions of an accountant solve the same noise as nearly as that.
+"""
+_WIDEST = 1e-4
 """The widest mesh of a privacy loss distribution."""
 _MESH = 0.02
-"""The mesh of a privacy loss distribution as a share of what it spends, if that is finer."""
+"""The mesh times the square root of the number of steps, as a share of ε, where it is finer."""
 _MOST_POINTS = 1e8
-"""The number of points of a privacy loss distribution that take some GiB of memory."""
+"""The largest number of points of a mesh; so many points take some GiB of memory."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,10 @@ class Proof:
 
     Attributes:
         row: the result.
-        verdict: ``proved``; ``differs`` if ledger, plan and ε contradict each other or the plan of
-            the algorithm; ``not proved`` if ε cannot be computed, the code here does not make the
-            plan, or the record contradicts itself; ``no claim`` if the result claims no ε.
+        verdict: ``proved``; ``differs`` if ledger, plan and ε do not fit each other, or the plan
+            is not the one that the same code makes now; ``not proved`` if ε cannot be computed,
+            other code makes the plan here, or the line records one fact in two ways; ``no claim``
+            if the result claims no ε.
         why: what differs, or why it is not proved.
         epsilon: the ε that dp-accounting computes; None if it computed none.
         rebuilt: whether the code here made a plan of the parameters.
@@ -149,7 +153,8 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
         ran = _by_release(row.ran)
         planned = _by_release(plan.mechanisms)
         epsilon = _recompute_row(row, plan)
-        faults = _faults_of_epsilon(Proof(row, verdict, epsilon=epsilon).ratio or 0.0)
+        proof = Proof(row, verdict, epsilon=epsilon)
+        faults = _faults_of_epsilon(proof.ratio or 0.0)
         if not _are_alike(ran, planned):
             faults.append("what ran is not what was planned")
         if faults or compared.faults:
@@ -159,7 +164,7 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
     except ValidationError as error:
         faults = [f"its plan cannot be read ({'; '.join(reasons(error))})"]
     except (ArithmeticError, TypeError, ValueError, MemoryError) as error:
-        # No training has such numbers.
+        # The record was changed, or its ε is too large to mean anything.
         faults = [f"dp-accounting cannot compose its mechanisms ({unread(error)})"]
     why = "; ".join([*faults, *compared.faults, *compared.doubts])
     return Proof(row, verdict, why, epsilon, compared.rebuilt)
@@ -176,7 +181,7 @@ def _faults_of_epsilon(ratio: float) -> list[str]:
 
 
 def _claims_epsilon(line: Line) -> bool:
-    """Return whether a training's line claims a finite ε, be it of external samples."""
+    """Return whether a line claims a finite ε; that of external samples counts, too."""
     plan = line["plan"] or {}
     epsilons = (line["cell"]["epsilon"], plan.get("epsilon_target"))
     return any(epsilon is not None and math.isfinite(epsilon) for epsilon in epsilons)
@@ -199,13 +204,7 @@ def _recompute_row(row: Row, plan: PrivacyPlan) -> float:
     """Return dp-accounting's ε of what ran, or of the search that it was part of."""
     if plan.selection:
         return plan.selection.spent(plan.delta, _curve)
-    return recomputed(row.ran, plan.delta, _is_renyi(row))
-
-
-def _is_renyi(row: Row) -> bool:
-    """Return whether the ε of a result was computed by Rényi composition."""
-    name: AccountantName | None = row.accountant
-    return name == "rdp"
+    return recomputed(row.ran, plan.delta, row.accountant == "rdp")
 
 
 def proofs_of(
@@ -277,7 +276,7 @@ def _differences_from_class(cls: type[Algorithm], line: Line) -> tuple[list[str]
     except (Exception, SystemExit) as error:
         # An algorithm may do anything with parameters that it was not made for.
         why = "; ".join(reasons(error)) if isinstance(error, Exception) else "it exits"
-        return [f"its algorithm cannot make a plan from these parameters ({why})"], False
+        return [f"its plan cannot be compared with one of its algorithm ({why})"], False
     if differences and replaced_name is not None:
         differences.append(f"somebody replaced {replaced_name} in this process")
     return differences, True
@@ -308,12 +307,15 @@ def _make_plan(cls: type[Algorithm], facts: str) -> dict[str, Any]:
             algorithm = cls(cls.Params.model_validate(candidate.params), task)
             noise_at = "clients" if algorithm.noise_at_clients() else "sum"
             return {**asdict(candidate.plan), "noise_at": noise_at}
-    raise ValueError("the recorded parameters are none of the candidates of tune:")
+    raise ValueError("the recorded parameters are no candidate of tune")
 
 
 def _plan_differences(plan: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> Iterator[str]:
-    """Yield in words how a recorded plan differs from a rebuilt one; it may claim less."""
-    claims = get_args(Claim)
+    """Yield in words how a recorded plan differs from a rebuilt one.
+
+    The recorded plan may make a weaker claim.
+    """
+    claims = get_args(Claim)  # the strongest claim comes first
     if claims.index(plan["claim"]) < claims.index(rebuilt["claim"]):
         yield f"it claims '{plan['claim']}' and its algorithm '{rebuilt['claim']}'"
     for name, value in plan.items():
@@ -355,13 +357,13 @@ def recomputed(
         return math.inf
     if renyi:
         return float(composed_by_renyi(costly).get_epsilon(delta))
-    rough = float(composed_by_renyi(costly, INTEGER_ORDERS).get_epsilon(delta))
+    renyi_epsilon = float(composed_by_renyi(costly, INTEGER_ORDERS).get_epsilon(delta))
     # The discretisation adds to the variance of the sum. What it adds is proportional to steps *
     # mesh^2.
     steps = sum(mechanism.count for mechanism in costly)
-    mesh = min(_FINEST, _MESH * max(rough, 1e-3) / math.sqrt(steps))
-    if not rough < _MOST_POINTS * mesh:
-        raise ValueError(f"they spend up to {number(rough)}")
+    mesh = min(_WIDEST, _MESH * max(renyi_epsilon, 1e-3) / math.sqrt(steps))
+    if not renyi_epsilon < _MOST_POINTS * mesh:
+        raise ValueError(f"they spend up to {number(renyi_epsilon)}")
     return float(composed_losses(costly, mesh).get_epsilon_for_delta(delta))
 
 
@@ -395,10 +397,9 @@ class Proofs(Printed):
         console.print(self._table())
         rows = [proof.row for proof in self.proofs]
         proved = [proof.row for proof in self.proofs if proof.verdict == "proved"]
-        trainings = {}
-        for proof in self.proofs:
-            if proof.training_id:
-                trainings[proof.row.cell_id] = proof.training_id
+        trainings = {
+            proof.row.cell_id: proof.training_id for proof in self.proofs if proof.training_id
+        }
         for text in (*self._summary(), *together(proved, trainings)):
             console.print(text, highlight=False, markup=False)
         for text in large_deltas(rows):
@@ -487,8 +488,8 @@ def together(rows: Sequence[Row], trainings: Mapping[str, str] | None = None) ->
 
     Args:
         rows: the results.
-        trainings: by a cell's id the id of the training that ran for it. A cell that is not named
-            has a training of its own.
+        trainings: maps the id of a cell to the id of the training that ran for it. A cell that is
+            not named has a training of its own.
     """
     trainings = trainings or {}
     by_units: defaultdict[tuple[Any, ...], dict[str, Row]] = defaultdict(dict)
@@ -511,15 +512,15 @@ def together(rows: Sequence[Row], trainings: Mapping[str, str] | None = None) ->
 
 def _may_be_released(row: Row) -> bool:
     """Return whether a result is a private generator that may leave the simulation."""
-    has_costs = row.generator and row.mechanisms and row.delta
-    is_secret = row.noise == "secret" and row.status == "ok"
-    return bool(has_costs and is_secret and may_leave(row.claim, row.check))
+    is_finished = row.generator and row.status == "ok"
+    is_private = row.mechanisms and row.delta and row.noise == "secret"
+    return bool(is_finished and is_private and may_leave(row.claim, row.check))
 
 
 def _composed_epsilon(rows: Sequence[Row], delta: float) -> float:
     """Return the ε of all mechanisms of several results together."""
     if not any(row.selection for row in rows):
-        is_renyi = any(map(_is_renyi, rows))
+        is_renyi = "rdp" in [row.accountant for row in rows]
         # A privacy loss distribution cannot hold what a thousand generators at ε = 8 spend.
         with suppress(ValueError):
             mechanisms = merged(mechanism for row in rows for mechanism in row.ran)

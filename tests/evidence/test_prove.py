@@ -75,7 +75,7 @@ def test_plans_of_shipped_algorithms_are_proved(
         (planned_and_ran(noise=2.0), "its sigma is .* and in its algorithm's plan"),
         (put(ledger__epsilon_spent=0.01), "ε is 0.003 of what its mechanisms spend"),
         (put(plan__sensitivity=1e-6), "its sensitivity is 1e-06 and"),
-        (put(cell__params={"rounds": -1}), "cannot make a plan from these parameters"),
+        (put(cell__params={"rounds": -1}), "cannot be compared with one of its algorithm"),
     ],
 )
 def test_line_that_contradicts_its_algorithm_differs(

@@ -37,25 +37,23 @@ from fedsim.training.rounds import RoundRecord, Trained
 from fedsim.training.state import Checkpoint, nested
 
 MOST_ROWS = 3000
-"""The most examples of a client, so many that a cap on their number or a counter shows."""
+"""The most examples of a client: enough to show a cap on them, or a counter."""
 BASE_ROWS = 50
 """The number of examples of a client in the small cell."""
 FEW_ROWS = 4
 """A number of examples of a client at which a single one is a large part of their sum."""
 COPIES = (1, 3, 12)
-"""How often an example may be repeated; repeated ones show a bound that holds for a mean only."""
+"""How often an example may be repeated. Copies expose a bound that holds for means only."""
 MOST_OF_A_GROUP = 40
 """The most examples of a group."""
-FEWEST_CLIENTS = CHECKED_CLIENTS
-"""The fewest clients of a world, the number of the small cell."""
 MOST_CLIENTS = 12
 """The most clients of a world, so that a factor in the number of clients shows."""
 FEW_FEATURES = 16
 """The other number of features that is tried, beside that of the small cell's data."""
 MAGNITUDES = (0.0, 0.01, 1.0, 100.0)
-"""What an ordinary unit adds, in units of the clip norm: nothing, too little to clip, and more."""
+"""What a unit adds, in clip norms: nothing, far below one, just below one, and far above."""
 NEAR_ZERO = 0.01
-"""The share of the initial weights at which the gradient of an example points along it."""
+"""The factor on the initial weights at which the gradient of an example points along it."""
 MORE_ROUNDS = 2
 """The number of rounds that a random pair runs besides the first round of every phase."""
 FINITE_FIX = "bound every number before it is sent, so that no example makes it infinite or NaN"
@@ -76,20 +74,22 @@ Steps = Generator[RoundRecord, None, Trained]
 
 @dataclass(frozen=True)
 class Draw:
-    """How two worlds differ in one unit; the defaults describe an ordinary difference.
+    """How two worlds differ; the defaults describe an ordinary difference in one unit.
 
     Attributes:
-        way: how the other world is made. ``removed`` takes the unit out. ``replaced`` swaps it for
-            another one of any size: a client, or half of a client's examples. No bound holds for
-            that, but those examples are in no Poisson sample, or in the first one only, so nothing
-            may change outside these samples. ``resampled`` draws other samples of clients.
+        way: how the other world is made. ``removed`` takes the unit out, so the claimed bound
+            holds. ``replaced`` swaps a client, or half of a client's examples, for others, so the
+            worlds are no neighbours and no bound holds. But those examples are in no Poisson
+            sample, or in the first one only, so nothing may change outside these samples.
+            ``resampled`` has the same data and draws other samples of clients.
         client: the number of the client that is the unit or holds it.
         size: the number of examples beside the unit, or of the client that is the unit.
         others: the numbers of examples of the other clients, by turns.
         copies: how often each example beside the unit is repeated. For a group it is the number of
             its examples, too.
-        large: the share of the examples beside the unit that add the most among
-            :data:`TRIED_ROWS` examples; the others add the least. None takes examples of the data.
+        large: the share of the examples beside the unit that are copies of the one that adds most
+            among :data:`TRIED_ROWS` examples; the rest are copies of the one that adds least. None
+            takes examples of the data.
         label: the label of the unit. None takes the label of the last example beside it, or for a
             client the labels of the data.
         alike: whether all examples beside the unit have its label.
@@ -151,6 +151,7 @@ class Draw:
 
 
 LATE = (9, 19, 257)
+"""Rounds late in a training, which an ordinary draw runs, too."""
 CORPUS: dict[str, dict[str, Draw]] = {
     "row": {
         "ordinary": Draw(copies=3, rounds=LATE),
@@ -277,7 +278,7 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
         between(many, MOST_ROWS),
     )
     is_mixed = not is_client and choose(True, False, False)
-    clients = int(stream.integers(FEWEST_CLIENTS, MOST_CLIENTS + 1))
+    clients = int(stream.integers(CHECKED_CLIENTS, MOST_CLIENTS + 1))
     ways = ["removed"] * 9 + ["replaced"]
     if is_client:
         ways = ["removed", "replaced", "resampled", "removed"]
@@ -345,7 +346,7 @@ class World:
         if not isinstance(hidden, Hidden) or client != hidden.client or not hidden.present:
             return np.arange(rows) // ROWS_OF_A_GROUP
         others = np.arange(rows - self.size) // ROWS_OF_A_GROUP
-        number = hidden.index(-(-len(others) // ROWS_OF_A_GROUP))
+        number = hidden.index(math.ceil(len(others) / ROWS_OF_A_GROUP))
         others += others >= number
         return np.sort(np.append(others, [number] * self.size))
 
@@ -496,7 +497,8 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
     """
     unit = subject.task.unit
     subject = with_size(subject, draw.clients, draw.features)
-    draw = replace(draw, client=draw.client % subject.task.clients)
+    clients = subject.task.clients  # An algorithm may refuse the number that was drawn.
+    draw = replace(draw, client=draw.client % clients, clients=clients)
     whole, other = _worlds_of(subject, draw, levels)
     params: dict[str, Any] = {}
     if subject.rounds is not None:
@@ -508,18 +510,14 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
         most = float(levels.norms.max())
         if unit == "group":
             most *= draw.copies
+        # Beside a unit of zeros, ordinary examples are clipped.
         params["clip"] = BARELY * clip * most / (draw.magnitude or MAGNITUDES[-1])
     changed = with_params(subject, **params)
     schedule = list(changed.algorithm.schedule())
     chosen = {round_.number for round_ in schedule if round_.step == 0}
     chosen |= {number % len(schedule) for number in draw.rounds}
-    return Pair(
-        draw,
-        changed,
-        whole,
-        other,
-        [schedule[number] for number in sorted(chosen)],
-    )
+    rounds = [schedule[number] for number in sorted(chosen)]
+    return Pair(draw, changed, whole, other, rounds)
 
 
 def _worlds_of(
@@ -604,7 +602,7 @@ def _worlds_of_rows(
     batch = x if len(x) else data.x_train
     unit_row = _directed(draw, same_label.mean(0)[None], batch.mean(0), stream)
     hidden = Hidden(draw.client, draw.sampled, draw.position)
-    units_before = hidden.index(-(-len(x) // rows_of_a_unit))
+    units_before = hidden.index(math.ceil(len(x) / rows_of_a_unit))
     place = [min(units_before * rows_of_a_unit, len(x))] * count
     more_x = np.insert(x, place, unit_row, 0)
     more_y = np.insert(y, place, label)

@@ -1,4 +1,4 @@
-"""All checks of an algorithm but that of its sensitivity.
+"""Holds all checks of an algorithm except that of its sensitivity.
 
 A check is a function of a :class:`fedsim.evidence.check.subject.Subject`. It returns in a few words
 what it saw. It raises ``Fault`` if the algorithm breaks its contract, and ``Idle`` if there is
@@ -85,7 +85,7 @@ RANDOM_FIX = (
 )
 
 SHOWN_ROWS = 3000
-"""The number of examples that a classifier predicts before it predicts the first one again."""
+"""About how many examples a classifier predicts before it predicts the first ones again."""
 DEVIATIONS = 6.0
 """The number of standard errors of an estimate that may be due to chance."""
 SAME_DRAW = 1e-5
@@ -95,8 +95,11 @@ PACKINGS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
     ((1, 1, 1, 1), (3, 1, 2, 0)),
 )
 """Numbers of clients per actor, and the order in which the actors compute."""
-ORDER = 1e-4
-"""The change of a tensor in the first round, relative to its norm, by another order of its sum."""
+REORDERED = 1e-4
+"""How far the sum of a first round may move if it is added up in another order.
+
+It is a share of the tensor's norm, plus a tenth of it times the root of the number of entries.
+"""
 GROWTH_A_ROUND = 2.0
 """The factor by which the allowed change grows with every further round."""
 
@@ -223,15 +226,16 @@ def noise(subject: Subject) -> str:
         _check_fresh([draw for draw in draws if len(draw.values) == length])
     for release in plan.releases:
         values = flat(draw.values for draw in draws if draw.release == release.name)
-        _check_size(release.name, values, plan.noise_std(release.name))
+        if len(values):  # The server draws the noise of all other releases.
+            _check_size(release.name, values, plan.noise_std(release.name))
     return "the noise has the planned size, and no two draws are alike"
 
 
 def _check_size(name: str, values: Tensor, planned: float) -> None:
     """Raise a fault if noise on a release has another standard deviation than planned."""
     size = float(values.square().mean().sqrt())
-    allowed = max(DEVIATIONS / math.sqrt(2 * max(len(values), 1)), 1e-3)
-    if len(values) and not abs(size / planned - 1) <= allowed:
+    allowed = max(DEVIATIONS / math.sqrt(2 * len(values)), 1e-3)
+    if not abs(size / planned - 1) <= allowed:
         raise Fault(
             f"clients' noise on '{name}' has the standard deviation {size:.4g}; the plan says "
             f"{planned:.4g}",
@@ -240,23 +244,25 @@ def _check_size(name: str, values: Tensor, planned: float) -> None:
 
 
 def _check_fresh(draws: Sequence[_NoiseDraw]) -> None:
-    """Raise a fault if a draw of noise is zero, or if two draws of one length are the same."""
+    """Raise a fault if a draw of noise is zero, or if two draws of one length are correlated."""
     for draw in draws:
         if not float(draw.values.norm()) > 0:
             raise Fault(f"client {draw.client} adds no noise in step {draw.step}", NOISE_FIX)
     values = torch.stack([draw.values for draw in draws])
     length = values.shape[1]
     sizes = values.norm(dim=1, keepdim=True)
-    correlation = ((values / sizes) @ (values / sizes).T).abs().fill_diagonal_(0)
-    # A few numbers are often nearly parallel by chance, but not equal.
+    directions = values / sizes
+    correlation = (directions @ directions.T).abs().fill_diagonal_(0)
+    # Short draws are often nearly parallel by chance, so only equal ones count.
     if length < DEVIATIONS**2:
         correlation *= torch.cdist(values, values) <= SAME_DRAW * sizes[:, 0]
     largest = float(correlation.max())
     if not largest <= min(DEVIATIONS / math.sqrt(length), 0.999):
-        first, second = (draws[number] for number in divmod(int(correlation.argmax()), len(draws)))
+        pair = divmod(int(correlation.argmax()), len(draws))
+        first, second = (draws[number] for number in pair)
         raise Fault(
-            f"the noise of client {first.client} in step {first.step} and of client "
-            f"{second.client} in step {second.step} is the same (correlation {largest:.3g})",
+            f"the noise of client {first.client} in step {first.step} and that of client "
+            f"{second.client} in step {second.step} have the correlation {largest:.3g}",
             NOISE_FIX,
         )
 
@@ -265,7 +271,8 @@ def budget(subject: Subject) -> str:
     """Check that the ledger holds what the plan says, and that epsilon is spent and not overspent.
 
     Raises:
-        Fault: the ledger differs from the plan, or something is noised without a plan.
+        Fault: the ledger differs from the plan, more or clearly less epsilon was spent than
+            planned, or something is noised without a plan.
     """
     plan = subject.plan
     training = subject.first
@@ -304,7 +311,9 @@ def determinism(subject: Subject) -> str:
     difference = _difference(subject, first, subject.train())
     if difference:
         raise Fault(f"two trainings with one seed differ: {difference}", SEED_FIX)
-    if subject.plan is not None and not _difference(subject, first, subject.train(seed=1)):
+    if subject.plan is None:
+        return "the same seed gives the same bits"
+    if not _difference(subject, first, subject.train(seed=1)):
         raise Fault("another seed gives the same result, although there is noise", SEED_FIX)
     return "the same seed gives the same bits, another seed gives others"
 
@@ -353,7 +362,7 @@ def packing(subject: Subject) -> str:
                 f"with actors of {actors} clients that compute in the order {turns}: {difference}",
                 PACKING_FIX,
             )
-    return "the same with 1, 3 and 4 actors, in any order"
+    return "the same with 1, 3 and 4 actors, and in another order"
 
 
 def _packing_difference(
@@ -361,13 +370,13 @@ def _packing_difference(
     sizes: tuple[int, ...],
     order: Sequence[int],
 ) -> str:
-    """Return the first difference of a training on actors of ``sizes`` clients; empty for none."""
+    """Return how a training on actors of ``sizes`` clients differs; empty if it does not."""
     first = subject.first
     tapes = first.pool.tapes
     second = subject.train(WatchedPool(subject.cohorts(sizes), order, tapes))
     for before, after in zip(first.progress, second.progress, strict=True):
         number = before.round - 1
-        allowed = ORDER * GROWTH_A_ROUND**number
+        allowed = REORDERED * GROWTH_A_ROUND**number
         message = tapes[0].messages[number]
         messages = [tape.messages[number] for tape in second.pool.tapes]
         sums = add_in_order([part.sums for part in messages])
@@ -381,14 +390,14 @@ def _packing_difference(
     return ""
 
 
-def _apart(first: Tensors, second: Tensors, order: float) -> str:
+def _apart(first: Tensors, second: Tensors, share: float) -> str:
     """Say which tensor differs by more than the order of a sum explains; empty for none."""
     for name in {**first, **second}:
         if name not in first or name not in second or first[name].shape != second[name].shape:
             return f"'{name}' is missing, or has another shape"
         before = first[name].double()
         after = second[name].double()
-        allowed = order * (math.sqrt(before.numel()) / 10 + float(before.norm()))
+        allowed = share * (math.sqrt(before.numel()) / 10 + float(before.norm()))
         if not equal(before, after) and not float((before - after).norm()) <= allowed:
             return f"'{name}' differs by up to {_largest_difference(before, after)}"
     return ""
@@ -397,7 +406,7 @@ def _apart(first: Tensors, second: Tensors, order: float) -> str:
 def resume(subject: Subject) -> str:
     """Check that a training resumed from a checkpoint's file equals the uninterrupted one.
 
-    It is resumed after the first two rounds, the middle one and the last.
+    It is resumed after the first round, the second, the middle one and the last.
 
     Raises:
         Fault: a resumed training differs.
@@ -483,14 +492,14 @@ def global_random(subject: Subject) -> str:
         Fault: the state of torch's, numpy's or Python's generator changed.
     """
     start = fix_random_states()
-    subject.train()  # which begins with the same states
+    subject.train()  # The training begins with the same states.
     touched = [name for name, state in random_states().items() if state != start[name]]
     if touched:
         raise Fault(
             f"the training draws from the global random generator of {' and '.join(touched)}",
             RANDOM_FIX,
         )
-    return "a training leaves those of torch, numpy and Python as they are"
+    return "a training leaves the random states of torch, numpy and Python as they are"
 
 
 def _difference(
@@ -511,12 +520,13 @@ def _difference(
         for name in {**before.values, **after.values}:
             old = before.values.get(name)
             new = after.values.get(name)
-            # Compared as texts, so that what is not a number equals itself.
+            # Their texts are compared, because NaN is not equal to itself.
             if repr(old) != repr(new):
                 return f"round {before.round}, {name}: {old!r:.24} and {new!r:.24}"
-    same_ledger = first.trained.ledger == second.trained.ledger
-    if not same_ledger or first.trained.uplink_bytes != second.trained.uplink_bytes:
-        return "the ledgers, or the bytes sent"
+    if first.trained.ledger != second.trained.ledger:
+        return "the ledgers"
+    if first.trained.uplink_bytes != second.trained.uplink_bytes:
+        return "the number of bytes sent"
     answers = subject.answers(first.trained.made)
     others = subject.answers(second.trained.made)
     if equal(answers, others):

@@ -178,7 +178,7 @@ def search_pairs(subject: Subject, draws: Sequence[Draw]) -> str:
         ratios = list(chain.from_iterable(compared))
     removed = [number for number, draw in enumerate(draws) if draw.way == "removed"]
     largest = max(removed, key=ratios.__getitem__)
-    count = f"{len(ratios)} pairs of neighbouring data sets"
+    count = f"{len(removed)} pairs of neighbouring data sets"
     if ratios[largest] == 0:
         raise Fault(
             f"no unit of the {count} changes anything that is released, so nothing was measured",
