@@ -32,10 +32,10 @@ CLAIM_SHAPE = (64, 10, 10)
 No claim depends on them.
 """
 KINDS = ("generators", "classifiers", "not private", "for reproduction")
-"""The groups of the list."""
+"""The groups of algorithms that a :class:`Catalogue` prints, in this order."""
 NOTES = """\
-"for reproduction": methods that do not beat chance in our tables; nor does
-fedhypevae with form: paper.
+"for reproduction": these methods do not beat chance in our tables. The method
+fedhypevae with form: paper does not beat chance either.
 e, g, c: the privacy unit is one example, one group or one client.
 To describe one method: fedsim algorithms NAME"""
 _BOUNDS = {
@@ -78,8 +78,8 @@ class Description(Printed):
         group: one of :data:`KINDS`.
         yields: ``generator`` or ``classifier``.
         place: file, line and import path of the class.
-        support: the units of privacy for every claim that it makes under some trust; empty for a
-            method that is not private.
+        support: every claim that it makes, with the units of privacy for which it makes it under
+            at least one kind of trust; empty for a method that is not private.
         parameters: its parameters.
     """
 
@@ -113,6 +113,7 @@ class Description(Printed):
     @property
     def line(self) -> str:
         """The name, the summary, and the claims with the initials of their units, in 80 columns."""
+        # The first sentence, without a name and a colon before it.
         first_sentence = re.split(r"\n\n|\. |;", self.text, maxsplit=1)[0]
         summary = re.sub(r"^[\w .,-]*: ", "", first_sentence).rstrip(".")
         claims = []
@@ -141,14 +142,16 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
     group = f"{yields}s"
     if not cls.private:
         group = "not private"
-    if vars(cls).get("for_reproduction"):
+    if vars(cls).get("for_reproduction"):  # A subclass does not inherit it.
         group = "for reproduction"
     module = inspect.getmodule(cls)
     texts = [inspect.getdoc(module) or "", inspect.cleandoc(cls.__doc__ or "")]
     methods = [
         member
         for member in getattr(module, "__dict__", {}).values()
-        if getattr(member, "__module__", "") == cls.__module__ and "name" in vars(member)
+        if isinstance(member, type)
+        and member.__module__ == cls.__module__
+        and "name" in vars(member)
     ]
     if len(methods) > 1:
         # The text of a module with several methods says what they share, so it comes second.
@@ -173,6 +176,7 @@ def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
         try:
             task = Task(*CLAIM_SHAPE, unit, trust, public=public)
             algorithm = cls(cls.Params(), task)
+            # A method without privacy makes no claim, but its code must still work.
             solved_plan(algorithm, math.inf if cls.private else None, delta=1e-4)
             if not cls.private:
                 continue
@@ -182,6 +186,8 @@ def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
         except UserError:  # The algorithm does not support this unit and trust.
             continue
         except ValidationError:
+            if not cls.private:
+                continue
             claim = "depends on parameters that have no default"
         except Exception as error:  # A plug-in may raise anything.
             raise PluginError(
@@ -203,12 +209,9 @@ def parameters_of(params: type[BaseModel]) -> Iterator[Parameter]:
     meanings: dict[str, str] = {}
     for cls in reversed(params.__mro__):
         section = (inspect.cleandoc(cls.__doc__ or "") + "\n").partition("Attributes:\n")[2]
-        for names, text in re.findall(
-            r"^    (\w[\w, ]*): (.*(?:\n     +.*)*)",
-            section,
-            re.M,
-        ):
-            meanings |= dict.fromkeys(names.split(", "), plain(" ".join(text.split())))
+        for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n     +.*)*)", section, re.M):
+            meaning = plain(" ".join(text.split()))
+            meanings |= dict.fromkeys(names.split(", "), meaning)
     for name, info in params.model_fields.items():
         default = "required"
         if not info.is_required():
@@ -248,7 +251,7 @@ class Catalogue(Printed):
     names: tuple[str, ...]
 
     def show(self, console: Console) -> None:
-        """Print the algorithms by group; the line of a refused one says why."""
+        """Print the algorithms by group; one that cannot be described is listed with its error."""
         lines: dict[str, list[str]] = {kind: [] for kind in KINDS}
         for name in self.names:
             try:

@@ -67,10 +67,10 @@ class Run(Printed):
 
     Attributes:
         folder: the path of the folder.
-        trust_plugin: whether code may run of an algorithm that is a file, or a module that is not
-            installed.
-        code: how the bench ended: 0 if every cell is ok; 1 if a cell is not, a plug-in was left
-            out, or the cluster was lost.
+        trust_plugin: whether the code of an algorithm may run if it is a file, or a module that is
+            not installed.
+        code: how the bench ended: 0 if every cell is ok, or the folder was only loaded; 1 if a cell
+            is not ok, a plug-in was left out, or the cluster was lost.
     """
 
     folder: Path
@@ -117,7 +117,7 @@ class Run(Printed):
         width: float | None = None,
         spread: Spread = "ci95",
     ) -> Figure:
-        """Return a matplotlib figure of the privacy-utility curves, which may be changed freely.
+        """Return a matplotlib figure of scores over ε or another quantity; change it freely.
 
         Args:
             beside: more run folders, whose results are shown together with this one's.
@@ -297,16 +297,17 @@ class Run(Printed):
         if figure is not None:
             from fedsim.report.panels import inches, save_pdf
 
-            if Path(figure).suffix != ".pdf":
+            target = Path(figure)
+            if target.suffix != ".pdf":
                 raise UserError(
                     f"figure {figure}",
                     "is not a .pdf file",
-                    f"give {Path(figure).with_suffix('.pdf')}",
+                    f"give {target.with_suffix('.pdf')}",
                 )
             picture = self.figure(*beside, over=over, width=inches(width), **chosen)
-            return f"figure: {save_pdf(picture, Path(figure))}"
-        options = (beside, format, table, measure, where, pair, subject)
-        if any((*options, order != "given", digits != 3)):
+            return f"figure: {save_pdf(picture, target)}"
+        asks_for_table = any((beside, format, table, measure, where, pair, subject))
+        if asks_for_table or order != "given" or digits != 3:
             shown = self.table(
                 *beside,
                 table=table or "results",
@@ -329,12 +330,12 @@ class Run(Printed):
         See :func:`fedsim.results.generators.load_generator`.
 
         Args:
-            cell: the id of the cell, or its beginning, if there are several.
+            cell: the id of the cell, or its beginning; needed if there are several generators.
             synthesis: how the algorithm synthesises, such as neutral or mixture, or client:K for
                 the generator of one client; default: the cell's own.
 
         Raises:
-            UserError: there is no such generator, or it is not what was saved.
+            UserError: there is no such generator, or its file has changed since it was saved.
         """
         from fedsim.results.generators import load_generator
 
@@ -364,7 +365,7 @@ class Run(Printed):
         Args:
             out: the file of embeddings; with format hf a folder that is new or empty.
             format: npz, or hf for a folder with a card, ready for the Hugging Face hub.
-            cell: the id of the cell, or its beginning, if there are several.
+            cell: the id of the cell, or its beginning; needed if there are several generators.
             synthesis: how the algorithm synthesises, such as neutral or mixture, or client:K for
                 the generator of one client; default: the cell's own.
             per_class: the number of embeddings per class.
@@ -374,7 +375,7 @@ class Run(Printed):
             A description of the file: its size, its ε, warnings, and its scale.
 
         Raises:
-            UserError: there is no such generator, or it is not what was saved.
+            UserError: there is no such generator, or its file has changed since it was saved.
         """
         if per_class < 1:
             raise UserError("per_class", f"must be at least 1, got {per_class}")
@@ -411,7 +412,7 @@ class Run(Printed):
 
         Args:
             out: the folder of the package.
-            cell: the id of the cell, or its beginning, if there are several.
+            cell: the id of the cell, or its beginning; needed if there are several generators.
 
         Returns:
             The package's file with its ε, δ and claim, and the scale of its embeddings.
@@ -424,7 +425,7 @@ class Run(Printed):
 
         results = self._results
         rows = [row for row in results.every_row() if row.yields == "generator"]
-        reasons = Counter(held_back(row, row.noise) for row in rows)
+        reasons = Counter(map(held_back, rows))
         if rows and "" not in reasons:
             listed = "; ".join(
                 f"{count} of {len(rows)}: {reason}" for reason, count in reasons.items()
@@ -478,12 +479,13 @@ class Run(Printed):
     def verify(self, *, rerun: int = 0, with_: Path | None = None) -> Found:
         """Recompute every ε and every plan of a run with a second, independent accountant.
 
-        The result has passed if every claimed ε is proved, and everything that ran again or was
-        compared is equal to the last bit.
+        Without ``with_`` the result has passed if every claimed ε is proved and every cell that ran
+        again is equal to the last bit. With it, all results must be equal to the last bit.
 
         Args:
             rerun: the number of finished cells, drawn at random, that run again and are compared.
-            with_: a run folder to compare with, result by result, instead.
+            with_: a run folder whose results are compared with this run's. Then no ε is recomputed
+                and no cell runs again.
 
         Raises:
             UserError: no cell can be repeated, the grid is not that of its cells, or the folders
@@ -640,8 +642,9 @@ def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Row]
                     )
     if where is None:
         return list(rows.values())
+    frame = frame_of(list(rows.values()))
     try:
-        chosen = set(frame_of([*rows.values()]).query(where)["cell_id"])
+        chosen = set(frame.query(where)["cell_id"])
     except Exception as error:  # pandas raises errors of many types for a wrong query
         raise UserError(
             "where",
@@ -662,8 +665,8 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
         runs: the run folders; a cell that several of them have counts once.
         out: also write the table to this file: GitHub Markdown (.md), HTML, or CSV with one line
             per method and budget.
-        trust_plugin: also run code of algorithms that are a file, or a module that is not
-            installed, to rebuild their plans.
+        trust_plugin: also run the code of an algorithm that is a file, or a module that is not
+            installed, to rebuild its plan.
 
     Raises:
         UserError: a folder has no results, or results that one line would average were evaluated in
@@ -680,9 +683,10 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
             "the ending of the file does not say its format",
             "give a file that ends in .md, .html or .csv",
         )
-    trained = {}
+    trained: dict[str, Any] = {}
     for run in runs:
-        trained.update(read_results(run).trained)
+        # Of a cell in several folders the first one counts, as in `pooled`.
+        trained = read_results(run).trained | trained
     proofs = [prove(row, trained[row.cell_id], trust_plugin=trust_plugin) for row in pooled(runs)]
     board = Board.of(proofs)
     if out is not None:
@@ -698,7 +702,7 @@ def load(folder: Path | str, *, trust_plugin: bool = False) -> Run:
 
     Args:
         folder: the folder of the run or package.
-        trust_plugin: also run code of algorithms that are a file, or a module that is not
+        trust_plugin: also run the code of an algorithm that is a file, or a module that is not
             installed.
 
     Raises:

@@ -47,7 +47,7 @@ def engine_for(
     *,
     in_process: bool = False,
 ) -> tuple[Prepared, AbstractContextManager[Engine]]:
-    """Return a grid, with the number of cells that run at a time, and the engine that runs it.
+    """Return the grid, whose ``parallel`` is changed to suit the engine, and its engine.
 
     Args:
         prepared: the grid.
@@ -71,7 +71,7 @@ def engine_for(
         return replace(prepared, parallel=1), nullcontext(here)
     check_memory(prepared, in_process=False)
     if "ray" not in sys.modules:
-        _protect_new_cluster()  # Ray reads these variables when it is imported
+        _protect_new_cluster()  # Ray reads the variables that this sets when it is imported
     from fedsim.runs.ray import local_cluster
 
     return prepared, local_cluster(prepared.nodes[0])
@@ -102,8 +102,8 @@ def run_bench(
         retry_failed: whether failed cells run again.
 
     Returns:
-        The exit code: 0 if every cell is ok, 1 if one is not or a plug-in was left out, 130 after
-            an interruption.
+        The exit code: 0 if every cell is ok; 1 if one is not, a plug-in was left out or the cluster
+            was lost; 130 after an interruption.
     """
     store = ResultStore(folder)
     show_warnings(prepared, console)
@@ -112,7 +112,7 @@ def run_bench(
     entries = entries_of(prepared)
     with store.lock():
         lines = read_results(folder)
-        show_time_left(prepared, lines, console, least=60)
+        show_time_left(prepared, lines, console, least=60, retry_failed=retry_failed)
         ended = ended_cells(entries, lines, retry_failed=retry_failed)
         display = Display(
             console,
@@ -128,26 +128,26 @@ def run_bench(
         try:
             report = _run_jobs(run, jobs, console, engine)
         except (KeyboardInterrupt, ClusterLost) as error:
-            finished = len(ended_cells(entries, read_results(folder)))
-            words = f"{finished} of {counted(len(entries), 'cell')} finished"
-            return _show_early_end(error, words, console)
+            lines = read_results(folder)
+            ended = ended_cells(entries, lines, retry_failed=retry_failed)
+            progress = f"{len(ended)} of {counted(len(entries), 'cell')} finished"
+            return _show_early_end(error, progress, console)
     return _show_report(report, run, console, retry_failed=retry_failed)
 
 
 def _discard_checkpoints(run: RunContext, lines: RunResults) -> None:
     """Remove the checkpoints that no training needs any more.
 
-    These are the checkpoints of finished trainings, and those that may hold the key of secret
-    noise of cells that the grid does not have any more. With the key anyone could take the noise
-    off. A checkpoint without a key stays: the training continues from it once a grid has its
-    cell again.
+    A finished training needs no checkpoint. A checkpoint of a cell that has left the grid is
+    removed if it may hold the key of secret noise, with which anyone could subtract the noise.
+    Without a key it stays, so that the training continues once a grid has its cell again.
     """
-    in_grid = {trial.cell.training_id for trial in run.prepared.trials}
+    grid_ids = {trial.cell.training_id for trial in run.prepared.trials}
     for path in run.store.folder.checkpoints.glob("*"):
         # A process that died while it replaced a checkpoint left a file .ID.safetensors.PID.part.
         training_id, _, _ = path.name.removeprefix(".").partition(".")
-        is_left = training_id not in in_grid
-        if is_trained(training_id, lines) or (is_left and may_hold_key(path)):
+        is_trained_here = is_trained(training_id, lines)
+        if is_trained_here or (training_id not in grid_ids and may_hold_key(path)):
             path.unlink(missing_ok=True)
 
 
@@ -157,7 +157,7 @@ def _describe_run(
     lines: RunResults,
     console: Console,
 ) -> None:
-    """Write the manifest and the partitions, and say what becomes of cells of earlier grids."""
+    """Write the manifest and the partitions, and say which earlier cells the page still shows."""
     prepared = run.prepared
     folder = run.store.folder
     kept, dropped = earlier_entries(prepared, lines)
@@ -202,8 +202,7 @@ def _run_jobs(
         print_line(console, f"{cells} to be evaluated, without training again")
     with ThreadPoolExecutor(1) as background:
         with engine as running, run.display:
-            for name in ("report", "map"):
-                background.submit(importlib.import_module, f"fedsim.report.{name}")
+            background.map(importlib.import_module, ("fedsim.report.report", "fedsim.report.map"))
             Scheduler(run, running).run(jobs)
             drawing = background.submit(_draw_report, run)
         return drawing.result()
@@ -219,14 +218,14 @@ def _draw_report(run: RunContext) -> Report:
     return write_report(folder)
 
 
-def _show_early_end(error: KeyboardInterrupt | ClusterLost, finished: str, console: Console) -> int:
+def _show_early_end(error: KeyboardInterrupt | ClusterLost, progress: str, console: Console) -> int:
     """Say what ended the run early and how much is finished; return the exit code."""
     reason = "interrupted"
     exit_code = INTERRUPTED
     if isinstance(error, ClusterLost):
         reason = f"{error.where}: {error.what}"
         exit_code = error.exit_code
-    print_line(console, f"{reason}: {finished}; the same command continues")
+    print_line(console, f"{reason}: {progress}; the same command continues")
     return exit_code
 
 

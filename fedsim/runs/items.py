@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedsim.evaluation.evaluate import EvaluationResult
-from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.training.rounds import RoundRecord
-from fedsim.training.trial import Outcome
 
 FLUSH_SECONDS = 0.2
 """The seconds for which items are collected before they travel together."""
@@ -40,13 +38,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class Progress:
-    """What has happened in a running job since its last progress.
+    """What has happened in a running job since the last item of this class.
 
     Attributes:
         rounds: the records of the finished rounds.
         output: the text that the job printed.
         checkpoint: the packed checkpoint, if there is a new one.
-        pairs: the finished pairs of trainings of an audit.
+        pairs: the pairs of trainings that an audit has finished.
     """
 
     rounds: tuple[RoundRecord, ...] = ()
@@ -63,16 +61,17 @@ class Evaluated:
     seconds: float
 
 
-Item = Progress | Outcome | Evaluated | Ceiling | LocalOnly | Failure | object
-"""An item of a stream: progress, then results or a failure."""
+Item = object
+"""An item of a stream: progress, then results, whose classes depend on the job, or a failure."""
 
 
 def gathered(items: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield the items in groups, each collected for :data:`FLUSH_SECONDS`.
+    """Yield the items in groups.
 
-    If ``items`` raises an exception, the items before it are yielded first.
+    A group ends with the first item that comes more than :data:`FLUSH_SECONDS` after the last
+    group. If ``items`` raises an exception, the items before it are yielded first.
     """
-    pending = list[Any]()
+    pending: list[Any] = []
     sent = time.monotonic()
     try:
         for item in items:
@@ -81,7 +80,7 @@ def gathered(items: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
                 yield tuple(pending)
                 pending = []
                 sent = time.monotonic()
-    except (Exception, SystemExit):
+    except (Exception, SystemExit):  # not `finally`: a closed generator must not yield
         if pending:
             yield tuple(pending)
         raise

@@ -15,13 +15,14 @@ from rich.console import Console
 
 from fedsim.data.embeddings import Embeddings, untested
 from fedsim.evaluation.evaluators import left_out
+from fedsim.grid.models import shown
 from fedsim.privacy.plan import PrivacyPlan, large_delta
 from fedsim.report.terminal import frame_table
 from fedsim.results.columns import UNVERIFIED
 from fedsim.results.join import RunResults, read_results
 from fedsim.runs.display import duration
 from fedsim.runs.memory import memory_of_grid
-from fedsim.runs.missing import Missing, is_trained, state_of
+from fedsim.runs.missing import Missing, is_trained, state_of, work_left
 from fedsim.runs.noise_view import Parts, parts_of, signals
 from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.training.trial import Trial
@@ -65,19 +66,20 @@ class Plan(Printed):
     def noise(self) -> pd.DataFrame:
         """A table of the noise in units of the signal, with one row per part of each release.
 
-        A row has the norm of the noise over the largest norm that the part itself can have. Cells
-        that only differ in seed or alpha share their rows. The shapes of the parts are those of
-        rounds on made-up examples.
+        Each row divides the norm of the noise by the largest norm that the part can have. Cells
+        that only differ in seed or alpha share their rows. The shapes of the parts come from rounds
+        that are computed on made-up examples.
         """
         import pandas as pd
 
-        trials = {}
+        distinct = {}
         for trial in self.prepared.trials:
             cell = trial.cell
-            trials[cell.label, cell.dataset.display, cell.clients, cell.epsilon] = trial
+            data = shown(cell.dataset, cell.evaluation.unseen)
+            distinct[cell.label, data, cell.clients, cell.epsilon] = trial
         parts: dict[Any, Parts] = {}
         records = []
-        for trial in trials.values():
+        for (_, data, _, _), trial in distinct.items():
             cell = trial.cell
             plan = trial.plan
             if plan is None or math.isinf(plan.epsilon_target):
@@ -89,7 +91,7 @@ class Plan(Printed):
                 for signal in signals(trial, parts[method], release):
                     record = {
                         "algorithm": cell.label,
-                        "data": cell.dataset.display,
+                        "data": data,
                         "clients": cell.clients,
                         "ε": cell.epsilon,
                         "release": release.name,
@@ -172,7 +174,7 @@ def _cell_facts(trial: Trial) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "cell": cell.cell_id,
         "algorithm": cell.label,
-        "data": cell.dataset.display,
+        "data": shown(cell.dataset, cell.evaluation.unseen),
         "α": cell.alpha,
         "clients": cell.clients,
         "seed": cell.seed,
@@ -207,7 +209,7 @@ def _plan_facts(plan: PrivacyPlan, unit: str) -> dict[str, Any]:
 
 
 def show_warnings(prepared: Prepared, console: Console) -> None:
-    """Print why plug-ins are left out, and what users may misread, each warning once."""
+    """Print why plug-ins are left out, then each warning once."""
     for error in prepared.refused.values():
         print_line(console, f"left out: {error}", "red")
     for warning in dict.fromkeys(_warnings(prepared)):
@@ -216,7 +218,7 @@ def show_warnings(prepared: Prepared, console: Console) -> None:
 
 
 def _warnings(prepared: Prepared) -> Iterator[str | None]:
-    """Yield what budgets and scores do not say although they look like it.
+    """Yield warnings of budgets and scores that promise less than they seem to promise.
 
     Some warnings are yielded several times; None stands for no warning.
     """
@@ -244,9 +246,9 @@ def _warnings(prepared: Prepared) -> Iterator[str | None]:
 
 
 def alpha_without_effect(trial: Trial, data: Embeddings) -> str | None:
-    """Return a warning if a cell's alpha changes nothing; None if it may change something.
+    """Return a warning if a cell's alpha has no effect, else None.
 
-    It changes nothing if each value of the partition's column belongs to a single client.
+    Alpha has no effect if each value of the partition's column belongs to a single client.
     """
     spec = trial.cell.partition
     if spec.scheme != "column-dirichlet" or spec.column is None:
@@ -265,8 +267,10 @@ def show_time_left(
     lines: RunResults,
     console: Console,
     least: float = 0.0,
+    *,
+    retry_failed: bool = False,
 ) -> None:
-    """Print how long the trainings will take that a run folder lacks.
+    """Print how long the trainings that a run folder lacks will take.
 
     No mistake in this estimate may end a bench, so any exception becomes a warning.
 
@@ -275,9 +279,10 @@ def show_time_left(
         lines: the lines of its run folder.
         console: where to print.
         least: a time of fewer seconds is not printed.
+        retry_failed: whether failed cells run again.
     """
     try:
-        seconds, words = time_left(prepared, lines)
+        seconds, words = time_left(prepared, lines, retry_failed=retry_failed)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         print_line(console, f"warning: the time cannot be estimated ({reason})", "yellow")
@@ -286,13 +291,15 @@ def show_time_left(
         print_line(console, f"time: {words}")
 
 
-def time_left(prepared: Prepared, lines: RunResults) -> tuple[float, str]:
+def time_left(
+    prepared: Prepared, lines: RunResults, *, retry_failed: bool = False
+) -> tuple[float, str]:
     """Return the estimated seconds of the trainings that a run folder lacks, and words for them.
 
-    A training is taken to last as long as the recorded ones of its algorithm. The words name the
-    algorithms that have not run yet; the seconds do not count them.
+    Each training is assumed to take the mean time of the recorded ones of its algorithm. The words
+    name the algorithms that have not run yet; the seconds do not count them.
     """
-    cells = _cells_to_train(prepared, lines)
+    cells = _cells_to_train(prepared, lines, retry_failed=retry_failed)
     recorded = _recorded_seconds(lines)
     seconds = 0.0
     known = 0
@@ -312,15 +319,14 @@ def time_left(prepared: Prepared, lines: RunResults) -> tuple[float, str]:
     return seconds, ", ".join(words)
 
 
-def _cells_to_train(prepared: Prepared, lines: RunResults) -> Counter[str]:
-    """Return the number of cells that lack a training, by algorithm."""
-    cells = Counter[str]()
+def _cells_to_train(prepared: Prepared, lines: RunResults, *, retry_failed: bool) -> Counter[str]:
+    """Return the number of trainings that are missing, by algorithm; equal cells share one."""
+    algorithms = {}
     for trial in prepared.trials:
         cell = trial.cell
-        is_trained_itself = prepared.equal[cell.training_id] == cell.training_id
-        if is_trained_itself and isinstance(state_of(cell, lines), Missing):
-            cells[cell.algorithm] += 1
-    return cells
+        if isinstance(work_left(state_of(cell, lines), retry_failed=retry_failed), Missing):
+            algorithms[prepared.equal[cell.training_id]] = cell.algorithm
+    return Counter(algorithms.values())
 
 
 def _recorded_seconds(lines: RunResults) -> dict[str, list[float]]:

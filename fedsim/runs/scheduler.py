@@ -18,10 +18,9 @@ from fedsim.runs.engine import ClusterLost, Engine, Slot, WorkerLost
 from fedsim.runs.items import Failure, Item
 from fedsim.runs.jobs import CellJob, Job, RunContext
 from fedsim.runs.prepare import Need
-from fedsim.training.trial import Outcome
 
 MOST_LOSSES = 2
-"""How many times a job that lost its slot runs again."""
+"""A job that lost its slot runs again at most this many times."""
 LOOK_EVERY = 1.0
 """The seconds between looks at the cluster."""
 
@@ -51,7 +50,7 @@ class Slots:
 
         Args:
             need: the actors that the job needs.
-            any_slot: whether a slot of another shape will do.
+            any_slot: whether a slot that was opened for another need will do.
             plug_in: the algorithm that the job runs if it is not shipped. Such code may leave its
                 process in any state, so nothing else runs on that slot afterwards.
         """
@@ -60,11 +59,11 @@ class Slots:
         slot = self._idle_slot(need, any_slot=any_slot, plug_in=plug_in)
         if slot is None:
             self.end_idle()
-            actors = need.actors + sum(slot.need.actors for slot in self.busy)
+            actors = need.actors + sum(busy.need.actors for busy in self.busy)
             if actors > self.capacity:
                 return None
             slot = self.engine.open(need, self.device)
-        slot.plug_in = plug_in or slot.plug_in
+        slot.plug_in = plug_in
         self.busy.append(slot)
         return slot
 
@@ -87,7 +86,7 @@ class Slots:
         self.engine.close(slot)
 
     def end_idle(self) -> None:
-        """End the idle slots, so that a slot of another shape has room."""
+        """End the idle slots, so that a slot for another need has room."""
         while self.idle:
             self.engine.close(self.idle.pop())
 
@@ -106,7 +105,7 @@ class Running:
         job: the job.
         slot: its slot.
         limited: whether the job is ended after the grid's ``cell_timeout``.
-        since: when its worker began; None before that.
+        since: when its first item came, by the monotonic clock; None before that.
     """
 
     job: Job
@@ -136,11 +135,10 @@ class Scheduler:
         self.resources = prepared.grid.resources
         capacity = prepared.capacity(prepared.nodes)
         self.slots = Slots(engine, capacity, prepared.parallel, self.resources.device)
-        self.data: dict[str, Any] = {}
+        self.in_engine: dict[str, Any] = {}
         self.queue: deque[Job] = deque()
         self.running: dict[Any, Running] = {}
         self.losses: Counter[tuple[str, ...]] = Counter()
-        self.trained: set[str] = set()
         self.looked = time.monotonic()
 
     def run(self, jobs: Iterable[Job]) -> None:
@@ -151,7 +149,7 @@ class Scheduler:
 
         Raises:
             ClusterLost: the cluster is gone.
-            PluginError: the first training of a plug-in failed, and the grid is not to go on.
+            PluginError: the first training of a plug-in failed, and ``keep_going`` is not set.
         """
         self.queue = deque(sorted(jobs, key=lambda job: (not job.plug_in, job.plug_in)))
         try:
@@ -170,18 +168,18 @@ class Scheduler:
         self.slots.close()
 
     def _put(self, key: str) -> Any:
-        """Return a data set in the engine's form; it is put there only once.
+        """Return a data set in the engine's form; each is put into the engine only once.
 
         If the engine then has the rows in memory of its own, the driver lets the training rows go,
         so that they are not in memory twice. Whatever needs them in the driver, such as warnings,
         fingerprints, the manifest and the keys of references, is computed before the jobs run.
         """
-        if key not in self.data:
-            known = self.context.prepared.data
-            self.data[key] = self.engine.put(known[key])
-            if self.data[key] is not known[key]:
-                known[key] = known[key].without_training_rows()
-        return self.data[key]
+        if key not in self.in_engine:
+            in_driver = self.context.prepared.data
+            self.in_engine[key] = self.engine.put(in_driver[key])
+            if self.in_engine[key] is not in_driver[key]:
+                in_driver[key] = in_driver[key].without_training_rows()
+        return self.in_engine[key]
 
     def _start_jobs(self) -> None:
         """Start jobs of the queue as long as there is room for the first one that can run."""
@@ -199,14 +197,11 @@ class Scheduler:
         self.slots.end_idle()
 
     def _first_that_fits(self) -> Job | None:
-        """Return the first job of the queue for which the cluster has enough machines."""
-        for job in self.queue:
-            if job.need.actors <= self.slots.capacity:
-                return job
-        return None
+        """Return the first job that needs no more actors than the cluster can have, or None."""
+        return next((job for job in self.queue if job.need.actors <= self.slots.capacity), None)
 
     def _receive_next(self) -> None:
-        """Take the next item of a running job, or note that the job has ended."""
+        """Take the next item of each running job that has one, or note its end or its loss."""
         if not self.running:
             time.sleep(LOOK_EVERY / 5)
             return
@@ -231,20 +226,21 @@ class Scheduler:
         Raises:
             PluginError: the item is a failure of a plug-in that has trained nothing yet.
         """
-        if isinstance(item, Outcome):
-            self.trained.add(job.plug_in)
         if isinstance(item, Failure) and isinstance(job, CellJob):
             self._check_first_training(job, item)
         job.take(item)
 
     def _check_first_training(self, job: CellJob, failure: Failure) -> None:
-        """Let the failure of a plug-in that has trained nothing yet end the grid.
+        """End the grid if the failure is that of the first training of a plug-in's code.
 
         Raises:
-            PluginError: it is such a failure, and the grid is not to go on.
+            PluginError: nothing was trained with this code yet, and ``keep_going`` is not set.
         """
-        is_first = job.trains and job.plug_in not in ("", *self.trained)
-        if is_first and not self.context.prepared.keep_going:
+        if not job.trains or not job.plug_in or self.context.prepared.keep_going:
+            return
+        trainings = self.context.store.last("trainings").values()
+        sources = [line["cell"]["source"] for line in trainings if line["error"] is None]
+        if job.trial.cell.source not in sources:
             raise job.refused(failure)
 
     def _look_around(self) -> None:

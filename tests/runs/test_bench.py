@@ -494,3 +494,13 @@ def test_plug_in_whose_loss_mixes_examples_sees_no_real_data(folder: Path, bench
     with pytest.raises(PluginError, match="NotPerExample: the loss is not per example"):
         bench(grid, "mixes", keep_going=False)
     assert list(ResultStore(folder / "mixes").lines("trainings")) == []
+
+
+def test_plug_in_that_trained_before_may_fail_later(bench: Bench, tmp_path: Path) -> None:
+    healed = tmp_path / "healed"
+    healed.touch()
+    entry = trouble("raise", healed)
+    bench(small_grid(entry))
+    healed.unlink()
+    again = bench(small_grid(entry, seeds=[0, 1]), keep_going=False)
+    assert [row.status for row in again.rows] == ["ok", "failed"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from benches import PATIENCE, wait_until
+from benches import PATIENCE, run_process, wait_until
 from plug_ins import changed
 from processes import FEDSIM, environment
 
@@ -125,14 +125,7 @@ def bench(
     **variables: str,
 ) -> subprocess.CompletedProcess[str]:
     command = [FEDSIM, "bench", "--grid", "g.yaml", "--address", address, *options]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        env=environment(**variables),
-    )
+    return run_process(command, folder, env=environment(**variables))
 
 
 @pytest.mark.skipif(not may_mount(), reason="namespaces need root")
@@ -158,13 +151,7 @@ def test_plug_ins_and_checkpoints_travel_between_machines(
     disturbed = {row.cell_id: row.scores for row in read_results(run).rows}
     assert len(disturbed) == 3
     shutil.rmtree(project / "runs")
-    local = subprocess.run(
-        [FEDSIM, "bench", "--grid", "g.yaml"],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    local = run_process([FEDSIM, "bench", "--grid", "g.yaml"], project)
     assert local.returncode == 0, local.stdout + local.stderr
     assert {row.cell_id: row.scores for row in read_results(run).rows} == disturbed
 
