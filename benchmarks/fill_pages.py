@@ -45,7 +45,7 @@ MEASURES = {
 }
 BUDGET = "epsilon_target"
 VERDICTS = ("better", "level", "worse")
-LESS_IS_BETTER = ("frechet_distance", "real_or_synthetic")
+LESS_IS_BETTER = ("frechet_distance", "real_or_synthetic", "membership_auc")
 EVALUATORS = ["balanced_accuracy", "mlp_balanced_accuracy", "knn_balanced_accuracy"]
 UNRANKED = {
     "fedhypevae, scope hypernetwork": " (heuristic ε)",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,15 @@ class Optimist(WeightNoiseCVAE):
     def sensitivity(self):
         return self.clip() / 32
 '''
+
+
+def run_process(
+    command: Sequence[str | Path], folder: Path, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder and return it with what it printed."""
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE, **options
+    )
 
 
 def wait_until(holds: Callable[[], object], timeout: float = PATIENCE) -> None:

@@ -2,13 +2,12 @@
 
 import inspect
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from benches import PATIENCE, Done, assert_refused, interruptible
+from benches import Done, assert_refused, interruptible, run_process
 
 import fedsim
 from fedsim import __version__
@@ -113,14 +112,8 @@ def test_interruption_has_one_line_and_exit_code_130(tmp_path: Path) -> None:
         "import sys; sys.argv = ['fedsim', 'algorithms', 'stop.py:Any']; from fedsim.cli "
         "import main; main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        preexec_fn=interruptible,
-    )
+    command = [sys.executable, "-c", script]
+    done = run_process(command, tmp_path, preexec_fn=interruptible)
     assert done.returncode == 130
     assert done.stdout == "interrupted; run the same command again\n"
     assert done.stderr == ""
@@ -146,11 +139,5 @@ except SystemExit:
 
 def test_help_loads_no_large_package(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HELP]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = run_process(command, tmp_path)
     assert done.stdout.endswith("set()\n")

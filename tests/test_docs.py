@@ -164,7 +164,7 @@ def test_commands_of_the_public_page(folder: Path, run_page: RunPage) -> None:
     write, method = blocks(DOCS / "public.md", "python")
     exec(write, {})
     _, table, *_ = run_page("public").values()
-    assert "†: uses public data: noisy digits" in table
+    assert "† marks a method that uses public data: noisy digits" in table
     rows = [row for row in read_results("runs/public").rows if row.epsilon_target == 0.5]
     scores = {row.label: row.balanced_accuracy for row in rows}
     assert scores["dp-gaussian in a public subspace"] > scores["dp-gaussian"] + 0.05

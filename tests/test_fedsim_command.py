@@ -1,9 +1,8 @@
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from benches import PATIENCE, Done, assert_refused
+from benches import Done, assert_refused, run_process
 
 import fedsim_command
 
@@ -16,13 +15,7 @@ def command_beside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Done:
     script = (
         "import sys; sys.argv = ['fedsim', '--version']; from fedsim_command import main; main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=folder.parent,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = run_process([sys.executable, "-c", script], folder.parent)
     return Done(done.returncode, done.stdout, done.stderr)
 
 

@@ -24,7 +24,7 @@ REVISIONS = {
 }
 """The commits that are used where a grid names no revision of these models.
 
-The ``facebook/`` may be left out unless a folder has the rest of the name.
+A grid may leave out ``facebook/``, unless there is a folder with the name that is left.
 """
 EXPORTED: dict[str, dict[str, Any]] = {
     "efficientnet-lite0": {"size": 112, "mean": (0.498,) * 3, "std": (0.502,) * 3}
@@ -53,7 +53,8 @@ class EncoderSpec(BaseModel):
     Attributes:
         name: The name of a model on the Hugging Face hub (``facebook/dinov2-base``,
             ``dinov2-base``), a local folder in the hub's format, or the name of a network that
-            ``fedsim embed --make`` exports. A folder below ``encoders`` of the cache needs no path.
+            ``fedsim embed --make`` exports. A folder in the cache's folder ``encoders`` may be
+            given by its name alone.
         onnx: The file of an exported network. It takes images ``[n, 3, h, w]`` or
             ``[n, h, w, 3]``.
         size: The width and height in pixels of the images that the exported network takes. The
@@ -88,7 +89,7 @@ class EncoderSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_bare_name(cls, value: Any) -> Any:
-        """Turn a text into a mapping, and the name of an exported network into its file."""
+        """Turn a text into a mapping, and a name that stands for an ``.onnx`` file as ``onnx``."""
         if isinstance(value, str):
             value = {"name": value}
         if not isinstance(value, dict) or "onnx" in value:
@@ -96,12 +97,12 @@ class EncoderSpec(BaseModel):
         name = value.get("name")
         if not isinstance(name, str):
             return value
-        keys = {key: item for key, item in value.items() if key != "name"}
+        options = {key: item for key, item in value.items() if key != "name"}
         if name in EXPORTED:
             path = cache_folder() / "encoders" / f"{name}.onnx"
-            return {**EXPORTED[name], **keys, "onnx": path}
+            return {**EXPORTED[name], **options, "onnx": path}
         if name.endswith(".onnx"):
-            return {**keys, "onnx": name}
+            return {**options, "onnx": name}
         return value
 
     @model_validator(mode="after")
@@ -124,7 +125,7 @@ class EncoderSpec(BaseModel):
 
     @property
     def display(self) -> str:
-        """The name in tables: the last part of the encoder's name, and what is not the default."""
+        """The name in tables: the last part of the encoder's name, with pool, dtype and views."""
         if self.onnx:
             words = [self.onnx.stem]
         else:
@@ -165,7 +166,8 @@ class SplitSpec(BaseModel):
 class DatasetSpec(BaseModel):
     """A data set: give a known name (``digits``, ``medmnist:organsmnist``) or a mapping.
 
-    A mapping names a file or folder, as in ``{imagefolder: PATH}``.
+    A mapping names a file or folder, as in ``{imagefolder: PATH}``. The text ``imagefolder:PATH``
+    means the same.
 
     Attributes:
         name: The name of a known data set. Beside a path it is the name in tables, and the default
@@ -184,8 +186,8 @@ class DatasetSpec(BaseModel):
         remap: Whether the labels of an ``npz`` or ``npy`` are numbered 0 .. C-1 in sorted order.
         domains: Whether the top folders of an ``imagefolder`` are domains (sites, scanners,
             styles), each with the folders of the classes inside. They become the column
-            ``domain``. By default they are not; if several top folders hold the same folders, give
-            ``true`` or ``false``.
+            ``domain``. By default they are not, but ``true`` or ``false`` must be given where
+            several top folders hold the same folders.
         limit: The largest number of training rows to keep, and of test images if the data set
             holds images. The choice is fixed and stratified. None keeps all rows.
         overlap: What happens to training rows that are equal to a test row: ``error`` stops,
@@ -222,7 +224,7 @@ class DatasetSpec(BaseModel):
         if not isinstance(value, str):
             return value
         kind, _, path = value.partition(":")
-        if kind in SOURCES and SOURCES[kind].by_path and path:
+        if kind in _PATHS and path:
             return {kind: path}
         return {"name": value}
 
@@ -239,17 +241,16 @@ class DatasetSpec(BaseModel):
             if kinds and self.kind not in kinds:
                 listed = ", ".join(sorted(kinds))
                 raise ValueError(f"'{self.display}' takes no {key}; it is for {listed}")
-            if key in ("split", "encoder") and not self.has_images:
+            if key in ("split", "encoder", "skip_bad") and not self.has_images:
                 raise ValueError(
-                    f"'{self.display}' holds embeddings and takes no {key}, which is for "
+                    f"'{self.title}' holds embeddings and takes no {key}, which is for "
                     "images; remove it"
                 )
         return self
 
     def _paths(self) -> dict[str, Path]:
-        """Return the paths that the data set is given by, by their keys."""
-        paths = {kind: getattr(self, kind) for kind in _PATHS}
-        return {kind: path for kind, path in paths.items() if path is not None}
+        """Return the paths of the data set, each under its key."""
+        return {key: value for key, value in self if key in _PATHS and value is not None}
 
     def _check_name(self) -> None:
         """Refuse a missing or unknown name, with a hint at the right one."""
@@ -263,6 +264,7 @@ class DatasetSpec(BaseModel):
             raise ValueError(f"names no data; give {', '.join(known)}, or {paths}")
         kind, colon, argument = self.name.partition(":")
         source = SOURCES.get(kind)
+        # A colon and a text follow the name of a kind that takes an argument, and no other.
         if source and not source.by_path and bool(source.argument) == bool(colon) == bool(argument):
             return
         if self.name.endswith(".npy"):
@@ -275,18 +277,19 @@ class DatasetSpec(BaseModel):
         else:
             hint = nearest(self.name, known)
         own = ", ".join(_PATHS)
-        raise ValueError(f"unknown data set '{self.name}'; {hint}, or your own: {own}")
+        raise ValueError(f"unknown data set '{self.name}'; {hint}, or your own data by {own}")
 
     @property
     def kind(self) -> str:
         """The kind of source: the key of the path, or the first word of the name."""
-        for kind in self._paths():
-            return kind
+        paths = self._paths()
+        if paths:
+            return next(iter(paths))
         return str(self.name).partition(":")[0]
 
     @property
     def source(self) -> Source:
-        """What is known of this kind of data set."""
+        """The facts about this kind of data set."""
         return SOURCES[self.kind]
 
     @property
@@ -344,14 +347,14 @@ class DatasetSpec(BaseModel):
         return "keep"
 
     def encoded_by(self, encoders: Sequence[EncoderSpec]) -> tuple[DatasetSpec, ...]:
-        """Return the data set once per encoder; unchanged if it has an encoder or no images."""
+        """Return the data set once per encoder; unchanged if it has one, or no images."""
         if self.encoder is not None or not self.has_images or not encoders:
             return (self,)
         return tuple(self.model_copy(update={"encoder": encoder}) for encoder in encoders)
 
     @property
     def key(self) -> str:
-        """A text that is equal for two specs exactly if they mean the same source and rows."""
+        """A text that two specs share only if they mean the same source, rows and encoder."""
         without_meaning = {"licence"}
         if self.path:
             without_meaning.add("name")

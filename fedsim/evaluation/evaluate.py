@@ -96,7 +96,7 @@ def synthesise(
         device: the device of the generator.
 
     Returns:
-        Embeddings float32 ``[C * per_class, d]`` and labels int64 ``[C * per_class]``.
+        Embeddings float32 ``[n, d]`` and labels int64 ``[n]``; n is at most ``C * per_class``.
     """
     counts = torch.full((classes,), per_class)
     inner = before_shortening(generator)
@@ -114,7 +114,7 @@ class ClientScores:
 
     Attributes:
         client: the number of the client.
-        name: its site, or its number in words.
+        name: its site, or its number as a text.
         rows: the number of its training rows.
         test_rows: the number of its test rows.
         own: the scores of its own generator or classifier; None if it has no test row.
@@ -187,8 +187,8 @@ def evaluate_cell(
 class CellEvaluator:
     """The evaluation of one cell's generator or classifier, as the grid's ``evaluation`` says.
 
-    Embeddings are drawn once, and their probe is fitted once, on the CPU. Of large data a fixed
-    choice of test rows is used (:mod:`fedsim.evaluation.subset`).
+    The embeddings that the probe is fitted to are drawn once, and it is fitted once, on the CPU. Of
+    large data a fixed choice of test rows is used (:mod:`fedsim.evaluation.subset`).
 
     Attributes:
         cell: the cell.
@@ -217,14 +217,15 @@ class CellEvaluator:
         scores = mean_scores(
             [scores_with(predictions, self._label_shares) for predictions in predicted]
         )
-        scores |= self.size()
+        scores |= self.synthetic_norm()
         scores |= self.evaluators()
         clients: tuple[ClientScores, ...] = ()
         tested = None
         if evaluation.per_client:
             clients = self.of_clients()
-            own_scores = [client.own for client in clients]
-            scores |= scores_of_clients(own_scores, [client.shared for client in clients])
+            scores |= scores_of_clients(
+                [client.own for client in clients], [client.shared for client in clients]
+            )
         if evaluation.personal is not None:
             scores |= self.personal()
         if clients or evaluation.personal is not None:
@@ -262,7 +263,7 @@ class CellEvaluator:
             scores |= EVALUATORS[name](self._synthetic, self._test, evaluation.real_c)
         return scores
 
-    def size(self) -> Scores:
+    def synthetic_norm(self) -> Scores:
         """Return the mean norm of a few embeddings before long ones are shortened.
 
         Returns:
@@ -286,7 +287,7 @@ class CellEvaluator:
         shared: Classifier | None = self._classifier_of(self.product, SERVER)
         if personal and is_classifier(self.product):
             shared = None  # every client has its own classifier, so nothing is shared
-        # Without sites all clients have the same array of test rows, which is scored once.
+        # Clients that are tested on all test rows share one array, which is scored once.
         shared_scores: dict[int, Scores | None] = {}
         for client, name in enumerate(self.own_rows.names):
             test_rows = self.own_rows.rows[client]
@@ -334,9 +335,9 @@ class CellEvaluator:
         """Return the scores of the clients' personal predictors, as means over the clients.
 
         A client predicts with the mixture ``weight * own classifier + (1 - weight) * shared one``.
-        Its own classifier is trained on its real rows, the shared one on synthetic embeddings. Both
-        its own classifier and its weight stay with the client. Where the algorithm made a
-        classifier, that one predicts, and there is no weight.
+        Its own classifier is trained on its real rows, the shared one on synthetic embeddings. Its
+        own classifier stays with the client. So does its weight under the rule ``synthetic``. Where
+        the algorithm made a classifier, that one predicts, and there is no weight.
 
         This mixture is that of Di Salvo et al. 2025 (arXiv 2507.02671). The grid chooses the rule
         for its weight:
@@ -349,8 +350,8 @@ class CellEvaluator:
           (:func:`fedsim.partition.with_validation`), and the test split of a client is the data
           set's test rows as the client sees them, at its label frequencies.
         - ``synthetic``: each client has the weight that is best on other synthetic embeddings,
-          weighted by the client's label frequencies. A generator with finitely many embeddings
-          gives the same embeddings again.
+          weighted by the client's label frequencies. A generator with finitely many embeddings may
+          give some of them again.
         - a number: all clients have this weight.
         """
         if is_classifier(self.product):
@@ -367,15 +368,13 @@ class CellEvaluator:
         """Return the scores of each client's mixture and of its own classifier alone."""
         data = self.data
         x_test = torch.from_numpy(self._client_test.x)
+        real_c = self.cell.evaluation.real_c
         clients = probed_clients(self.partition)
-        local_classifiers = {}
-        for client, rows in zip(clients, client_rows(data, self.partition), strict=True):
-            local_classifiers[client] = fit_linear(
-                data.x_train[rows],
-                data.y_train[rows],
-                data.classes,
-                self.cell.evaluation.real_c,
-            )
+        rows_of_clients = zip(clients, client_rows(data, self.partition), strict=True)
+        local_classifiers = {
+            client: fit_linear(data.x_train[rows], data.y_train[rows], data.classes, real_c)
+            for client, rows in rows_of_clients
+        }
         personal = self.cell.evaluation.personal
         if personal == "synthetic":
             weights = self._weights_on_synthetic(product, local_classifiers)
@@ -422,7 +421,7 @@ class CellEvaluator:
         by_shared = self._shared_classifier.probabilities(x)
         weights = []
         for client, local in local_classifiers.items():
-            importance = torch.from_numpy(self._share(client))[y]
+            importance = torch.from_numpy(self._client_shares(client))[y]
             weights.append(best_weight(local.probabilities(x), by_shared, y, importance))
         return weights
 
@@ -452,7 +451,7 @@ class CellEvaluator:
 
     @property
     def _label_shares(self) -> NDArray[np.float64] | None:
-        """The label frequencies that predictions are adapted to; None for a classifier."""
+        """The label frequencies that predictions are adapted to; None if there are none."""
         if is_classifier(self.product):
             return None
         return self.shares
@@ -524,7 +523,7 @@ class CellEvaluator:
 
     @property
     def _client_test_rows(self) -> NDArray[np.int64]:
-        """The numbers of these test rows."""
+        """The numbers of the test rows on which clients are scored one by one."""
         most = most_per_client(self.cell.clients, self.data.classes)
         return balanced_rows(self.data.y_test, most)
 
@@ -541,7 +540,7 @@ class CellEvaluator:
         """Return predictions for a client's own test rows, with its label frequencies."""
         test = self.own_rows.rows[client]
         y = self._client_test.y[test]
-        return predictions_of(probabilities(x_test[test]), y, self._share(client))
+        return predictions_of(probabilities(x_test[test]), y, self._client_shares(client))
 
     @cached_property
     def own_rows(self) -> OwnRows:
@@ -553,7 +552,7 @@ class CellEvaluator:
             self.cell.partition,
         )
 
-    def _share(self, client: int) -> NDArray[np.float64]:
+    def _client_shares(self, client: int) -> NDArray[np.float64]:
         """Return the frequency of every class among all rows that a client holds, ``[C]``.
 
         Its validation rows count, because its test rows stand for all of its data.

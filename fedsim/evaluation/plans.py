@@ -1,8 +1,9 @@
 """Solves the privacy plan of a cell, and those of the candidates of a tuned cell.
 
-Each training of a tuned cell has an ordinary plan. It is solved for the largest epsilon at which
-all trainings and their scores together cost no more than the cell's epsilon. That epsilon of a
-training is the same for all candidates.
+Each training of a tuned cell has an ordinary plan. In a private search every training gets the same
+epsilon: the largest one at which all trainings and their scores together cost no more than the
+cell's epsilon. In a free search every training may spend the cell's epsilon alone, so its plan
+claims no more than a heuristic.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def plans_of(
 ) -> tuple[Candidate, ...]:
     """Return the parameters and the privacy plan of a cell, or of every candidate of a tuned cell.
 
-    The budget is that of all trainings and scores together.
+    The budget of a private search is that of all its trainings and scores together.
 
     Args:
         cls: the class of the algorithm.
@@ -82,7 +83,7 @@ def plans_of(
 
 
 def _plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> PrivacyPlan | None:
-    """Return an algorithm's plan with the strongest claim that it may make; None without a plan."""
+    """Return an algorithm's plan with the strongest claim that is allowed; None if it has none."""
     plan = solved_plan(algorithm, epsilon, delta)
     return plan and replace(plan, claim=allowed(plan.claim, algorithm))
 
@@ -94,27 +95,19 @@ def _plans_of_search(
     delta: float,
 ) -> list[PrivacyPlan]:
     """Return the plan of every candidate of a private search, all within one budget."""
-    size = (tuning.trials, tuning.distribution)
+    trials = (tuning.trials, tuning.distribution)
     score_noise = 0.0
     epsilon_of_training = math.inf
     if math.isfinite(epsilon):
+        # An algorithm without a plan is refused here, before a search for its noise fails.
         for algorithm in algorithms:
-            solved_plan(algorithm, epsilon, delta)  # raises for an algorithm that has no plan
+            solved_plan(algorithm, epsilon, delta)
         try:
-            score_noise = solved_noise(
-                *size,
-                epsilon,
-                delta,
-                lambda sigma: [Mechanism(sigma)],
-            )
+            score_noise = solved_noise(*trials, epsilon, delta, lambda sigma: [Mechanism(sigma)])
+            distinct_mechanisms = set(map(_unit_mechanisms, algorithms))
             epsilon_of_training = min(
-                _largest_epsilon(
-                    mechanisms,
-                    size,
-                    epsilon,
-                    delta,
-                )
-                for mechanisms in {_unit_mechanisms(algorithm) for algorithm in algorithms}
+                _largest_epsilon(mechanisms, trials, epsilon, delta)
+                for mechanisms in distinct_mechanisms
             )
         except ValueError as error:
             raise UserError(
@@ -124,20 +117,12 @@ def _plans_of_search(
             ) from error
     while True:
         solved = [_plan(algorithm, epsilon_of_training, delta) for algorithm in algorithms]
-        plans = [plan for plan in solved if plan]
+        plans = [plan for plan in solved if plan]  # Here every algorithm has a plan.
         trainings = [plan.mechanisms for plan in plans]
-        selection = Selection(*size, distinct(trainings), score_noise)
+        selection = Selection(*trials, distinct(trainings), score_noise)
         reached = selection.epsilon(delta)
         if reached <= epsilon:
-            return [
-                _with_score(
-                    plan,
-                    selection,
-                    epsilon,
-                    reached,
-                )
-                for plan in plans
-            ]
+            return [_with_score(plan, selection, epsilon, reached) for plan in plans]
         epsilon_of_training = float(f"{_LESS * epsilon_of_training:.6g}")
 
 
@@ -148,7 +133,7 @@ def _unit_mechanisms(algorithm: Algorithm) -> tuple[Mechanism, ...]:
 
 def _largest_epsilon(
     mechanisms: tuple[Mechanism, ...],
-    size: tuple[float, Any],
+    trials: tuple[float, Any],
     epsilon: float,
     delta: float,
 ) -> float:
@@ -156,7 +141,7 @@ def _largest_epsilon(
 
     Args:
         mechanisms: the mechanisms of a training at a noise multiplier of 1.
-        size: the mean number of trainings, and its distribution.
+        trials: the mean number of trainings, and the distribution of that number.
         epsilon: the budget of the search.
         delta: the δ of the budget.
     """
@@ -164,13 +149,9 @@ def _largest_epsilon(
     def at_noise(sigma: float) -> list[Mechanism]:
         return [mechanism.scaled(sigma) for mechanism in mechanisms]
 
-    sigma = solved_noise(
-        *size,
-        epsilon,
-        delta,
-        at_noise,
-    )
-    return accountant.epsilon(at_noise(sigma), delta)[0]
+    sigma = solved_noise(*trials, epsilon, delta, at_noise)
+    epsilon_of_training, _ = accountant.epsilon(at_noise(sigma), delta)
+    return epsilon_of_training
 
 
 def _with_score(
@@ -179,7 +160,7 @@ def _with_score(
     epsilon: float,
     reached: float,
 ) -> PrivacyPlan:
-    """Return a training's plan as that of the whole search, with the release of its score.
+    """Return the plan of a training as the plan of the whole search, with a release of the score.
 
     Args:
         plan: the plan of the training.

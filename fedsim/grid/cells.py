@@ -1,7 +1,7 @@
 """Turns a grid into its cells.
 
-It finds the algorithms, loads the data, and makes one cell of every combination. The ids of a cell
-are hashes of everything that decides its result, so that a later bench runs only what changed.
+The ids of a cell are hashes of everything that decides its result, so that a later bench runs only
+what changed.
 
 :func:`resolve` finds the algorithms, :func:`loaded` the data, and :func:`expand` makes one cell of
 every combination of data set, partition, seed, algorithm and budget.
@@ -153,7 +153,7 @@ def _check_shared_axes(grid: Grid, classes: Iterable[type[Algorithm]]) -> None:
 
 
 def _with_labels(grid: Grid, classes: Mapping[int, type[Algorithm]]) -> Grid:
-    """Return the grid in which registered classes that are given by a path are called by name.
+    """Return the grid with labels: a registered class that an entry gives by path has its name.
 
     An entry keeps its path if it has a label, if its class is not registered, or if another entry
     has the name.
@@ -166,7 +166,7 @@ def _with_labels(grid: Grid, classes: Mapping[int, type[Algorithm]]) -> Grid:
     labels = [entry.display for entry in entries]
     for position, cls in classes.items():
         name = vars(cls).get("name", ":")
-        is_registered = ":" not in name  # The name of any other class is its path.
+        is_registered = ":" not in name  # The name of any other class is its path; ":" is for none.
         if is_registered and grid.running[position].is_called_by_path:
             labels[position] = name
     uses = Counter(labels)
@@ -190,7 +190,7 @@ _Axes = dict[str, list[_Value]]
 
 @dataclass(frozen=True)
 class _EntryAxes:
-    """One entry of ``algorithms`` with its class: it yields the variants of the entry."""
+    """One entry of ``algorithms`` with its class; :meth:`variants` yields its variants."""
 
     grid: Grid
     position: int
@@ -205,13 +205,12 @@ class _EntryAxes:
         """Yield the entry at every point of its scan, once for each curve if it is tuned.
 
         Raises:
-            UserError: The entry has no such parameter, has one twice, or may not be tuned.
+            UserError: A key names a parameter that the entry lacks or has already, or the entry
+                may not be tuned.
         """
         entry = self.entry
         loc: Loc = ("algorithms", self.position)
-        set_at: dict[str, Loc] = {}
-        for name in entry.params:
-            set_at[name] = (*loc, "params")
+        set_at: dict[str, Loc] = dict.fromkeys(entry.params, (*loc, "params"))
         scanned = self._axes(entry.scan, (*loc, "scan"), set_at)
         scanned |= self._axes(self.grid.scan, ("scan",), set_at)
         tuned = self._axes(entry.tune, (*loc, "tune"), set_at)
@@ -233,7 +232,8 @@ class _EntryAxes:
 
         Args:
             values_of: The mapping: values by parameter.
-            root: The key of the mapping. One that all entries share may have parameters of others.
+            root: The key of the mapping. If all entries share the mapping, it may also name
+                parameters that only other entries have; these are skipped.
             set_at: The key that gives each parameter. It gains the parameters of this mapping.
 
         Raises:
@@ -288,25 +288,12 @@ class _EntryAxes:
             label += f" {name}={spelled(scanned.value)}"
         label += CURVE_LABELS[curve]
         if curve == "default":
-            params = self._params_at(point)
-            return Variant(self.position, label, self.cls, params)
-        settings = []
-        for choice in points_of(tuned):
-            params = self._params_at({**point, **choice})
-            settings.append(params)
+            return Variant(self.position, label, self.cls, self._params_at(point))
+        settings = [self._params_at({**point, **choice}) for choice in points_of(tuned)]
         # The space has the values as the algorithm's model returns them.
-        space = {}
-        for name in tuned:
-            values = [params[name] for params in settings]
-            space[name] = _distinct(values)
+        space = {name: _distinct(params[name] for params in settings) for name in tuned}
         tuning = self.grid.tune.of(space, free=curve == "free")
-        return Variant(
-            self.position,
-            label,
-            self.cls,
-            settings[0],
-            tuning,
-        )
+        return Variant(self.position, label, self.cls, settings[0], tuning)
 
     def _params_at(self, point: Mapping[str, _Value]) -> dict[str, Any]:
         """Return all parameters at one point, as plain JSON values.
@@ -317,10 +304,10 @@ class _EntryAxes:
 
         def location(loc: Loc) -> str:
             """Return the text that names the key of the grid which gave a parameter."""
-            name = loc[:1]
-            root: Loc = ("algorithms", self.position, "params", *name)
-            if name and name[0] in point:
-                root = point[str(name[0])].loc
+            first = loc[:1]
+            root: Loc = ("algorithms", self.position, "params", *first)
+            if first and first[0] in point:
+                root = point[str(first[0])].loc
             return self.grid.location(*root, *loc[1:])
 
         values = dict(self.entry.params)
@@ -455,11 +442,9 @@ def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embe
         whole = data[spec.key]
         for evaluation in evaluations(grid, spec, whole.columns):
             site = evaluation.unseen
-            if site is None:
-                continue
-            key = data_key(spec, evaluation)
-            with at(grid.location("evaluation", "unseen")):
-                views[key] = whole.unseen(column, site)
+            if site is not None:
+                with at(grid.location("evaluation", "unseen")):
+                    views[data_key(spec, evaluation)] = whole.unseen(column, site)
     return views
 
 
@@ -667,11 +652,11 @@ def _cell(
                 "public_licence": public.licence,
             }
         )
-    training = training_id_of(cell, place_of(variant.cls), harness_hash("evaluation"))
+    training_id = training_id_of(cell, place_of(variant.cls), harness_hash("evaluation"))
     return cell.model_copy(
         update={
-            "cell_id": evaluation_id(training, evaluation),
-            "training_id": training,
+            "cell_id": evaluation_id(training_id, evaluation),
+            "training_id": training_id,
         }
     )
 
@@ -682,8 +667,8 @@ def training_id_of(cell: Cell, place: str, code: str) -> str:
     :mod:`fedsim.evidence.records` computes it again from the record of a training.
 
     Args:
-        cell: The cell. Its own ids are ignored. The tuned parameters of a cell count with the
-            first values of their space, whatever was chosen.
+        cell: The cell. Its own ids are ignored. Each tuned parameter enters the hash with the
+            first value of its space, whatever value the search chose.
         place: Which class the algorithm is, by :func:`fedsim.plugins.code_hash.place_of`.
         code: The hash of the code that evaluates, which decides the result of a search.
     """
@@ -728,10 +713,10 @@ def training_id_of(cell: Cell, place: str, code: str) -> str:
 
 
 def public_size(units: int) -> int:
-    """Return the size of a data set that a cell treats as public.
+    """Return the data set's size as far as a cell treats it as public.
 
-    It is the number of training units rounded down to a power of two. A cell computes it once, for
-    the data set that it has; see :class:`fedsim.methods.messages.Task`.
+    It is the number of training units rounded down to a power of two. It is computed once per cell
+    and then fixed; see :class:`fedsim.methods.messages.Task`.
     """
     return 1 << (units.bit_length() - 1)
 

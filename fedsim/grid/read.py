@@ -23,7 +23,7 @@ from fedsim.files import unread
 from fedsim.grid.models import Grid, Loc, Origin, listed
 
 MOST_VALUES = 100_000
-"""How many values the aliases of a YAML text may stand for, beside those that are written out."""
+"""The most values that the aliases of a YAML text may add to those that are written out."""
 RENAMED_KEYS = {"readouts": "evaluators"}
 """Keys of older grids, with the name that each has now."""
 _Option = TypeVar("_Option", bound=BaseModel)
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
                     problem_mark=key.start_mark,
                     note="remove one of the two",
                 )
-            # A mapping may be merged with several others.
+            # The merge key "<<" may be given several times.
             if name != "<<":
                 seen.add(name)
         return super().construct_mapping(node, deep)
@@ -96,7 +96,7 @@ def parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
 
 
 def _at_line(where: str, mark: yaml.Mark | None) -> str:
-    """Return the place of a text, with the line of a mark if the text is from a file."""
+    """Return the place of a text; if it is a YAML file, with the line of the mark."""
     if mark and where.endswith((".yaml", ".yml")):
         return f"{where}:{mark.line + 1}"
     return where
@@ -263,8 +263,8 @@ def load_grid(
         grid: The YAML file, or a mapping with the same keys. Relative paths of data, encoders and
             plug-ins, also those of overrides, start at the file's folder, or at the working folder
             for a mapping.
-        overrides: Texts ``key=YAML``, or values by key, that replace values of the grid. A key such
-            as ``evaluation.per_class`` is within a mapping.
+        overrides: Texts ``key=YAML``, or values by key, that replace values of the grid. The dots
+            of a key such as ``evaluation.per_class`` lead into mappings.
         algorithms: Further entries of ``algorithms``, as a file has them, or classes.
 
     Raises:
@@ -283,7 +283,8 @@ def load_grid(
                 "is not a mapping",
                 "write `key: value` lines, at least `algorithms: [NAME]`",
             )
-        data = {"name": slug(path.stem), **values}
+        # Aliases share one mapping, so a copy is made before an override changes anything.
+        data = {"name": slug(path.stem), **_plain(values)}
         origin = Origin(str(path), lines=lines)
         folder = path.absolute().parent
     replaced_keys = _override(data, overrides)
@@ -326,9 +327,9 @@ def _within(grid: Grid, folder: Path) -> Grid:
 
 
 def _plain(value: Any) -> Any:
-    """Return a copy of a Python value as a file would have it.
+    """Return a copy of a Python value with the types that a YAML file gives.
 
-    NumPy's arrays and numbers, tuples and ranges become lists and numbers.
+    NumPy's arrays, tuples and ranges become lists. NumPy's numbers become plain numbers.
     """
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
@@ -406,28 +407,27 @@ def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
         key, value = assignment(text, "params")
         put(given_params, key, value)
     entry = {"name": algorithm, "params": given_params}
-    grid = {"name": "run", "algorithms": [entry], **values}
-    return load_grid(grid)
+    return load_grid({"name": "run", "algorithms": [entry], **values})
 
 
 def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any]) -> _Option:
-    """Return a function's parameter as the model that a grid would make of it.
+    """Return the model that a grid would make of the value of a function's parameter.
 
     Args:
         model: The model of the parameter.
         option: The name of the parameter, for messages.
-        text: Its value as a YAML scalar or mapping, or as a mapping.
+        text: The value: a YAML text (a scalar or a mapping), or a Python mapping.
 
     Raises:
         UserError: The value is not valid.
     """
-    value: Any = text
-    if not isinstance(text, Mapping):
-        value = parse(text, option)[0]
-    if isinstance(value, Mapping):
-        value = dict(value)
+    value: Any
+    if isinstance(text, Mapping):
+        value = dict(text)
     else:
-        value = str(value)
+        value = parse(text, option)[0]
+        if not isinstance(value, dict):
+            value = str(value)
 
     def location(loc: Loc) -> str:
         """Return the text that names a key of the parameter."""

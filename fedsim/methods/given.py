@@ -35,14 +35,13 @@ class GivenRowsParams(Params):
     Attributes:
         rows: an .npz file of embeddings ``x`` [n, d] and labels ``y`` [n], numbered as the classes
             of the data set are.
-        epsilon: the epsilon of the examples, as stated by their author; ``.inf``: no privacy, and
-            no claim.
-        delta: the delta for which a finite epsilon holds. It must be the grid's delta; unit and
-            trust must be the grid's too.
+        epsilon: the author's epsilon of the examples; ``.inf``: no privacy is claimed.
+        delta: the delta for which a finite epsilon holds. The grid refuses a finite epsilon whose
+            delta, unit or trust is missing or not its own.
         unit: what a finite epsilon protects: ``example``, ``client`` or ``{column: NAME}``.
         trust: from whom a finite epsilon protects: ``aggregate`` or ``silo``.
-        claim: what epsilon rests on, as stated by the author: ``stated``, a theorem;
-            ``heuristic``; ``none``.
+        claim: what epsilon rests on, says the author: ``stated`` is a theorem, ``heuristic`` is an
+            argument without proof, ``none`` is nothing.
         sha256: the hash of the file; it is filled in when a grid is read.
     """
 
@@ -92,7 +91,8 @@ class GivenRows(Algorithm):
             x, y = self._read(path)
             self._check_labels(y)
             split = np.zeros(y.shape, np.int64)
-            # A data set needs a test part, too, so the first example is put there.
+            # A data set needs a test part, too, so the first example is put there. Each class must
+            # keep another one for training.
             split.flat[0] = TEST
             data = Embeddings.from_arrays(path.name, x, y, split)
             task = self.task

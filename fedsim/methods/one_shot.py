@@ -74,17 +74,18 @@ class Rows:
         products: Mapping[str, OuterProduct],
         classes: int,
     ) -> dict[str, OuterProduct]:
-        """Return products that sum to means: each client and label counts as one example.
+        """Return the products, each divided by the size of its client and label.
 
-        Every product is divided by the number of examples that its client has of its label.
+        The size is the number of the client's examples that have this label. So the products of a
+        client and label sum to their mean.
         """
-        _, cell, sizes = torch.unique(
+        _, pair, sizes = torch.unique(
             self.client * classes + self.y,
             return_inverse=True,
             return_counts=True,
         )
         return {
-            name: replace(product, left=product.left / sizes[cell, None])
+            name: replace(product, left=product.left / sizes[pair, None])
             for name, product in products.items()
         }
 
@@ -125,8 +126,8 @@ class Statistic:
 class _StatisticRounds:
     """What clients and server compute in the rounds that release a statistic.
 
-    Sums are scaled so that an example whose factors have norm 1 just reaches the norm ``clip``. For
-    unit client that is a label of a client.
+    Sums are scaled by the clip norm. An example whose factors have norm 1 then just reaches it. For
+    unit client the same holds for the mean of a client's examples of one label.
     """
 
     def __init__(self, statistic: Statistic, clip: float, task: Task) -> None:
@@ -260,9 +261,9 @@ class OneShotParams(Params):
 class OneShot(Algorithm):
     """Base class of an algorithm that releases statistics and samples from a model of them.
 
-    A subclass supplies :meth:`statistics` and :meth:`generator`. The statistics of a unit are
-    scaled to a joint norm of at most 1. A unit's statistics are those of an example, or the sum
-    over all examples of a group or a client.
+    A subclass supplies :meth:`statistics` and :meth:`generator`. In each release, the contribution
+    of every unit is clipped to norm 1. It is the sum over the unit's examples. For a client it is
+    the sum of the means over its examples of each label, with the number of these labels.
     """
 
     units: ClassVar[tuple[Unit, ...]] = ("example", "group", "client")
@@ -337,7 +338,7 @@ class OneShot(Algorithm):
         return product
 
     def clip(self) -> float:
-        """Return 1: the statistics of a unit have joint norm at most 1."""
+        """Return 1: one unit contributes at most norm 1 to each release."""
         return 1.0
 
     def projected(self, statistic: Statistic) -> Statistic:
@@ -360,10 +361,9 @@ class OneShot(Algorithm):
         """
 
         def broadcast(server: Server) -> Tensors:
-            tensors = dict(self.broadcast(server))
+            tensors = self.broadcast(server)
             if self.projects:
-                for name in (MEAN_NAME, BASIS_NAME):
-                    tensors[name] = server.tensors[name]
+                tensors |= {name: server.tensors[name] for name in (MEAN_NAME, BASIS_NAME)}
             return tensors
 
         return statistic_phase(
@@ -440,14 +440,14 @@ def _check_products(statistic: Statistic, crowd: Crowd, broadcast: Tensors) -> N
             whole = together[name]
             crowd.check_same(words, part, product.left, whole.left)
             crowd.check_same(words, part, product.right, whole.right)
-            # Cells are numbers without a tolerance, so it is compared whether they are equal.
+            # Cells are whole numbers and get no tolerance: they must be equal.
             same_cell = product.cell_of_rows == whole.cell_of_rows[part]
             ones = torch.ones_like(whole.cell_of_rows).double()
             crowd.check_same(words, part, same_cell.double(), ones)
 
 
 def overall_mean(share: float) -> Statistic:
-    """Return the statistic of the mean of all examples, whose norm is at most 1 each.
+    """Return the statistic of the mean of all examples; each example has a norm of at most 1.
 
     The server stores it as ``server.tensors["mean"]`` ``[d]``. It also stores ``rows``, the noisy
     number of examples, and ``square`` = 1 - |mean|^2, the mean squared distance of examples of norm
@@ -482,14 +482,15 @@ class PublicSubspace:
 
     For an orthonormal B ``[d, k]``, the projection and the way back are
 
-        y = B^T (x - mean)    and    x = mean + B y,
+        r = B^T (x - mean)    and    x = mean + B r,
 
-    where y is clipped to norm 1.
+    where r is shortened to norm 1 if it is longer.
 
-    Mean and directions depend on public examples alone, so they cost no epsilon. With fewer
-    directions a release needs less noise in total. The part of a private example outside the
-    subspace is not released. A generated embedding gets norm 1, which all embeddings have, by a
-    part outside the subspace that does not depend on its class.
+    Mean and directions depend on public examples alone, so they cost no epsilon. A projection has
+    fewer coordinates, so the noise on a release is shorter in total. The part of a private example
+    outside the subspace is not released. A generated embedding gets a part outside the subspace
+    that makes its norm 1, the norm of all embeddings. The direction of this part does not depend on
+    its class.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -528,8 +529,8 @@ class PublicSubspace:
     def lift(self, rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Return embeddings of norm 1 ``[n, d]`` for projections ``rows`` ``[n, k]``.
 
-        The part outside the subspace is white noise. The i-th rows of all labels share it. So it
-        cancels over the classes, and a probe does not take it for a difference between classes.
+        The part outside the subspace is white noise, and the i-th rows of all labels share its
+        direction. So it nearly cancels between classes, and a probe hardly sees it.
         """
         inside = self.rows(rows)
         place = places(labels)
@@ -541,8 +542,8 @@ class PublicSubspace:
         along = (inside * outside).sum(1, keepdim=True)
         square = outside.square().sum(1, keepdim=True).clamp_min(1e-12)
         missing = 1 - inside.square().sum(1, keepdim=True)
-        # The length c is the larger root of |inside + c outside| = 1. A negative c becomes 0, and
-        # the result is then longer than 1.
+        # The length c is the larger root of |inside + c outside| = 1. If no root exists, or c is
+        # negative and becomes 0, the result is longer than 1.
         length = ((along.square() + square * missing).clamp_min(0).sqrt() - along) / square
         return inside + length.clamp_min(0) * outside
 

@@ -37,7 +37,7 @@ def load_parameters(
     tensors: Mapping[str, Tensor],
     prefix: str = "",
 ) -> None:
-    """Set every parameter for which there is a tensor of its name, with ``prefix`` before it."""
+    """Set each parameter ``NAME`` to the tensor named ``prefix`` + ``NAME``, if there is one."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             value = tensors.get(f"{prefix}{name}")
@@ -48,10 +48,10 @@ def load_parameters(
 def local_names(model: nn.Module) -> list[str]:
     """Return the names of the per-client parameters, whose shape is ``[clients, ...]``."""
     return [
-        f"{path}.{name}"
+        name
         for path, module in model.named_modules()
         if isinstance(module, (ClientLinear, ClientCode))
-        for name in module._parameters
+        for name, _ in module.named_parameters(path, recurse=False)
     ]
 
 
@@ -65,8 +65,9 @@ def code_names(model: nn.Module) -> list[str]:
 def add_in_order(parts: Sequence[Tensors]) -> Tensors:
     """Return the sum of the cohorts' sums, by name.
 
-    It is computed in client order and in float64, so that it depends on neither timing nor packing.
-    The result is rounded once, to the dtype of the first cohort's tensor.
+    The cohorts are in client order, so the sum does not depend on which of them finished first.
+    Terms are added in float64, and the result is rounded once, to the dtype of the first cohort's
+    tensor.
     """
     terms: dict[str, list[Tensor]] = {}
     for part in parts:
@@ -100,13 +101,11 @@ def in_order(tensors: Tensors) -> Tensors:
 
     The rounding of matrix products may depend on strides and alignment.
     """
-    result = {}
+    result = dict(tensors)
     for name, value in tensors.items():
-        # A lazy device has no memory whose address could be asked for.
+        # Other devices may have no address to ask for, so their alignment is not tested.
         aligned = value.device.type not in FUSED or value.data_ptr() % ALIGNMENT == 0
-        if value.is_contiguous() and aligned:
-            result[name] = value
-        else:
+        if not (value.is_contiguous() and aligned):
             result[name] = value.clone(memory_format=torch.contiguous_format)
     return result
 
@@ -138,12 +137,12 @@ def adam_step(
     tensors are made contiguous.
 
     Args:
-        parameters: the parameters by name; those without a gradient stay.
+        parameters: the parameters by name; those without a gradient do not change.
         gradients: the gradients by name.
         state: the optimiser's state. It starts empty and gains ``adam.*`` tensors.
         learning_rate: the step size.
         betas: the decay rates of the two running means.
-        shares: the fraction of its step that each parameter takes, broadcast to it; None: all.
+        shares: the factor on the step of each parameter, which broadcasts to its shape; None: 1.
     """
     for name, gradient in gradients.items():
         if f"adam.t.{name}" not in state:
@@ -169,7 +168,7 @@ def adam_step(
             [gradient.contiguous() for gradient in gradients.values()],
             of_state("m"),
             of_state("v"),
-            [],
+            [],  # the maxima of which only AMSGrad makes use
             of_state("t"),
             fused=fused,
             foreach=False,
@@ -201,23 +200,24 @@ def signal_shares(
     *,
     by_client: bool,
 ) -> dict[str, Tensor]:
-    """Return the signal's share of every gradient, by name.
+    """Return the factor on each gradient's Adam step that removes the part due to noise, by name.
 
-    The share is
+    The factor is
 
         sqrt(1 - noise variance / mean square),
 
-    or 0 if the mean square is below the noise variance. For a gradient g = s + noise of known
-    variance, the signal's share of the energy is the factor of a Wiener filter on g. Adam's step
-    has unit size for any g, so its length is scaled by the root. It reads private values only
-    through the noisy gradient, so it costs no epsilon.
+    or 0 if the mean square is below the noise variance. For a gradient g = signal + noise, the
+    expression below the root is the signal's share of the energy of g, which is the factor of a
+    Wiener filter. Adam divides by the root mean square of g, so its step is scaled by the root of
+    the share. The factor is computed from noisy gradients and public numbers only, so it costs no
+    epsilon.
 
     Args:
-        gradients: noisy gradients.
+        gradients: noisy gradients, of at least one dimension, or two with ``by_client``.
         noise: the standard deviation of the noise per coordinate, by name; 0: all is signal.
         state: gains ``adam.signal.*``, running mean squares in units of the noise variance.
-        by_client: whether gradients are ``[clients, ...]``. There is then one share per client;
-            else there is one per input of a matrix.
+        by_client: whether gradients are ``[clients, ...]``. There is then one factor per client;
+            else there is one per input of a matrix, or one for a vector.
     """
     shares = {}
     for name, value in gradients.items():
@@ -248,7 +248,8 @@ def signal_shares(
 def average_step(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
     """Update the running mean of the parameters over iterates (Polyak and Juditsky 1992).
 
-    ``state`` gains the means, ``average.*``, and ``average_count``, which stays on the CPU.
+    ``state`` gains the means, ``average.*``, and ``average_count``. The count is moved back to the
+    CPU, since loading a checkpoint may have moved it. The parameters must be detached.
     """
     if "average_count" not in state:
         state["average_count"] = torch.zeros(())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.random import Generator
@@ -38,6 +38,7 @@ _SCHEMES_OF_KEY = {
     "strength": ("feature-shift",),
 }
 """The schemes that take a key, for each key that not every scheme takes."""
+_FromZeroToTen = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False, strict=True)]
 
 
 class PartitionSpec(BaseModel):
@@ -64,21 +65,9 @@ class PartitionSpec(BaseModel):
     min_size: int = Field(default=2, ge=1, strict=True)
     together: str | None = Field(default=None, min_length=1)
     labels: int = Field(default=2, ge=1, strict=True)
-    power: float = Field(
-        default=1.0,
-        ge=0,
-        le=10,
-        allow_inf_nan=False,
-        strict=True,
-    )
+    power: _FromZeroToTen = 1.0
     column: str | None = Field(default=None, min_length=1)
-    strength: float = Field(
-        default=0.5,
-        ge=0,
-        le=10,
-        allow_inf_nan=False,
-        strict=True,
-    )
+    strength: _FromZeroToTen = 0.5
 
     @model_validator(mode="after")
     def _check_keys_of_scheme(self) -> Self:

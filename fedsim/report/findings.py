@@ -1,7 +1,8 @@
 """Finds known failures in a run, such as a loss that is not finite.
 
-For each failure it says which settings show it, what it means, and what usually helps. The
-thresholds are ours.
+For each failure it says which settings show it, what it means, and what usually helps. A setting is
+a method on a data set and partition with a budget; it has a cell for each seed. The thresholds are
+ours.
 
 :data:`KINDS` is a table of failures, each with a condition on the columns of :func:`seen`.
 :func:`findings` returns those that a run shows. They are printed at the end of a bench, and the
@@ -21,7 +22,7 @@ from fedsim.report.names import epsilon_head, setting_words
 from fedsim.results.stats import PLACE, SeedGroups
 
 LATE = 0.25
-"""The share of the rounds, the last ones, whose means say what a training has come to."""
+"""The share of the rounds that count as the last; means over them describe the end."""
 ROUND_NUMBERS = {
     "kl": "KL, nats per example",
     "gradient_norm_50": "norm before clipping",
@@ -66,6 +67,7 @@ KINDS = (
         "a smaller learning rate, a larger ε or fewer rounds (less noise in each round), a smaller "
         "model",
     ),
+    # "not … <=" also holds if no KL was finite.
     Kind(
         "The KL term is very large",
         "most_kl > 50 and not most_kl <= 10 * first_kl",
@@ -89,6 +91,7 @@ KINDS = (
         "a larger ε, more data; in a method with rounds: fewer of them, fewer and larger batches, "
         "a smaller model",
     ),
+    # A number that differs from itself is missing.
     Kind(
         "The accuracy is far below the ceiling",
         "noisy and noiseless != noiseless and ceiling > chance + 0.1 * (1 - chance) and "
@@ -246,7 +249,8 @@ def round_frame(settings: SeedGroups, records: Iterable[Mapping[str, Any]]) -> p
     frame = frame.dropna(subset="setting").astype(dict.fromkeys(numbers, "float64") | types)
     frame["noise_to_signal"] = frame["noise_norm"] / frame["signal_norm"]
     by_cell = frame.groupby("cell_id", sort=False)["round"]
-    return frame.assign(left=1 - (by_cell.cumcount() + 1) / by_cell.transform("size"))
+    done = by_cell.cumcount() + 1
+    return frame.assign(left=1 - done / by_cell.transform("size"))
 
 
 def _median_norm(record: Mapping[str, Any]) -> float | None:
@@ -259,7 +263,7 @@ def _median_norm(record: Mapping[str, Any]) -> float | None:
 
 
 def _is_lost(record: Mapping[str, Any], name: str) -> bool:
-    """Return whether a record has a number that is not finite."""
+    """Return whether the number ``name`` of a record is not finite."""
     value = record.get(name)
     return isinstance(value, float) and not math.isfinite(value)
 
@@ -293,10 +297,10 @@ def _score_columns(settings: SeedGroups) -> pd.DataFrame:
 
     Returns:
         ``score`` (mean), ``each`` (the scores of all seeds, in words), ``lowest`` and ``highest``
-        seed, ``chance`` and ``ceiling`` (means), ``norm`` (that of the seed farthest from 1),
-        ``before`` (the best lowest seed at a smaller epsilon) and ``noiseless`` (the mean score
-        without noise), the last two of the same method and place; ``revision`` of the evaluation
-        code, and ``revisions``, their number in the whole run.
+        seed, ``chance`` and ``ceiling`` (means), ``norm`` (that of the seed whose ratio to 1 is
+        largest), ``before`` (the highest ``lowest`` at a smaller epsilon) and ``noiseless`` (the
+        mean score without noise), the last two of the same method and place; ``revision`` of the
+        evaluation code, and ``revisions``, their number in the whole run.
     """
     cells = settings.averaged
     by_setting = cells.groupby("setting")
@@ -316,11 +320,10 @@ def _score_columns(settings: SeedGroups) -> pd.DataFrame:
     )
     frame = frame.sort_values("epsilon_target", kind="stable")
     curve = ["label", *PLACE]
-    private = frame.dropna(subset="epsilon_target").groupby(
-        curve,
-        dropna=False,
+    with_budget = frame.dropna(subset="epsilon_target").groupby(curve, dropna=False)
+    frame["before"] = with_budget["lowest"].transform(
+        lambda lowest: lowest.cummax().ffill().shift()
     )
-    frame["before"] = private["lowest"].transform(lambda lowest: lowest.cummax().shift())
     frame["noiseless"] = frame["score"].where(frame["epsilon_target"] == math.inf)
     frame["noiseless"] = frame.groupby(curve, dropna=False)["noiseless"].transform("mean")
     return frame.drop(columns=settings.facts.columns)
@@ -348,25 +351,20 @@ def _round_columns(rounds: pd.DataFrame) -> pd.DataFrame:
     median over cells.
 
     Returns:
-        ``least_kl``, ``most_kl`` and ``first_kl`` (KL in nats per example; infinite if it was not
-        finite), ``mmd`` and ``most_mmd`` (squared MMD between clients), ``lost`` and ``lost_from``
-        (which loss is not finite, and from which round on), and ``noise`` (the noise-to-signal
-        ratio as a text, or empty).
+        ``least_kl`` and ``most_kl`` (KL in nats per example; infinite if it was not finite in any
+        round), ``first_kl`` (the first finite KL), ``mmd`` and ``most_mmd`` (squared MMD between
+        clients), ``lost`` and ``lost_from`` (which loss is not finite, and from which round on),
+        and ``noise`` (the noise-to-signal ratio as a text, or empty).
     """
-    cells = rounds.groupby("cell_id")
+    by_cell = rounds.groupby("cell_id")
+    # The mean of a cell's setting is the setting itself.
     late = rounds[rounds["left"] < LATE].groupby("cell_id").mean(numeric_only=True)
     by_setting = late.groupby("setting")
-    kl = (
-        late["kl"]
-        .mask(
-            cells["kl_lost"].any(),
-            math.inf,
-        )
-        .groupby(late["setting"])
-    )
+    late_kl = late["kl"].mask(by_cell["kl_lost"].any(), math.inf)
+    kl = late_kl.groupby(late["setting"])
     finite_kl = rounds["kl"].where(rounds["kl"].abs() < math.inf)
     first_kl = finite_kl.groupby(rounds["cell_id"]).first().groupby(late["setting"])
-    most_mmd = cells["cross_client_mmd"].max().groupby(late["setting"])
+    most_mmd = by_cell["cross_client_mmd"].max().groupby(late["setting"])
     lost = rounds[rounds["lost"] != ""].sort_values("round").groupby("setting")
     ratio = by_setting["noise_to_signal"].median()
     columns = {
@@ -397,8 +395,8 @@ def findings(settings: SeedGroups, rounds: pd.DataFrame) -> list[Finding]:
     lines = seen(settings, rounds)
     shown = []
     for kind in KINDS:
-        settings_with_it: list[Any] = lines.query(kind.where, engine="python").to_dict("records")
-        if not settings_with_it:
+        affected: list[Any] = lines.query(kind.where, engine="python").to_dict("records")
+        if not affected:
             continue
         table = [
             {
@@ -407,7 +405,7 @@ def findings(settings: SeedGroups, rounds: pd.DataFrame) -> list[Finding]:
                 "budget": epsilon_head(line["epsilon_target"]),
                 **{head: text.format(**line) for head, text in kind.observed.items()},
             }
-            for line in settings_with_it
+            for line in affected
         ]
         shown.append(Finding(kind, pd.DataFrame(table)))
     return shown

@@ -1,8 +1,9 @@
 """How figures look: colours and markers of methods, panels, axes, legends, and files.
 
-Every figure is drawn by :func:`facet` from a frame with one line per point, by matplotlib alone.
-A method has the same colour and marker in every figure of every run (:func:`looks`). Figures are
-written by :func:`save_figure` and :func:`save_pdf`; the same figure always gives the same bytes.
+:func:`facet` draws a figure from a frame with one line per point; other figures fill
+:func:`blank_panels`. A method has the same colour and marker in every figure of every run
+(:func:`looks`). :func:`save_figure` and :func:`save_pdf` write figures, and the same figure gives
+the same bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import io
 import math
 import textwrap
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -99,7 +100,7 @@ FIXED_LOOKS = {
     "centralised": (1, 4),
     "fedlambda": (3, 5),
 }
-"""The numbers of colour and marker of shipped methods and of variants in the benchmarks."""
+"""The positions in SERIES and MARKERS of shipped methods and of variants in the benchmarks."""
 _DASHES = {
     "stated": (0, (4, 2)),
     "heuristic": (0, (4, 2)),
@@ -115,7 +116,7 @@ SCREEN_DPI = 100
 MOST_PANELS = 36
 """The largest number of panels in a figure; further panels are not drawn."""
 NEAR = 0.4
-"""References that are this share of the data's range away from it are written, not drawn."""
+"""A reference further from the data than this share of their range is written, not drawn."""
 DODGE = 0.012
 """The distance of methods at one epsilon, as a share of the axis."""
 LEGEND_SIZE = 8.0
@@ -202,7 +203,8 @@ def looks(facts: pd.DataFrame, *, joined: bool = True) -> dict[str, Look]:
     """Return the look of every method, by label.
 
     The label decides colour and marker, and the claim the dashes. Methods that yield a classifier
-    have thin lines with crosses, and a method without an epsilon is a level without markers.
+    have thin lines with crosses. A method without an epsilon is a horizontal line without markers
+    if points are joined.
 
     Args:
         facts: :attr:`SeedGroups.facts`.
@@ -223,17 +225,17 @@ def looks(facts: pd.DataFrame, *, joined: bool = True) -> dict[str, Look]:
     return found
 
 
-def look_numbers(labels: Iterable[str]) -> dict[str, tuple[int, int]]:
+def look_numbers(labels: Collection[str]) -> dict[str, tuple[int, int]]:
     """Return the numbers of colour and marker of each method, by label.
 
     Those of shipped methods are fixed (:data:`FIXED_LOOKS`). The letters of any other label decide
-    its colour, and its length the marker. Only where another method of the same figure has that
-    colour, it gets the next free one.
+    its colour, and its length the marker. If another method of the same figure has that colour,
+    this one gets the next free colour.
     """
     found = {label: FIXED_LOOKS[label] for label in labels if label in FIXED_LOOKS}
     for label in labels:
         if label not in found:
-            found[label] = _free_look(label, set(found.values()))
+            found[label] = _free_look(label, found.values())
     return found
 
 
@@ -250,13 +252,7 @@ def _free_look(label: str, used: Collection[tuple[int, int]]) -> tuple[int, int]
         for shift in range(len(SERIES) * len(MARKERS))
     ]
     used_colours = {colour for colour, _ in used}
-    for colour, marker in every_look[: len(SERIES)]:
-        if colour not in used_colours:
-            return colour, marker
-    return next(
-        (look for look in every_look if look not in used),
-        every_look[0],
-    )
+    return min(every_look, key=lambda look: (look[0] in used_colours, look in used))
 
 
 def _style(colour: int, marker: int, word: str, *, is_classifier: bool) -> dict[str, Any]:
@@ -323,13 +319,13 @@ def side_by_side(points: pd.DataFrame, ticks: Mapping[float, str]) -> pd.Series[
 
     Args:
         points: One line per point, with ``at`` and ``label``.
-        ticks: The ticks of the axis, by place; there is at least one.
+        ticks: The ticks of the axis, by place, in ascending order; there is at least one.
     """
     labels = points.dropna(subset="at")["label"].unique()
     span = (max(ticks) - min(ticks)) or 1.0
     # Points of many methods stay closer to their own tick than to the next one.
-    narrowest = np.diff([*ticks, math.inf]).min() / (2 * len(labels))
-    step = min(DODGE * span, narrowest)
+    most_step = np.diff([*ticks, math.inf]).min() / (2 * len(labels))
+    step = min(DODGE * span, most_step)
     shifts = step * (np.arange(len(labels)) - (len(labels) - 1) / 2)
     return points["at"] + points["label"].map(dict(zip(labels, shifts, strict=True)))
 
@@ -507,19 +503,14 @@ def _panel_rows(
         frame: One line per point.
         row: The column with one row of panels per value, or None.
         title: The column with one panel per value.
-        width: The width of the figure in inches, which limits the panels side by side; None is as
-            wide as the page, which has six.
+        width: The width of the figure in inches, which limits the panels side by side; None is the
+            width of the report's page, which has room for six.
 
     Returns:
         The points by key (value of ``row``, value of ``title``), and the rows of keys.
     """
-    row_values: Any = ""
-    if row:
-        row_values = frame[row]
-    grouped = frame.assign(_row=row_values).groupby(
-        ["_row", title],
-        sort=False,
-    )
+    with_row = frame.assign(_row=frame[row] if row else "")
+    grouped = with_row.groupby(["_row", title], sort=False)
     panels: dict[Any, pd.DataFrame] = dict(iter(grouped))
     by_row: dict[Any, list[Any]] = {}
     for key in islice(panels, MOST_PANELS):
@@ -528,12 +519,12 @@ def _panel_rows(
     if width is not None:
         most_columns = max(1, int(width / 2.3))
     columns = min(max(map(len, by_row.values())), most_columns)
-    broken = [
+    rows_of_keys = [
         keys[start : start + columns]
         for keys in by_row.values()
         for start in range(0, len(keys), columns)
     ]
-    return panels, broken
+    return panels, rows_of_keys
 
 
 def _letters(inches: float, size: float) -> int:
@@ -548,23 +539,24 @@ def _empty_figure(
 
     Args:
         title: The title.
-        width: The width in inches, or None for the page.
+        width: The width in inches, or None for the width of the report's page.
         columns: The number of panels side by side.
         rows: The number of rows of panels.
         used: The looks of the lines that are drawn.
     """
-    size = width or max(3.0 * columns, 9.0)
+    figure_width = width or max(3.0 * columns, 9.0)
     names = [line_look.name for line_look in used]
-    font_size = min(LEGEND_SIZE, size + 3)
-    legend_columns = _legend_columns(names, _letters(size, font_size))
+    # The legend of a figure of less than 5 inches has smaller text.
+    font_size = min(LEGEND_SIZE, figure_width + 3)
+    legend_columns = _legend_columns(names, _letters(figure_width, font_size))
     panel_height = 3.4
     if width or columns > 2:
         panel_height = 2.3
-    title_lines = textwrap.wrap(title, _letters(size, 9.5))
+    title_lines = textwrap.wrap(title, _letters(figure_width, 9.5))
     legend_rows = math.ceil(len(used) / legend_columns)
     height = panel_height * rows + 0.18 * (legend_rows + len(title_lines)) + 0.2
     figure = NotebookFigure(
-        figsize=(size, height),
+        figsize=(figure_width, height),
         layout="constrained",
         facecolor=PAPER,
     )
@@ -616,7 +608,7 @@ def blank_panels(
         count: The number of panels.
         columns: The number of panels side by side.
         size: The width and height of the figure in inches.
-        options: What ``Figure.subplots`` takes beside.
+        options: Further arguments of ``Figure.subplots``.
     """
     figure = Figure(figsize=size, layout="constrained", facecolor=PAPER)
     rows = math.ceil(count / columns)
@@ -783,7 +775,7 @@ def save_pdf(figure: Figure, path: Path) -> Path:
 
     The same figure gives the same bytes. The file is replaced at once or not at all.
     """
-    with matplotlib.rc_context(STYLE | {"pdf.fonttype": 42}), replaced(path) as part:
+    with _drawing(), matplotlib.rc_context({"pdf.fonttype": 42}), replaced(path) as part:
         figure.savefig(
             part,
             format="pdf",

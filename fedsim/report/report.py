@@ -57,11 +57,11 @@ from fedsim.words import Printed, counted, encodable, number
 COMPARED = ("balanced_accuracy", "client_balanced_accuracy")
 """The measures whose paired differences are shown."""
 OF_MAP = (
-    "Pale dots: real test examples, which must not be released. Crosses: synthetic examples. Of "
-    "more than 10 classes the 10 with most test examples are shown, with 30 examples each. Axes: "
-    "two principal components of the synthetic examples. Never show the real image nearest to a "
-    "synthetic example: it belongs to a person, and ε does not cover it. The nearest image in a "
-    "public data set is safe."
+    "Pale dots: real test examples, which must not be released. Crosses: synthetic examples. At "
+    "most 30 of either are shown of a class; of more than 10 classes only the 10 with the most "
+    "test examples. Axes: two principal components of the synthetic examples. Never show the real "
+    "image nearest to a synthetic example: it belongs to a person, and ε does not cover it. The "
+    "nearest image in a public data set is safe."
 )
 """The caption of the map."""
 OF_FIDELITY = (
@@ -97,7 +97,7 @@ _STATUSES = {
         "Averages and figures leave these experiments out.",
     ),
 }
-"""What is wrong with results by their status, the worst first, and what that means."""
+"""The title and the text of the caution about each status, the worst status first."""
 _PLACES = {"dataset": "data set", "alpha": "α", "clients": "clients"}
 """The columns of a place in the table of all cells, with their heads."""
 _HEADS = {
@@ -179,7 +179,7 @@ def render_page(
     Args:
         name: The name of the run folder.
         rows: The results, one per cell that has ended.
-        settings: The same results as settings.
+        settings: The same results, grouped; the results of one setting differ only in their seed.
         pictures: The figures by the names that ``page.html`` uses.
         manifest: What the run folder says of the run; may be empty.
         findings: The known failures that were seen.
@@ -201,7 +201,7 @@ def render_page(
         name=name,
         subtitle=_subtitle(settings.facts),
         style=Markup(_package_text("page.css")),
-        counts=list(status_counts(rows, manifest).items()),
+        counts=status_counts(rows, manifest).items(),
         pictures=pictures,
         references=REFERENCES,
         cautions=list(
@@ -217,12 +217,7 @@ def render_page(
         published=settings.published,
         number=number,
         by_site=by_site and Markup(by_site.html()),
-        methods=list(
-            _methods(
-                settings.facts,
-                manifest.get("methods") or (),
-            )
-        ),
+        methods=_methods(settings.facts, manifest.get("methods") or ()),
         statements=statements(rows),
         cells=_cells(settings),
         count=counted(len(rows), "result"),
@@ -276,7 +271,7 @@ def _cautions(
         table = [{"method": each["algorithm"], "error": each["error"]} for each in refused]
         yield Caution(
             f"Method that was left out because its plug-in was refused: {len(table)}",
-            "There are no results of it.",
+            "A method whose plug-in was refused has no results.",
             _plain_table(pd.DataFrame(table)),
         )
     if any(row.has_validation for row in rows):
@@ -286,9 +281,8 @@ def _cautions(
             Markup(""),
         )
     for finding in findings:
-        title = f"{finding.kind.name}: {counted(len(finding.table), 'setting')}"
         yield Caution(
-            title,
+            f"{finding.kind.name}: {counted(len(finding.table), 'setting')}",
             finding.advice,
             _plain_table(finding.table),
         )
@@ -323,14 +317,14 @@ def status_counts(rows: Sequence[Row], manifest: Mapping[str, Any]) -> dict[str,
         manifest: What the run folder says of the run; may be empty.
 
     Returns:
-        The number of cells with status ``ok``, even if it is zero, of every other status that
-        occurs, and of cells that are ``not run yet``, if there are any.
+        The number of cells by status. ``ok`` is always there. Every other status, and
+        ``not run yet``, is there only if it has a cell.
     """
     ended = Counter(row.status for row in rows)
     if "cells" in manifest:
         ended["not run yet"] = len(listed(manifest)) - len(rows)
     statuses = ("ok", *UNDRAWN, "not run yet")
-    return {status: ended[status] for status in statuses if ended[status] > 0 or status == "ok"}
+    return {status: ended[status] for status in statuses if ended[status] or status == "ok"}
 
 
 def summary_html(folder: Path) -> str:
@@ -364,7 +358,7 @@ def summary_html(folder: Path) -> str:
 
 
 def _subtitle(facts: pd.DataFrame) -> str:
-    """Return which data was divided how, under which budgets, over how many seeds."""
+    """Return the line below the title: data, partition, budgets, and the number of seeds."""
     words = run_words(facts)
     seeds = most_seeds(facts)
     if seeds:
@@ -382,15 +376,10 @@ def _methods(
         known: What the manifest says of the labels of the grid: ``label``, ``text``, ``source``.
     """
     for label in facts["label"].unique():
-        text = ""
-        source = ""
-        for method in known:
-            # A label may be followed by brackets with what differs between its settings.
-            if f"{label} (".startswith(f"{method['label']} ("):
-                text = method["text"]
-                source = method["source"]
-                break
-        yield label, text, _linked(source)
+        # A label may be followed by brackets with what differs between its settings.
+        described = (each for each in known if f"{label} (".startswith(f"{each['label']} ("))
+        method = next(described, {"text": "", "source": ""})
+        yield label, method["text"], _linked(method["source"])
 
 
 def _linked(source: str) -> Markup:

@@ -65,9 +65,10 @@ _FEWER_ROWS = (
     f"Ceiling and local-only are computed on a fixed choice of about {MOST_TRAIN_ROWS:,} training "
     "examples, with classes as equally frequent as possible."
 )
+"""The note below a table whose references use a part of the training examples."""
 _BOLD = (
-    "Bold: best generator and best classifier in each column (heuristic, refuted and unverified ε "
-    "excluded)."
+    "Bold: best generator and best classifier in each column, of the private methods whose ε is "
+    "proved or stated."
 )
 """The note below a table that explains bold numbers."""
 MOST_SITES = 24
@@ -80,17 +81,18 @@ _CSV_NAMES = {"half": "ci95", "n": "seeds"}
 """The names in CSV of columns that are called otherwise in :meth:`SeedGroups.means`."""
 
 
-def decimal(value: float, digits: int = 3) -> str:
+def decimal(value: float, digits: int = 3, sign: str = "") -> str:
     """Return a number with a fixed number of decimals, or from a million on with four digits.
 
     Args:
         value: The number.
         digits: The number of decimals. A number of a million or more would be too wide for a
             column, so it is written as 1.235e+06.
+        sign: ``+`` writes the sign of positive numbers, too.
     """
     if abs(value) >= 1e6:
         return number(value, 4)
-    return f"{value:.{digits}f}"
+    return f"{value:{sign}.{digits}f}"
 
 
 def mean_text(line: Mapping[Any, Any], digits: int = 3, sign: str = "") -> str:
@@ -101,9 +103,7 @@ def mean_text(line: Mapping[Any, Any], digits: int = 3, sign: str = "") -> str:
         digits: The number of decimals.
         sign: ``+`` writes the sign of positive means, too.
     """
-    text = decimal(line["mean"], digits)
-    if sign:
-        text = f"{line['mean']:{sign}.{digits}f}"
+    text = decimal(line["mean"], digits, sign)
     if math.isnan(line["low"]):
         return text
     return f"{text}±{decimal((line['high'] - line['low']) / 2, digits)}"
@@ -125,7 +125,7 @@ def ordered(settings: SeedGroups, measure: str, order: Order) -> list[str]:
         order: ``given`` is the order of the grid, also used where a measure has no best value;
             ``best`` puts the best mean first; ``name`` is alphabetical.
     """
-    labels = list(dict.fromkeys(settings.facts["label"]))
+    labels = list(settings.facts["label"].unique())
     if order == "name":
         return sorted(labels)
     best = MEASURES[measure].best
@@ -144,8 +144,8 @@ def results_table(
 ) -> Table:
     """Return the table of a measure: means with their spread over seeds, and references.
 
-    Published numbers have lines of their own, which are never bold. Numbers for CSV are only those
-    that were run.
+    Published numbers have lines of their own, which are never bold. The numbers for CSV leave them
+    out.
 
     Args:
         settings: The results.
@@ -174,28 +174,28 @@ def results_table(
     )
     references = _reference_lines(settings, methods, measure, digits)
     lines = pd.concat([methods, *references.values()])
-    numbers = published_lines(settings.published, measure, methods)
-    if len(numbers):
-        lines = pd.concat([lines, numbers.assign(kind=_PUBLISHED)])
-    positions = {place: position for position, place in enumerate(dict.fromkeys(places))}
-    lines["place"] = lines["where"].map(positions)
+    published = published_lines(settings.published, measure, methods)
+    if len(published):
+        lines = pd.concat([lines, published.assign(kind=_PUBLISHED)])
+    lines["place"] = lines["where"].map(list(dict.fromkeys(places)).index)
     lines = lines.sort_values(["place", "kind", "rank"], kind="stable")
     notes = list(_mean_notes(settings, means))
     has_fewer_rows = settings.averaged["reference_rows"] < settings.averaged["train_rows"]
     if "local-only" in references and has_fewer_rows.any():
         notes.append(_FEWER_ROWS)
-    notes.extend(MEASURES[measure].notes)
-    best = MEASURES[measure].best
+    definition = MEASURES[measure]
+    notes.extend(definition.notes)
+    best = definition.best
     if best is not None:
         lines["best"] = _best(lines, best, digits)
         if lines["best"].any():
             notes.append(_BOLD)
-    if len(numbers):
+    if len(published):
         notes.append(NOTE)
     columns = ["label", "claim", "epsilon_target", "delta", "unit", "trust", "mean", "half", "n"]
     return built(
         measure,
-        [MEASURES[measure].title, *common],
+        [definition.title, *common],
         lines,
         [*notes, *method_notes(facts)],
         means[[*PLACE, *columns]].assign(measure=measure),
@@ -381,7 +381,7 @@ def method_notes(facts: pd.DataFrame) -> Iterator[str]:
             yield f"{claim_words(word)}: {text}"
     public_names = facts["public"].dropna().unique()
     if len(public_names):
-        yield f"†: uses public data: {', '.join(map(str, public_names))}."
+        yield f"† marks a method that uses public data: {', '.join(map(str, public_names))}."
 
 
 def difference_table(
@@ -390,7 +390,7 @@ def difference_table(
     digits: int = 3,
     compared: Compared = same_budget,
 ) -> Table | None:
-    """Return the table of paired differences between methods, Holm-corrected over every place.
+    """Return the table of paired differences between methods, Holm-corrected within each place.
 
     Args:
         settings: The results.
@@ -505,8 +505,8 @@ def tuned_table(settings: SeedGroups) -> Table | None:
 def site_table(settings: SeedGroups, clients: pd.DataFrame, digits: int = 3) -> Table | None:
     """Return the table of balanced accuracy by site.
 
-    A site is a client that was evaluated on its own test examples, or a site that was left out of
-    the training and on whose test examples everything was evaluated.
+    A site is a client that was evaluated on its own test examples, or a site that took no part in
+    training and gave all test examples.
 
     Args:
         settings: The results.
@@ -517,7 +517,7 @@ def site_table(settings: SeedGroups, clients: pd.DataFrame, digits: int = 3) -> 
         The table, with a last column for the mean over the sites; None if there are no sites, or
         more than :data:`MOST_SITES`.
     """
-    title, scores = _site_scores(settings, clients)
+    examples, scores = _site_scores(settings, clients)
     if scores.empty or scores["name"].nunique() > MOST_SITES:
         return None
     facts = settings.facts
@@ -554,11 +554,11 @@ def site_table(settings: SeedGroups, clients: pd.DataFrame, digits: int = 3) -> 
     spread = spread_words(settings.spread, most_seeds(facts))
     return built(
         "sites",
-        ["Balanced accuracy by site", title, *common],
+        ["Balanced accuracy by site", examples, *common],
         numbers.assign(head=numbers["name"], text=texts),
         [spread, "The last column is the mean over the sites."],
         numbers.rename(columns={"name": "site"}).drop(columns=["low", "high"]),
-        [f"Scores are {title}.", *caption_words(facts, ()), spread],
+        [f"Scores are {examples}.", *caption_words(facts, ()), spread],
     )
 
 
@@ -566,21 +566,22 @@ def _site_scores(settings: SeedGroups, clients: pd.DataFrame) -> tuple[str, pd.D
     """Return the scores of single sites, and on which examples they are.
 
     Returns:
-        Words for the title, and one line per result and site: ``setting``, ``seed``, ``name`` (of
-        the site), ``score``, and ``alone`` (the score of the site's own real examples, or NaN).
+        Which examples the scores are on, in words, and one line per result and site: ``setting``,
+        ``seed``, ``name`` (of the site), ``score``, and ``alone`` (the score of the site's own real
+        examples, or NaN).
     """
     results = settings.averaged[["setting", "seed", "cell_id", "unseen", "balanced_accuracy"]]
     if len(clients) and clients["cell_id"].isin(results["cell_id"]).any():
-        title = "on the site's own test examples"
+        examples = "on the site's own test examples"
         columns = {"own_balanced_accuracy": "score", "local_only_balanced_accuracy": "alone"}
         by_client = clients[["cell_id", "name", *columns]].rename(columns=columns)
         scores = results.merge(by_client, on="cell_id")
     else:
-        title = "on a site that took no part in training"
+        examples = "on a site that took no part in training"
         columns = {"unseen": "name", "balanced_accuracy": "score"}
         scores = results.rename(columns=columns).assign(alone=math.nan)
     scores = scores.astype({"score": "float64", "alone": "float64"})
-    return title, scores.dropna(subset=["name", "score"])
+    return examples, scores.dropna(subset=["name", "score"])
 
 
 def measures_of(settings: SeedGroups, *, terminal: bool = False) -> list[str]:
@@ -598,6 +599,7 @@ def measures_of(settings: SeedGroups, *, terminal: bool = False) -> list[str]:
             asked.update(evaluators)
     shown = ["balanced_accuracy"]
     for name, measure in MEASURES.items():
+        # The measures of an evaluator begin with its name, except those of fidelity.
         evaluator = name.partition("_")[0]
         if measure.fidelity:
             evaluator = "fidelity"

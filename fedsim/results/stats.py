@@ -65,8 +65,8 @@ class SeedGroups:
 
     Attributes:
         rows: The results with the number of their ``setting``, ordered by data set, alpha, clients,
-            label and ε. If a label stands for several parameter sets, the parameters that differ
-            are appended to it.
+            scheme, label and ε. If a label stands for several parameter sets, the parameters that
+            differ are appended to it.
         facts: One line per setting, by its number: :data:`PLACE`, :data:`METHOD`, :data:`BUDGET`,
             ``scope``, ``claim`` (the weakest of its results), ``seeds`` (how many results its means
             include), and how many results are left out, by status.
@@ -99,15 +99,8 @@ class SeedGroups:
         rows["drawn_claim"] = [row.drawn_claim for row in results]
         rows["_params"] = [dump(values) for values in params]
         rows["_evaluation"] = [dump(row.evaluation) for row in results]
-        same_data = ["dataset_hash", "public_hash"]
-        keys = [
-            *PLACE,
-            *METHOD,
-            *BUDGET,
-            *same_data,
-            "_params",
-            "_evaluation",
-        ]
+        data = ("dataset_hash", "public_hash")
+        keys = [*PLACE, *METHOD, *BUDGET, *data, "_params", "_evaluation"]
         rows = rows.loc[_order_of(rows)]
         setting = rows.groupby(keys, sort=False, dropna=False).ngroup()
         rows = rows.assign(setting=setting).drop(columns=["_params", "_evaluation"])
@@ -124,8 +117,8 @@ class SeedGroups:
 
         Each line has ``measure`` (the name of the column), ``mean``, ``half``, ``low``, ``high``
         and ``n``. ``half`` is the half-width of the Student-t 95 % confidence interval. It is
-        missing for a single seed and for equal values: these say that seeds change nothing, not
-        that nothing is uncertain. ``low`` and ``high`` are the ends of the spread.
+        missing for a single seed and for equal values, because equal values do not show that the
+        mean is certain. ``low`` and ``high`` are the ends of the spread.
 
         Args:
             names: The columns.
@@ -145,7 +138,8 @@ class SeedGroups:
     def reference(self, column: str) -> pd.Series[float]:
         """Return the mean of a reference's column, by place.
 
-        It is averaged within each partition, then over partitions, because methods may lack seeds.
+        The mean is taken within each partition first, so that all partitions count alike even if
+        some methods lack a seed.
         """
         by_partition = self.averaged.groupby(
             [*PLACE, "partition_hash"],
@@ -169,11 +163,11 @@ def _order_of(rows: pd.DataFrame) -> pd.Index[Any]:
 
 
 def with_ends(stats: pd.DataFrame, spread: Spread) -> pd.DataFrame:
-    """Return statistics with ``half``, ``low`` and ``high`` in place of what these are made of.
+    """Return statistics with ``half``, ``low`` and ``high``, without ``std``, ``min`` and ``max``.
 
     Args:
         stats: A frame with ``mean``, ``std``, ``min``, ``max`` and ``n``.
-        spread: Which ends ``low`` and ``high`` are.
+        spread: What ``low`` and ``high`` are the ends of.
     """
     n = stats["n"]
     std = stats["std"]
@@ -196,7 +190,7 @@ def with_ends(stats: pd.DataFrame, spread: Spread) -> pd.DataFrame:
 
 
 def weakest(claims: Sequence[str | None]) -> str | None:
-    """Return the weakest of some claims, on which a mean of such results rests."""
+    """Return the weakest of some claims, which is the claim of a mean over their results."""
     weakest_first = (UNVERIFIED, *reversed(get_args(Claim)))
     return next((claim for claim in weakest_first if claim in claims), None)
 
@@ -212,8 +206,7 @@ def _facts(rows: pd.DataFrame) -> pd.DataFrame:
     facts["claim"] = [weakest(list(claims)) for _, claims in by_setting["drawn_claim"]]
     facts["seeds"] = rows["seed"].where(rows["status"] == "ok").groupby(rows["setting"]).nunique()
     for status in UNDRAWN:
-        has_status = rows["status"] == status
-        facts[status] = has_status.groupby(rows["setting"]).sum()
+        facts[status] = (rows["status"] == status).groupby(rows["setting"]).sum()
     return facts
 
 
@@ -222,22 +215,22 @@ def _distinct_labels(rows: Sequence[Row], params: Sequence[Mapping[str, Any]]) -
 
     Args:
         rows: The results.
-        params: The parameters that the grid gave each of them.
+        params: The parameters of each result, without those that a search chose.
     """
-    settings = []
+    traits_of_rows = []
     values_of: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row, given_params in zip(rows, params, strict=True):
         # Without a budget there is no delta, unit or trust.
         known = {name: row.values[name] for name in _TOLD_APART_BY if row.values[name] is not None}
-        setting = {**known, **given_params}
-        settings.append(setting)
-        for name, value in setting.items():
+        traits = {**known, **given_params}
+        traits_of_rows.append(traits)
+        for name, value in traits.items():
             values_of[row.label, name].add(dump(value))
     labels = []
-    for row, setting in zip(rows, settings, strict=True):
+    for row, traits in zip(rows, traits_of_rows, strict=True):
         differing = [
             f"{name}={value}"
-            for name, value in setting.items()
+            for name, value in traits.items()
             if len(values_of[row.label, name]) > 1
         ]
         label = row.label
@@ -252,7 +245,7 @@ Facts = Mapping[str, Any]
 Compared = Callable[[Facts, Facts], bool]
 """A function that says whether to compare two settings, as the first minus the second.
 
-It gets their facts, and is asked in both orders: first with the earlier setting before the later.
+It gets the facts of the earlier setting first. If it says no, it is asked again in the other order.
 """
 
 
@@ -297,30 +290,15 @@ def paired_differences(
         columns="setting",
         values=measure,
     )
-    scored = settings.facts.loc[settings.facts.index.isin(scores.columns)]
+    scored = settings.facts.loc[scores.columns]
     records = []
     for place, first, second in _compared_pairs(scored, compared):
         differences = (scores[first] - scores[second]).dropna()
         if len(differences) > 1:
-            statistics = differences.agg(**_STATISTICS)
-            records.append(
-                {
-                    "place": place,
-                    "first": first,
-                    "second": second,
-                    **statistics,
-                }
-            )
-    frame = pd.DataFrame(
-        records,
-        columns=[
-            "place",
-            "first",
-            "second",
-            *_STATISTICS,
-        ],
-    )
-    frame = frame.astype(_TYPES)
+            names = {"place": place, "first": first, "second": second}
+            records.append({**names, **differences.agg(**_STATISTICS)})
+    columns = ["place", "first", "second", *_STATISTICS]
+    frame = pd.DataFrame(records, columns=columns).astype(_TYPES)
     # This is the p-value of scipy.stats.ttest_rel.
     t = frame["mean"].abs() * np.sqrt(frame["n"]) / frame["std"]
     frame["p"] = 2 * stdtr(frame["n"] - 1, -t)

@@ -52,7 +52,10 @@ _KEYS: dict[Kind, dict[str, Any]] = {
     },
     "rounds": {"training_id": str, "round": int},
 }
-"""The keys that every line of a kind has, with their types; the first one identifies the line."""
+"""The keys that every line of a kind has, with their types.
+
+:meth:`ResultStore.last` keeps the last line for each value of the first key.
+"""
 HOLDER = "fedsim, process "
 """The beginning of the lock file's text, which the number of the process follows."""
 RESTORE = (
@@ -92,7 +95,7 @@ class RunFolder:
         partitions: The file of the label-by-client matrices that the report draws.
         page: The report.
         curves: The folder of the report's figures.
-        lock: The file that the one process holds which writes here.
+        lock: The file that a process locks while it writes here.
     """
 
     def __init__(self, path: Path) -> None:
@@ -130,10 +133,10 @@ class RunFolder:
         return self.path / "logs" / f"{cell_id}.log"
 
     def check_no_file(self) -> None:
-        """Check that no file has the path of the folder.
+        """Check that the path of the folder is not a file.
 
         Raises:
-            UserError: A file has it.
+            UserError: It is a file.
         """
         if os.path.lexists(self.path) and not os.path.isdir(self.path):
             raise UserError(
@@ -162,7 +165,7 @@ class RunFolder:
             )
 
     def check_own(self) -> None:
-        """Check that the folder has no foreign files, which a bench would replace or mix in.
+        """Check that the folder has no foreign files, which a bench could replace or misread.
 
         A folder is a bench's own if it is new or empty, if its manifest is one that fedsim wrote,
         or if it has only files that a bench leaves before its first manifest.
@@ -189,7 +192,7 @@ class RunFolder:
             return False
 
     def _precedes(self, path: Path) -> bool:
-        """Return whether a bench may leave a file before its first manifest.
+        """Return whether fedsim may leave this file in a folder that has no manifest yet.
 
         These are the lock, an unfinished manifest, and the lines of an audit.
         """
@@ -282,7 +285,7 @@ class ResultStore:
                 "rename it",
             )
         if self._held is None and os.path.isfile(self.folder.lock):
-            with suppress(PermissionError), self.folder.lock.open() as file:
+            with suppress(OSError), self.folder.lock.open("r+") as file:
                 self._take(file)
         self.folder.check_own()
 
@@ -333,7 +336,7 @@ class ResultStore:
     def lines(self, kind: Kind) -> Iterator[dict[str, Any]]:
         """Yield the lines of one kind in the order in which they were written.
 
-        Numbers that are not finite, which JSON has as words, are numbers again.
+        The words "inf", "-inf" and "nan", which stand for numbers in the file, become numbers.
 
         Raises:
             UserError: A line is damaged.
@@ -359,10 +362,9 @@ class ResultStore:
         key_name = next(iter(_KEYS[kind]))
         for line in self.lines(kind):
             key = line[key_name]
-            if kind == "trainings" and line["error"] is not None:
-                earlier = last_lines.get(key, line)
-                if earlier["error"] is None:
-                    continue
+            earlier = last_lines.get(key, line)
+            if kind == "trainings" and line["error"] is not None and earlier["error"] is None:
+                continue
             last_lines[key] = line
         return last_lines
 
@@ -370,9 +372,12 @@ class ResultStore:
         """Return the pairs of trainings that an audit has run so far, by number.
 
         Args:
-            key: The key of the audit, which the lines that are returned lack.
+            key: The key of the audit. The returned lines do not have it.
         """
-        pairs = {line["pair"]: line for line in self.lines("pairs") if line.pop("audit") == key}
+        pairs = {}
+        for line in self.lines("pairs"):
+            if line.pop("audit") == key:
+                pairs[line["pair"]] = line
         return [pairs[number] for number in sorted(pairs)]
 
     def rounds(self) -> dict[str, list[dict[str, Any]]]:
@@ -407,9 +412,9 @@ class ResultStore:
 
 def _mend(path: Path) -> None:
     """Cut off an incomplete last line; a complete one that lacks only its newline gets it."""
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    with path.open("r+b") as file:
+    with path.open("a+b") as file:
+        if not file.tell():
+            return
         file.seek(-1, os.SEEK_END)
         if file.read() == b"\n":
             return

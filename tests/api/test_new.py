@@ -1,9 +1,8 @@
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from benches import PATIENCE
+from benches import run_process
 
 import fedsim
 from fedsim.api.new import STARTER
@@ -33,13 +32,7 @@ def test_test_of_a_new_method_passes_unedited(folder: Path) -> None:
         "no:cacheprovider",
         "test_my_method.py",
     ]
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = run_process(command, folder)
     assert done.returncode == 0, done.stdout
 
 

@@ -3,7 +3,6 @@
 import math
 import pickle
 import re
-import subprocess
 import sys
 import textwrap
 import time
@@ -15,7 +14,7 @@ import numpy as np
 import plug_ins
 import pytest
 import yaml
-from benches import PATIENCE
+from benches import run_process
 from pictures import save_folder
 from pydantic import Field
 from rows import make_published
@@ -628,13 +627,7 @@ for path in ("g.yaml", {str(BENCHMARKS / "quickstart.yaml")!r}):
     fedsim.grid.read.load_grid(Path(path))
 print(*sorted(sys.modules))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=PATIENCE,
-    )
+    done = run_process([sys.executable, "-c", script], tmp_path)
     assert done.returncode == 0, done.stderr
     imported = set(done.stdout.split())
     assert "fedsim.grid.models" in imported

@@ -2,12 +2,11 @@
 
 import os
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from benches import PATIENCE
+from benches import run_process
 from pictures import save_chest_xray, save_encoder, save_ham10000, save_medmnist, save_milk10k
 from test_docs import ALGORITHMS, DATA, ROOT, blocks, commands, save_methods
 
@@ -23,14 +22,7 @@ def run(
     folder: Path,
     environment: dict[str, str] | None = None,
 ) -> None:
-    done = subprocess.run(
-        arguments,
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = run_process(arguments, folder, env=environment)
     assert done.returncode == 0, " ".join(arguments) + done.stdout + done.stderr
 
 

@@ -98,8 +98,8 @@ def test_planned_steps_are_accounted_for_and_missing_clients_are_not():
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"count": 29}, "client 0 has 29 steps of 'step' in the ledger, the plan 30"),
-        ({"count": 31}, "client 0 has 31 steps of 'step' in the ledger, the plan 30"),
+        ({"count": 29}, "client 0 has 29 steps of 'step' in the ledger, but the plan has 30"),
+        ({"count": 31}, "client 0 has 31 steps of 'step' in the ledger, but the plan has 30"),
         ({"noise_multiplier": 0.0}, "client 0, 'step': noise multiplier 0 at rate 0.2 ran"),
         ({"noise_multiplier": PLAN.sigma * 1.001}, "was planned"),
         ({"sample_rate": 0.1}, "at rate 0.1 ran"),

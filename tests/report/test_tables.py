@@ -314,7 +314,7 @@ def test_claims_are_named_beside_labels_and_explained_below() -> None:
         "refuted ε: an audit refutes",
     ):
         assert words in notes
-    assert table.notes[-1] == "†: uses public data: BloodMNIST."
+    assert table.notes[-1] == "† marks a method that uses public data: BloodMNIST."
 
 
 @pytest.mark.parametrize("author_says", ["stated", "heuristic"])

@@ -125,14 +125,6 @@ def test_methods_are_ranked_only_in_their_measures() -> None:
     )
     assert lines(table)["c (classifier)"] == ["2.000", "", ""]
     assert any(note.endswith("Not ranked in every column: c.") for note in table.notes)
-
-
-def test_methods_with_all_measures_are_ranked_overall_among_themselves() -> None:
-    table = verdict(
-        rows_of("a", [0.9], coverage=0.1),
-        rows_of("b", [0.7], coverage=0.2),
-        rows_of("c", [0.8], yields="classifier"),
-    )
     # By balanced accuracy b is third, but second among the two generators.
     assert lines(table)["b"] == ["3.000", "1.000", "1.500"]
 

@@ -49,6 +49,11 @@ def row_of(trial: Trial, *ended: Any, **lines: Any) -> Row:
     return row
 
 
+def planned_row(trial: Trial, *references: Any, **lines: Any) -> Row:
+    """Return the result of a cell whose training did what was planned."""
+    return row_of(trial, as_planned(trial), EVALUATED, *references, **lines)
+
+
 def audits(trial: Trial, **fields: Any) -> list[Mapping[str, Any]]:
     """Return the line of an audit of a cell's claim."""
     claim = claim_of(trial.cell.model_dump(mode="json"))
@@ -94,12 +99,7 @@ def test_result_has_what_its_lines_say(tmp_path: Path, row: Row) -> None:
 
 def test_row_is_ok_unless_a_line_says_otherwise() -> None:
     trial = make_trial()
-    row = row_of(
-        trial,
-        as_planned(trial),
-        EVALUATED,
-        audits=audits(trial),
-    )
+    row = planned_row(trial, audits=audits(trial))
     assert row.status == "ok"
     assert row.claim == "proved"
     assert row.audit_epsilon_lower == 1.0
@@ -133,12 +133,7 @@ def test_row_without_a_plan_has_no_budget() -> None:
 def test_audit_refutes_the_results_of_its_claim() -> None:
     trial = make_trial()
     lines = audits(trial, epsilon_lower=9.0, refuted=True)
-    row = row_of(
-        trial,
-        as_planned(trial),
-        EVALUATED,
-        audits=lines,
-    )
+    row = planned_row(trial, audits=lines)
     assert row.status == "refuted"
     assert row.error is None
     assert row.audit_epsilon_lower == 9.0
@@ -148,12 +143,7 @@ def test_audit_refutes_the_results_of_its_claim() -> None:
 def test_audit_does_not_refute_another_claim() -> None:
     trial = make_trial()
     lines = audits(make_trial(epsilon=8.0), refuted=True)
-    row = row_of(
-        trial,
-        as_planned(trial),
-        EVALUATED,
-        audits=lines,
-    )
+    row = planned_row(trial, audits=lines)
     assert row.status == "ok"
     assert row.audit_pairs is None
 
@@ -167,12 +157,7 @@ EXCEEDED = {"epsilon_lower": 0.1, "canary_ratio": 1.5, "refuted": True}
 def test_refutation_stands_whatever_weaker_audits_follow(order: tuple[dict[str, Any], ...]) -> None:
     trial = make_trial()
     lines = [line for fields in order for line in audits(trial, **fields)]
-    row = row_of(
-        trial,
-        as_planned(trial),
-        EVALUATED,
-        audits=lines,
-    )
+    row = planned_row(trial, audits=lines)
     assert row.status == "refuted"
     assert row.audit_epsilon_lower == 11.2
     assert row.audit_pairs == 30
@@ -181,12 +166,7 @@ def test_refutation_stands_whatever_weaker_audits_follow(order: tuple[dict[str, 
 def test_largest_bound_of_all_audits_is_shown() -> None:
     trial = make_trial()
     lines = audits(trial, **EXCEEDED) + audits(trial, **WEAK)
-    row = row_of(
-        trial,
-        as_planned(trial),
-        EVALUATED,
-        audits=lines,
-    )
+    row = planned_row(trial, audits=lines)
     assert row.status == "refuted"
     assert row.audit_epsilon_lower == 0.4
     assert "a canary adds 1.5 of the claimed sensitivity" in row.outcome
@@ -278,26 +258,16 @@ def test_row_shows_how_checks_of_its_code_ended(change: dict[str, Any], check: s
         "params": trial.cell.params,
         "tried": trial.cell.params,
     }
-    row = row_of(
-        trial,
-        as_planned(trial),
-        EVALUATED,
-        checks=[line | change],
-    )
+    row = planned_row(trial, checks=[line | change])
     assert row.claim == "stated"
     assert row.check == check
 
 
 def test_references_add_their_columns() -> None:
     trial = make_trial()
-    before = row_of(trial, as_planned(trial), EVALUATED)
+    before = planned_row(trial)
     references = (Ceiling(0.9, 0.95, 100, 1.0), LocalOnly(0.4, (0.5, None, 0.3, 0.4), 100, 1.0))
-    after = row_of(
-        trial,
-        as_planned(trial),
-        EVALUATED,
-        *references,
-    )
+    after = planned_row(trial, *references)
     changed = {
         name: after.values[name] for name in COLUMNS if before.values[name] != after.values[name]
     }

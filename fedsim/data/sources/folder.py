@@ -39,8 +39,8 @@ def read_image_folder(spec: DatasetSpec, public: bool = False) -> ImageSet:
     """Read ``root/<class>/**/*.jpg``, or ``root/{train,validation,test}/<class>/**/*.jpg``.
 
     Without train and test folders, a fixed stratified quarter of every domain is for testing.
-    Hidden files and files of other types are ignored. If a class has folders (such as one per
-    patient), the column ``folder`` holds the name of each image's folder.
+    Hidden files and folders and files of other types are ignored. If a class holds folders (such
+    as one per patient), the column ``folder`` holds the first folder below the class of each image.
 
     Args:
         spec: the data set. With ``domains``, the folders at the top are domains with the classes'
@@ -56,7 +56,7 @@ def read_image_folder(spec: DatasetSpec, public: bool = False) -> ImageSet:
     where = str(root)
     tops = _top_folders(root, domains=bool(spec.domains))
     if public and not _folders(root):
-        unlabelled = sorted(path for path in root.iterdir() if _may_be_image(path))
+        unlabelled = sorted(path for path in root.iterdir() if _may_be_image(path, root))
         if unlabelled:
             with at(where):
                 return without_labels(spec.title, ImageFiles(unlabelled, root))
@@ -120,8 +120,9 @@ def _split_folders(
     """Return the folders that hold classes, and whether they are those of a published split.
 
     Returns:
-        For every top folder, its folders of classes with the split's value of each. If there is no
-        published split, this is the top folder itself, and all images count as training images.
+        For every top folder, the folders that hold the folders of its classes, each with its
+        split's value. Without a published split the top folder alone holds them, and all its
+        images count as training images.
 
     Raises:
         UserError: some top folders have train and test folders and others have not.
@@ -173,16 +174,19 @@ def _images_of_classes(
     Args:
         root: the folder of the data set.
         parts: for every top folder, the folders that hold classes and the split's value of each.
+
+    Raises:
+        UserError: the folder of a class holds no image.
     """
     for top, values in enumerate(parts):
         for above, part in values.items():
             for folder in _folders(above):
-                paths = sorted(path for path in folder.rglob("*") if _may_be_image(path))
+                paths = sorted(path for path in folder.rglob("*") if _may_be_image(path, folder))
                 if not paths:
                     raise UserError(
                         str(root),
                         f"class folder '{folder.relative_to(root)}' holds no image",
-                        f"known: {', '.join(sorted(EXTENSIONS))}",
+                        f"give images that end in {', '.join(sorted(EXTENSIONS))}",
                     )
                 for path in paths:
                     inner = path.relative_to(folder).parts[:-1]
@@ -198,38 +202,35 @@ def _images_of_classes(
 def _check_classes_are_at_the_top(
     images: Sequence[_ImageFile], where: str, *, published: bool
 ) -> None:
-    """Refuse folders of hospitals that each hold the same folders of classes.
+    """Refuse top folders that hold the same folders, since either level may be the classes.
 
-    The folders at the top would be taken for the classes, and a classifier would learn hospitals.
-    Classes that hold equal folders (of magnifications) look the same, so the user has to say it.
+    If the top folders are hospitals, a classifier would learn hospitals. Classes that hold the
+    same folders (such as magnifications) look alike, so the user has to say which level it is.
 
     Args:
         images: all images of the folder.
         where: the folder of images, for the message.
-        published: whether the folders of a split stand above.
+        published: whether folders of a split (train, test) stand above the classes.
     """
     count = Counter[tuple[str, str]]()
     for image in images:
-        second = next(
-            (name for name in image.inner if name.lower() not in WORDS),
-            "",
-        )
-        count[image.class_name, second] += 1
-    tops_with = Counter(second for _, second in count if second)
-    shared = sorted(second for second, tops in tops_with.items() if tops > 1)
-    tops = sorted({top for top, _ in count})
-    divided = {top for top, second in count if second}
-    in_shared = sum(number for (_, second), number in count.items() if second in shared)
-    if len(shared) < 2 or len(divided) < len(tops) or 2 * in_shared <= count.total():
+        within = next((name for name in image.inner if name.lower() not in WORDS), "")
+        count[image.class_name, within] += 1
+    holders = Counter(within for _, within in count if within)
+    shared = sorted(within for within, number in holders.items() if number > 1)
+    outer = sorted({top for top, _ in count})
+    divided = {top for top, within in count if within}
+    in_shared = sum(number for (_, within), number in count.items() if within in shared)
+    if len(shared) < 2 or len(divided) < len(outer) or 2 * in_shared <= count.total():
         return
-    listed = _list_some(tops)
+    listed = _list_some(outer)
     problem = (
         f"the folders {listed} hold the same folders {_list_some(shared)}, so the classes seem to "
         "be the folders within, and a classifier would learn the folders at the top"
     )
     move = ""
     if published:
-        move = f"put them above train and test ({tops[0]}/train, {tops[0]}/test, …) and "
+        move = f"put them above train and test ({outer[0]}/train, {outer[0]}/test, …) and "
     hint = (
         f"if {listed} are sites or scanners, {move}give `domains: true` beside `imagefolder`; "
         "if they are the classes, give `domains: false`"
@@ -238,14 +239,17 @@ def _check_classes_are_at_the_top(
 
 
 def _list_some(names: Sequence[str], most: int = 5) -> str:
-    """Return the first names as a list in words."""
+    """Return at most ``most`` of the names, with commas between them."""
+    listed = ", ".join(names[:most])
     if len(names) > most:
-        return f"{', '.join(names[:most])}, …"
-    return ", ".join(names)
+        listed += ", …"
+    return listed
 
 
 def _parts(top: Path) -> dict[Path, int]:
     """Return the folders of a split below ``top`` and the split's value of each.
+
+    Other folders beside those of a split are ignored.
 
     Returns:
         An empty dictionary if there are not both a folder for training and one for testing.
@@ -263,19 +267,24 @@ def _parts(top: Path) -> dict[Path, int]:
     if parts and len(parts) == len(folders):
         problem = (
             f"holds the folders {', '.join(folder.name for folder in folders)} of a split, "
-            f"and no {' and no '.join(missing)}"
+            f"but no {' or '.join(missing)}"
         )
         raise UserError(
             str(top),
             problem,
-            "give train and test, or the classes' folders alone for a quarter to be for testing",
+            "give train and test, or only the classes' folders, so that a quarter is for testing",
         )
     return {}
 
 
-def _may_be_image(path: Path) -> bool:
-    """Return whether a path is named like an image; a file that is none is reported when read."""
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not path.is_dir()
+def _may_be_image(path: Path, folder: Path) -> bool:
+    """Return whether a path is named like an image, and no part of it below ``folder`` is hidden.
+
+    A file that is not an image is reported when it is read.
+    """
+    if any(part.startswith(".") for part in path.relative_to(folder).parts):
+        return False
+    return path.suffix.lower() in EXTENSIONS and not path.is_dir()
 
 
 def _folders(root: Path) -> list[Path]:

@@ -19,12 +19,15 @@ class Source:
             without importing the readers.
         images: whether the data set holds images, which an encoder has to embed.
         by_path: whether a grid gives it by a path, as ``{csv: PATH}``, and not by a name.
-        argument: what follows the name after a colon, for messages; empty if nothing does.
-        keys: the keys of a ``DatasetSpec`` that only some kinds take, and this one does.
+        argument: what must follow the name after a colon, as messages show it; empty if nothing
+            may follow.
+        keys: the keys that this kind takes, of those of a ``DatasetSpec`` that not every kind
+            takes.
         licence: the licence of the data, in words; empty if it is not known.
-        page: where the data come from; empty if it is not known.
-        needed: the files and folders that a set in a folder must have; of several names in a group,
-            one is enough.
+        page: the address or the name of the place where the data come from; empty if it is not
+            known.
+        needed: groups of names of files and folders. The folder of the data set must hold at least
+            one name of each group.
     """
 
     reader: str

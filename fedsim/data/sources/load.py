@@ -68,11 +68,11 @@ def load(spec: DatasetSpec, *, public: bool = False) -> Embeddings:
 
 
 def _is_scaled(spec: DatasetSpec, data: Embeddings) -> bool:
-    """Return whether the manifest of a file says that its rows have unit norm, and it is true.
+    """Return whether a file's manifest says that its rows have unit norm, and whether they have it.
 
-    Scaling them once more would change their last bits, and a file that ``fedsim embed`` wrote
-    would be another data set than the images that it was made of. Rows of a file without a manifest
-    are always scaled.
+    Rows that are scaled twice change in their last bits. A file that ``fedsim embed`` wrote would
+    then be another data set than the embeddings of its images. A file without a manifest is always
+    scaled.
     """
     if spec.path is None:
         return False
@@ -86,25 +86,27 @@ def _has_unit_norm(x: NDArray[np.float32]) -> bool:
     """Return whether every nonzero row of ``[n, d]`` has norm 1, up to :data:`ROUNDING`."""
     for block in row_blocks(x):
         norms = np.sqrt(np.square(x[block], dtype=np.float64).sum(axis=1))
-        if not (np.abs(norms - 1) <= ROUNDING)[norms > 0].all():
+        distances = np.abs(norms[norms > 0] - 1)
+        if not (distances <= ROUNDING).all():
             return False
     return True
 
 
 def load_public(spec: DatasetSpec) -> PublicRows:
-    """Return all rows of a public data set, training rows first, with labels if it has any.
+    """Return the rows of a public data set, training rows first, with labels if it has any.
 
     Raises:
         UserError: see :func:`load`.
     """
-    if not spec.overlap:
+    if not spec.overlap:  # All rows are public, so a training row may be a test row.
         spec = spec.model_copy(update={"overlap": "keep"})
     data = load(spec, public=True)
     y = None
     if data.class_names != NO_LABELS:
         y = np.concatenate([data.y_train, data.y_test])
     x = np.concatenate([data.x_train, data.x_test])
-    return PublicRows(x, y, spec.display, spec.terms[0] or None)
+    licence, _ = spec.terms
+    return PublicRows(x, y, spec.display, licence or None)
 
 
 def image_set(spec: DatasetSpec, *, public: bool = False) -> ImageSet:
@@ -135,7 +137,7 @@ def image_set(spec: DatasetSpec, *, public: bool = False) -> ImageSet:
 
 
 def _split_by(images: ImageSet, column: str) -> ImageSet:
-    """Return the images with a new split that keeps rows of equal ``column`` on one side."""
+    """Return the images with a new split, that keeps rows with one value of ``column`` together."""
     with at("split.by"):
         if column not in images.columns:
             raise UserError(
@@ -149,18 +151,19 @@ def _split_by(images: ImageSet, column: str) -> ImageSet:
 
 
 def _without_overlap(images: ImageSet, spec: DatasetSpec) -> ImageSet:
-    """Return the images without training images that are test images; or refuse these."""
+    """Return the images without training images that equal a test image, or refuse such images."""
     digests = images.digests
     if spec.kind == "medmnist":
         # The digests of a MedMNIST file differ for equal images, because they hash row numbers.
         digests = [content_hash(images.source(row)) for row in range(len(images))]
     drop = spec.overlap_policy == "drop"
-    both = overlapping(digests, images.split, images.image_name, drop=drop)
-    return images.take(np.setdiff1d(np.arange(len(images)), both))
+    repeated = overlapping(digests, images.split, images.image_name, drop=drop)
+    rows = np.setdiff1d(np.arange(len(images)), repeated)
+    return images.take(rows)
 
 
 def _read_embeddings(spec: DatasetSpec, public: bool) -> Embeddings:
-    """Return a data set of embeddings after its ``overlap`` and ``limit``, not scaled."""
+    """Return embeddings after the ``overlap`` and ``limit`` of their spec, as they were read."""
     data: Embeddings = _read(spec, public)
     with at(str(spec.path or "")):
         if spec.overlap_policy != "keep":
@@ -171,11 +174,11 @@ def _read_embeddings(spec: DatasetSpec, public: bool) -> Embeddings:
 
 
 def _without_overlapping_rows(data: Embeddings, *, drop: bool) -> Embeddings:
-    """Return the data set without training rows that are test rows; or refuse these."""
-    both = shared_rows(data.x_train, data.x_test, row_keys(data.x_test))
+    """Return the data set without training rows that equal a test row, or refuse such rows."""
+    repeated = shared_rows(data.x_train, data.x_test, row_keys(data.x_test))
     if not drop:
-        refuse_overlap(both, "training row {}".format)
-    if not both:
+        refuse_overlap(repeated, "training row {}".format)
+    if not repeated:
         return data
-    rows = np.setdiff1d(np.arange(len(data.y_train)), both)
+    rows = np.setdiff1d(np.arange(len(data.y_train)), repeated)
     return data.trained_on(rows, "without rows that are test rows too")

@@ -29,6 +29,12 @@ def test_a_class_is_a_folder_and_a_fixed_quarter_is_for_testing(tmp_path):
     np.testing.assert_array_equal(images.split, read(tmp_path / "pets").split)
 
 
+def test_images_of_a_hidden_folder_are_ignored(tmp_path):
+    save_folder(tmp_path / "pets")
+    save_folder(tmp_path / "pets" / "cat", classes=(".ipynb_checkpoints",), start=100)
+    assert np.bincount(read(tmp_path / "pets").y).tolist() == [8, 8, 8]
+
+
 def test_train_and_test_folders_are_the_split(tmp_path):
     for start, part in enumerate(("train", "val", "test")):
         save_folder(tmp_path / part, each=3, start=100 * start)

@@ -146,6 +146,7 @@ def test_damage_of_a_file_is_reported_in_one_line(tmp_path, damage):
             {"npz": "a.npz", "split": {"by": "site"}},
             "'a' holds embeddings and takes no split, which is for images",
         ),
+        ({"npz": "a.npz", "skip_bad": True}, "'a' holds embeddings and takes no skip_bad"),
         ({"csv": "a.csv", "encoder": {}}, "names no encoder; give name: NAME or onnx: FILE"),
         (
             {"csv": "a.csv", "encoder": {"name": "dinov2-small", "onnx": "a.onnx"}},
