@@ -42,6 +42,7 @@ MEASURES = {
     "accuracy": "accuracy",
     "real_or_synthetic": "two-sample accuracy (0.5 is best)",
     "frechet_distance": "Fréchet distance (0 is best)",
+    "membership_auc": "membership AUC (0.5 is best)",
 }
 BUDGET = "epsilon_target"
 VERDICTS = ("better", "level", "worse")

@@ -70,7 +70,7 @@ def test_mistake_in_the_estimate_is_a_warning(
     bench: Bench,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(*arguments: Any) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
         raise ZeroDivisionError("no cells")
 
     monkeypatch.setattr("fedsim.runs.plan_view.time_left", fail)
@@ -164,7 +164,7 @@ def test_bench_says_which_cells_left_the_page(bench: Bench) -> None:
 
 
 def test_failed_reference_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
         raise MemoryError("none is left")
 
     grid = small_grid("dp-gaussian", evaluation={"per_class": 10, "per_client": True})

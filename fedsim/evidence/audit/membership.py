@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.stats import multivariate_normal
-from sklearn.metrics import auc, roc_curve
+from sklearn.metrics import auc
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
@@ -70,23 +70,39 @@ def membership(scores: Floats, inside: Bools) -> tuple[Estimate, ...]:
     """
     stream = np.random.default_rng(0)
     count = len(scores)
-    whole = _rates(scores, inside)
+    order = np.argsort(-scores)
+    in_order = inside[order]
+    # Examples of equal scores are separated from all others together, so only the last one counts.
+    thresholds = np.append(np.flatnonzero(np.diff(scores[order])), count - 1)
+    whole = _rates(in_order, np.ones(count, np.int64), thresholds)
     resampled = []
     for _ in range(RESAMPLES):
-        rows = np.asarray(stream.integers(0, count, count))
-        resampled.append(_rates(scores[rows], inside[rows]))
+        repeats = np.bincount(stream.integers(0, count, count), minlength=count)
+        resampled.append(_rates(in_order, repeats[order], thresholds))
     limits = np.quantile(resampled, (0.025, 0.975), axis=0)
     return tuple(Estimate(*numbers) for numbers in np.array([whole, *limits]).T.tolist())
 
 
-def _rates(scores: Floats, inside: Bools) -> list[float]:
-    """Return the area under the ROC curve and the rates of true positives, without intervals."""
-    if inside.all() or not inside.any():
+def _rates(
+    inside: Bools,
+    repeats: NDArray[np.int64],
+    thresholds: NDArray[np.int64],
+) -> list[float]:
+    """Return the area under the ROC curve and the rates of true positives, without intervals.
+
+    Args:
+        inside: whether each example was trained on, ``[n]``, with the highest score first.
+        repeats: how often each example counts, ``[n]``.
+        thresholds: the positions after which the curve has a point.
+    """
+    true_positives = np.append(0, np.cumsum(repeats * inside)[thresholds])
+    false_positives = np.append(0, np.cumsum(repeats * ~inside)[thresholds])
+    if not true_positives[-1] or not false_positives[-1]:
         return [0.5, *FALSE_POSITIVE_RATES]
-    false_positives, true_positives, _ = roc_curve(inside, scores)
-    area = float(auc(false_positives, true_positives))
-    rates = [float(true_positives[false_positives <= rate].max()) for rate in FALSE_POSITIVE_RATES]
-    return [area, *rates]
+    true_rates = true_positives / true_positives[-1]
+    false_rates = false_positives / false_positives[-1]
+    rates = [float(true_rates[false_rates <= rate].max()) for rate in FALSE_POSITIVE_RATES]
+    return [float(auc(false_rates, true_rates)), *rates]
 
 
 def scores_of(
