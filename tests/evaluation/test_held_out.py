@@ -176,7 +176,7 @@ def test_validation_rows_count_among_a_clients_labels() -> None:
     cell_evaluator = evaluator()
     labels = cell_evaluator.data.y_train[cell_evaluator.partition.all_rows[0]]
     shares = np.bincount(labels, minlength=CLASSES) / len(labels)
-    assert cell_evaluator._share(0).tolist() == shares.tolist()
+    assert cell_evaluator._client_shares(0).tolist() == shares.tolist()
 
 
 def test_scores_have_names_that_no_other_rule_uses(scores: Scores) -> None:
