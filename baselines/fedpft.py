@@ -276,14 +276,13 @@ class DPFedPFT(ClientMixtures):
 
         It has mass 0 if its count is within twice the standard deviation of the noise.
         """
-        weights = CLIENT_CLASS_WEIGHTS
         noise_std = server.noise_std(round_.release.name, 1)
-        sum_std = noise_std / weights["sums"]
-        count_std = noise_std / weights["counts"]
+        sum_std = noise_std / CLIENT_CLASS_WEIGHTS["sums"]
+        count_std = noise_std / CLIENT_CLASS_WEIGHTS["counts"]
         for client in range(self.task.clients):
-            sums = total[f"sums.{client}"] / weights["sums"]
-            released_counts = total[f"counts.{client}"] / weights["counts"]
-            squares = total[f"squares.{client}"] / weights["squares"]
+            sums = total[f"sums.{client}"] / CLIENT_CLASS_WEIGHTS["sums"]
+            released_counts = total[f"counts.{client}"] / CLIENT_CLASS_WEIGHTS["counts"]
+            squares = total[f"squares.{client}"] / CLIENT_CLASS_WEIGHTS["squares"]
             counts = moments.counts_above_noise(released_counts, count_std)
             means = sums / counts
             # Noise makes the square of a mean too large by this on average.

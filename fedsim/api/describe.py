@@ -176,18 +176,13 @@ def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
         try:
             task = Task(*CLAIM_SHAPE, unit, trust, public=public)
             algorithm = cls(cls.Params(), task)
-            # A method without privacy makes no claim, but its code must still work.
             solved_plan(algorithm, math.inf if cls.private else None, delta=1e-4)
-            if not cls.private:
-                continue
             claim: str = allowed(algorithm.claim(), algorithm)
         except PluginError:
             raise
         except UserError:  # The algorithm does not support this unit and trust.
             continue
         except ValidationError:
-            if not cls.private:
-                continue
             claim = "depends on parameters that have no default"
         except Exception as error:  # A plug-in may raise anything.
             raise PluginError(
@@ -195,6 +190,8 @@ def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
                 f"{blamed(error, cls)}: {cls.__name__} raised {said(error)}",
                 "correct the code at this line, so that fedsim can make a privacy plan",
             ) from error
+        if not cls.private:  # It makes no claim, but its code must still work.
+            continue
         units = support.setdefault(claim, [])
         if unit not in units:
             units.append(unit)

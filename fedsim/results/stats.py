@@ -99,8 +99,7 @@ class SeedGroups:
         rows["drawn_claim"] = [row.drawn_claim for row in results]
         rows["_params"] = [dump(values) for values in params]
         rows["_evaluation"] = [dump(row.evaluation) for row in results]
-        data = ("dataset_hash", "public_hash")
-        keys = [*PLACE, *METHOD, *BUDGET, *data, "_params", "_evaluation"]
+        keys = [*PLACE, *METHOD, *BUDGET, "dataset_hash", "public_hash", "_params", "_evaluation"]
         rows = rows.loc[_order_of(rows)]
         setting = rows.groupby(keys, sort=False, dropna=False).ngroup()
         rows = rows.assign(setting=setting).drop(columns=["_params", "_evaluation"])
@@ -295,8 +294,8 @@ def paired_differences(
     for place, first, second in _compared_pairs(scored, compared):
         differences = (scores[first] - scores[second]).dropna()
         if len(differences) > 1:
-            names = {"place": place, "first": first, "second": second}
-            records.append({**names, **differences.agg(**_STATISTICS)})
+            statistics = differences.agg(**_STATISTICS)
+            records.append({"place": place, "first": first, "second": second, **statistics})
     columns = ["place", "first", "second", *_STATISTICS]
     frame = pd.DataFrame(records, columns=columns).astype(_TYPES)
     # This is the p-value of scipy.stats.ttest_rel.

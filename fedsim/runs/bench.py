@@ -146,8 +146,7 @@ def _discard_checkpoints(run: RunContext, lines: RunResults) -> None:
     for path in run.store.folder.checkpoints.glob("*"):
         # A process that died while it replaced a checkpoint left a file .ID.safetensors.PID.part.
         training_id, _, _ = path.name.removeprefix(".").partition(".")
-        is_trained_here = is_trained(training_id, lines)
-        if is_trained_here or (training_id not in grid_ids and may_hold_key(path)):
+        if is_trained(training_id, lines) or (training_id not in grid_ids and may_hold_key(path)):
             path.unlink(missing_ok=True)
 
 

@@ -72,7 +72,7 @@ def membership(scores: Floats, inside: Bools) -> tuple[Estimate, ...]:
     count = len(scores)
     order = np.argsort(-scores)
     in_order = inside[order]
-    # Examples of equal scores are separated from all others together, so only the last one counts.
+    # Examples with the same score pass a threshold together: the curve has a point after the last.
     thresholds = np.append(np.flatnonzero(np.diff(scores[order])), count - 1)
     whole = _rates(in_order, np.ones(count, np.int64), thresholds)
     resampled = []

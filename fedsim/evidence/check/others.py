@@ -98,7 +98,7 @@ PACKINGS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
 REORDERED = 1e-4
 """How far the sum of a first round may move if it is added up in another order.
 
-It is a share of the tensor's norm, plus a tenth of it times the root of the number of entries.
+The allowed change is this share of the tensor's norm plus a tenth of the root of its size.
 """
 GROWTH_A_ROUND = 2.0
 """The factor by which the allowed change grows with every further round."""
@@ -228,6 +228,8 @@ def noise(subject: Subject) -> str:
         values = flat(draw.values for draw in draws if draw.release == release.name)
         if len(values):  # The server draws the noise of all other releases.
             _check_size(release.name, values, plan.noise_std(release.name))
+    if not any(len(draw.values) for draw in draws):
+        return "the server draws all noise"
     return "the noise has the planned size, and no two draws are alike"
 
 
