@@ -29,9 +29,9 @@ from fedsim.methods import (
 class FedAvgLinearParams(LocalTrainingParams):
     """Parameters of FedAvg-linear."""
 
-    rounds: int = Field(100, ge=1)
+    rounds: int = Field(200, ge=1)
     local_steps: int = Field(10, ge=1)
-    learning_rate: float = Field(0.002, gt=0)
+    learning_rate: float = Field(0.001, gt=0)
 
 
 class SoftmaxRegression:
