@@ -15,7 +15,9 @@ from fedsim.grid.models import Device
 from fedsim.runs.prepare import Need
 
 KEPT_MEMORY = 2**29
-"""The bytes of freed memory that a process keeps for its next step."""
+"""The bytes of freed memory that a process keeps for the next step of a job."""
+_LIBC = ctypes.CDLL(None)
+"""The C library of this process; only glibc has the functions for freed memory."""
 _M_MMAP_MAX = -4
 """The option of glibc's ``mallopt`` for the number of blocks outside the heap (malloc.h)."""
 _M_TRIM_THRESHOLD = -1
@@ -53,10 +55,21 @@ def _keep_freed_memory() -> None:
     By default glibc gives large blocks back at every step, and the next step pays for every page
     anew, which takes up to a third of its time.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(_LIBC, "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY)
+
+
+def give_back_freed_memory() -> None:
+    """Let glibc give all freed memory back to the system, so that other processes can use it.
+
+    A worker without a job would otherwise keep what its last job freed, up to a GiB if there are
+    many classes.
+    """
+    malloc_trim = getattr(_LIBC, "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
 
 
 class Process:

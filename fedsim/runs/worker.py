@@ -27,7 +27,7 @@ from fedsim.plugins.registry import lookup
 from fedsim.runs.items import Evaluated, Failure, Item, Progress, gathered
 from fedsim.runs.missing import runs_code_of
 from fedsim.runs.prepare import Need
-from fedsim.runs.process import Process
+from fedsim.runs.process import Process, give_back_freed_memory
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import LocalPool
 from fedsim.training.rehearsal import rehearse
@@ -56,7 +56,8 @@ def _job(steps: Callable[..., Iterator[Item]]) -> Callable[..., Iterator[Item]]:
     """Decorate a method of the worker so that it is a job.
 
     A job makes the process ready, yields an empty :class:`Progress` as a sign that it has begun,
-    then the items of the method. An exception becomes a :class:`Failure`.
+    then the items of the method. An exception becomes a :class:`Failure`. The memory that the job
+    has freed goes back to the system.
     """
 
     @functools.wraps(steps)
@@ -72,6 +73,7 @@ def _job(steps: Callable[..., Iterator[Item]]) -> Callable[..., Iterator[Item]]:
                 if failure is None:
                     raise
                 yield failure
+        give_back_freed_memory()
 
     return job
 
@@ -153,6 +155,7 @@ class Worker(Process):
 
     def _evaluate(self, trial: Trial, state: Tensors, data: Embeddings) -> Iterator[Item]:
         started = time.perf_counter()
+        give_back_freed_memory()
         evaluation = evaluate_cell(trial, state, data, self.device)
         yield Progress(output=self.printed())
         yield Evaluated(evaluation, time.perf_counter() - started)
