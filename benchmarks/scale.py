@@ -67,7 +67,7 @@ class Setting:
         return {
             "name": "scale",
             "dataset": {"npy": str(data)},
-            "algorithms": self.method.split(" + "),
+            "algorithms": [yaml.safe_load(entry) for entry in self.method.split(" + ")],
             "alpha": [0.3],
             "clients": [self.clients],
             "epsilon": [4],
@@ -88,6 +88,8 @@ class Measurement(Setting):
         references: seconds of ceiling and local-only together.
         data_gib: the size of the training and test rows in GiB.
         peak_gib: the largest memory of all processes of the bench in GiB.
+        worker_gib: the largest memory of one worker in GiB, without what processes share, such as
+            the rows of the data. About 0.2 GiB of it is Python with torch.
         forecast_gib: the memory that the dry run forecasts in GiB.
         error: why the bench failed, or None.
     """
@@ -99,6 +101,7 @@ class Measurement(Setting):
     references: float | None
     data_gib: float
     peak_gib: float
+    worker_gib: float
     forecast_gib: float | None
     error: str | None
 
@@ -151,27 +154,46 @@ class MemoryPeak(threading.Thread):
         super().__init__(daemon=True)
         self.before = set(_processes())
         self.bytes = 0
+        self.worker_bytes = 0
         self.ended = threading.Event()
 
     def run(self) -> None:
         """Sample until the end."""
         while not self.ended.wait(SAMPLE_SECONDS):
             new = set(_processes()) - self.before
-            self.bytes = max(self.bytes, sum(map(_proportional_bytes, new)))
+            self.bytes = max(self.bytes, sum(_bytes(pid, "Pss") for pid in new))
+            workers = filter(_is_worker, new)
+            of_workers = [_bytes(pid, "Pss_Anon") for pid in workers]
+            self.worker_bytes = max([self.worker_bytes, *of_workers])
 
 
 def _processes() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
-def _proportional_bytes(pid: int) -> int:
-    """Return the proportional set size of a process; 0 if it has ended."""
+def _is_worker(pid: int) -> bool:
+    """Return whether a process is a worker of Ray that trains or evaluates."""
+    try:
+        name = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return name.startswith(b"ray::TrialWorker")
+
+
+def _bytes(pid: int, part: str) -> int:
+    """Return a part of the memory of a process; 0 if it has ended.
+
+    Args:
+        pid: the process.
+        part: ``Pss`` for all its memory, with its share of what processes share, or ``Pss_Anon``
+            for what it does not share.
+    """
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
     except OSError:
         return 0
     for line in text.splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith(f"{part}:"):
             return int(line.split()[1]) * 1024
     return 0
 
@@ -212,6 +234,7 @@ def measure(setting: Setting, data: Path, floor: float, timeout: float) -> Measu
             references=_recorded_seconds(run / "references.jsonl"),
             data_gib=(setting.rows + min(TEST_ROWS, setting.rows)) * DIM * 4 / GIB,
             peak_gib=peak.bytes / GIB,
+            worker_gib=peak.worker_bytes / GIB,
             forecast_gib=_forecast_gib(dry_run.stdout),
             error=error,
         )
@@ -255,12 +278,12 @@ def show(measurements: list[Measurement], console: Console) -> None:
     """Print the table of measurements and the table of exponents."""
     table = Table(
         "rows", "classes", "clients", "method", "x.T @ x", "bench", "training", "evaluation",
-        "references", "data GiB", "peak GiB", "forecast GiB", "error",
+        "references", "data GiB", "peak GiB", "worker GiB", "forecast GiB", "error",
         title="seconds and memory of a bench",
     )  # fmt: skip
     for m in measurements:
         parts = [m.floor, m.bench, m.training, m.evaluation, m.references]
-        sizes = [m.data_gib, m.peak_gib, m.forecast_gib]
+        sizes = [m.data_gib, m.peak_gib, m.worker_gib, m.forecast_gib]
         numbers = ["–" if part is None else f"{part:.1f}" for part in [*parts, *sizes]]
         counts = [f"{m.rows:,}", str(m.classes), f"{m.clients:,}"]
         table.add_row(*counts, m.method, *numbers, m.error or "")
