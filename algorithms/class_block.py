@@ -1,12 +1,13 @@
 """The block: the few whitened directions that separate classes.
 
-In them the moments of classes and sites are released again, with little noise. In whitened
-coordinates ``w = Sigma^(-1/2) r`` of centred rows r, classes with a common covariance are
-N(m_c, I). The log ratio of two of them is ``(m_a - m_b) . w`` plus a constant, so only the C - 1
-directions between class means separate classes (linear discriminant analysis, Fisher 1936). Leading
-directions of the data are added as far as the noise allows. A block of k directions needs k^2
-numbers per class, and all d directions would need d^2. Every number gets noise of the same
-variance. So the noise of a block is k / d times as long.
+In these directions alone, the moments of classes and of sites are released once more, with little
+noise. In whitened coordinates ``w = Sigma^(-1/2) r`` of centred rows r, classes with the common
+covariance Sigma are N(m_c, I). The log ratio of two of their densities is ``(m_a - m_b) . w`` plus
+a constant, so only the C - 1 directions between class means separate classes (linear discriminant
+analysis, Fisher 1936). The directions in which the data vary most are added as far as the noise
+allows. A block of k directions needs k^2 numbers per class, and all d directions would need d^2.
+Every number gets noise of the same variance. So the noise on a block has k / d of the length of the
+noise on all directions.
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ class TunedBlock:
 
     Attributes:
         reach: residuals in the block are clipped at this many times their expected norm, sqrt(k).
-        closeness: class means are drawn at this share of their distance from their mean.
+        closeness: class means are drawn at this share of their distance from their common mean.
         overlap: the mean square of a coordinate of the drawn class means, about their mean, in
             units of the variance that rows get in it. Real classes overlap more than normal
             distributions with the estimated covariance do. If classes do not overlap, a classifier
             that is trained on the rows does not learn how rows vary.
-        least_between: the least variance of rows between class means, in units of the estimated
-            one: equal means leave some.
+        least_between: the least variance of rows in a direction between class means, in whitened
+            coordinates, where rows have a variance of about 1 within their classes. With nearly
+            equal means, ``overlap`` alone would leave almost none.
         together: the largest number of rows that are drawn orthogonal to each other. More would
             gain nothing and need memory.
         narrowest: the least variance of a site in the block, in units of what all sites share.
@@ -104,8 +106,9 @@ def block_of(
         means: class means ``[C, d]``.
         values: the estimated eigenvalues of the covariance within classes, descending, ``[d]``.
         vectors: its eigenvectors ``[d, d]``.
-        size: the number of directions. If more lie between class means, those are taken in which
-            whitened class means vary most.
+        size: the largest number of directions. If more lie between class means, those are taken in
+            which whitened class means vary most. Directions that cannot be told apart are taken
+            together or not at all, so there may be fewer.
         outward: ``[d, d]``, takes whitened rows to embeddings.
     """
     inverse_root = (vectors * values.rsqrt()) @ vectors.T
@@ -139,6 +142,9 @@ def residuals(
     means: Tensor,
 ) -> Tensor:
     """Returns the residuals of rows in the block, clipped to norm 1, ``[N, k]``.
+
+    A residual is what is left of a row's coordinates in the block after its class mean is
+    subtracted, in units of :func:`reach`.
 
     Args:
         r: centred rows ``[N, d]``.
@@ -226,9 +232,10 @@ def from_upper_triangles(values: Tensor, size: int) -> Tensor:
 def between(centred_means: Tensor, most: int | None = None) -> Tensor:
     """Returns orthonormal columns ``[d, k]`` that span the class means about their mean.
 
+    There are C - 1 columns, or fewer if class means span fewer directions.
+
     Args:
-        centred_means: the class means minus their mean ``[C, d]``, float64. If they span fewer
-            than C - 1 directions, there are fewer columns.
+        centred_means: the class means minus their mean ``[C, d]``, float64.
         most: the largest number of columns; None: no limit. If class means span more directions,
             those are taken in which they vary most. Of directions in which they vary alike, all
             or none are taken.
@@ -245,19 +252,20 @@ def between(centred_means: Tensor, most: int | None = None) -> Tensor:
 
 
 class BlockGenerator:
-    """A generator of ``x = centre + radius (middle + root w)``, where w is standard normal.
+    """A generator of ``x = centre + radius (middle + w root)``, where the row w is standard normal.
 
-    In the block w has the normal distribution of the class instead. This is a linear-Gaussian CVAE:
+    In the block w has the normal distribution of its class instead. This is a linear-Gaussian CVAE:
     z = w, the decoder is affine, and the prior p(z | y, v) has a mean and a covariance by class,
     and by site if there are sites. Class means are drawn closer together and classes overlap as
     :data:`TUNED` says.
 
-    If ``paired``, rows of a label come in pairs (antithetic variates, Hammersley and Morton 1956):
-    the second row has the first's coordinates between class means, and the opposite of all else;
-    and pairs are drawn orthogonal to each other. Each row keeps the distribution of the model. The
-    coordinates that say nothing about the class cancel within each pair. Over all pairs they vary
-    as much as was estimated. So a classifier does not take a random deviation in these coordinates
-    for a difference between classes.
+    If ``paired``, rows of a label come in pairs (antithetic variates, Hammersley and Morton 1956).
+    In the directions between class means, both rows of a pair have the same coordinates. In all
+    other directions they deviate from the mean in opposite ways. The draws of different pairs are
+    orthogonal to each other. Each row keeps the distribution of the model. The coordinates that say
+    nothing about the class cancel within each pair. Over all pairs, these coordinates vary as much
+    as was estimated. So a classifier does not take a random deviation in them for a difference
+    between classes.
 
     Args:
         tensors: what was released. ``spread`` ``[k, k]``, if there is one, multiplies the drawn
@@ -293,17 +301,18 @@ class BlockGenerator:
     def roots(self) -> Tensor:
         """The roots of the covariances with which classes are drawn, ``[C, k, k]``.
 
-        The part between class means and the rest are independent. The roots are computed when rows
-        are drawn, because those of a thousand classes take long.
+        Coordinates between class means are drawn independently of all others: the covariances of
+        the two parts with each other are left out. The roots are computed when rows are first
+        drawn, because those of a thousand classes take long.
         """
         onto = self.onto
         beyond = torch.eye(len(onto), device=onto.device) - onto
-        directions = onto.trace().clamp_min(1e-12)  # the number of directions between class means
+        count = onto.trace().clamp_min(1e-12)  # the number of directions between class means
         covariances = self.tensors["prior_covariances"]
         parts = batches(covariances)
         traces = [(onto @ part @ onto).diagonal(dim1=1, dim2=2).sum(1) for part in parts]
-        variance = torch.cat(traces).mean() / directions
-        wanted = self.squared_distance / directions / TUNED.overlap
+        variance = torch.cat(traces).mean() / count
+        wanted = self.squared_distance / count / TUNED.overlap
         wanted = wanted.clamp_min(TUNED.least_between)
         scale = (wanted / variance.clamp_min(1e-12)).sqrt()
         roots = torch.empty_like(covariances)
@@ -327,8 +336,8 @@ class BlockGenerator:
             draws = orthogonal(draws)
         w = draws[source]
         sign = 1 - 2 * is_second.float()[:, None]
-        # What does not lie between class means is symmetric: it has the same distribution with
-        # either sign.
+        # Only coordinates between class means keep their sign. The distribution of all others is
+        # symmetric about 0, so it is the same with either sign.
         in_block = w @ directions
         in_means = in_block @ self.onto
         mirrored = in_means + sign * (in_block - in_means)
@@ -361,10 +370,10 @@ def by_shares(
     shares: Tensor,
     together: int,
 ) -> Tensor:
-    """Returns a site for every row, as frequent in each label as its share, ``[n]``.
+    """Returns a site for every row, ``[n]``; in every label, sites are as frequent as their shares.
 
     Args:
-        labels: ``[n]``.
+        labels: the label of every row ``[n]``.
         shares: the shares of the sites ``[K]``, in any unit.
         together: the number of successive rows of a label that get the same site.
     """
@@ -378,10 +387,11 @@ def by_shares(
 def orthogonal(draws: Tensor) -> Tensor:
     """Rotates independent standard normal rows ``[n, d]`` so that they are orthogonal.
 
-    More than d rows are as orthogonal as so many can be. Together they then vary as much along one
-    direction as along another. Each keeps its length, and its direction is still uniform, so it is
-    still standard normal (Yu et al. 2016, "Orthogonal random features", arXiv 1610.09072; here for
-    any n, by the polar factor).
+    More than d rows cannot all be orthogonal. They become as orthogonal as possible, so that
+    together they vary about equally along all directions. Each row keeps its length, and its
+    direction is still uniform, so it is still standard normal (Yu et al. 2016, "Orthogonal random
+    features", arXiv 1610.09072; the polar factor extends this to any n). At most
+    ``TUNED.together`` rows are rotated together.
     """
     chunks = max(1, -(-len(draws) // TUNED.together))
     rotated = []
@@ -406,8 +416,8 @@ class SitesGenerator(BlockGenerator):
     """A shared generator that also has a version for every site.
 
     A site's version has its own shifts of the prior's means and its own covariance of the block. If
-    sites have their own centres, the rows of the shared generator are about all of them, each as
-    often as its site has rows.
+    sites have their own centres, each row of the shared generator lies about one of them. The
+    centres are used in proportion to the numbers of rows of their sites.
     """
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
@@ -428,8 +438,9 @@ class SitesGenerator(BlockGenerator):
         covariance = t["site_covariances"][client]
         spread = spectral_function(covariance, lambda values: _bounded(values).sqrt())
         inverse_spread = spectral_function(covariance, lambda values: _bounded(values).rsqrt())
-        # S^(1/2) (n + S^(-1/2) m) has the mean m and the site's covariance S relative to what all
-        # share, where n is the normal of the class about 0.
+        # Let S be the site's covariance relative to what all sites share, and n a draw of the class
+        # about 0. Then S^(1/2) (n + S^(-1/2) m) has the mean m and the covariance
+        # S^(1/2) cov(n) S^(1/2).
         means = (t["prior_means"] + t["shifts"][client]) @ inverse_spread
         of_site = {
             "centre": t["client_centres"][client],
@@ -440,5 +451,5 @@ class SitesGenerator(BlockGenerator):
 
 
 def _bounded(variances: Tensor) -> Tensor:
-    """Returns the variances of a site, within the bounds that are allowed."""
+    """Returns a site's variances, clamped to ``TUNED.narrowest`` and ``TUNED.widest``."""
     return variances.clamp(TUNED.narrowest, TUNED.widest)

@@ -1,8 +1,8 @@
 """FedHypeVAE: a shared hypernetwork makes each client's CVAE from a private code.
 
-It turns the code into a decoder and a class-conditional prior (arXiv 2601.00785). The paper leaves
-sizes, weights and the training of the meta-code open; our choice is described at the parameter or
-constant.
+A CVAE is a conditional variational autoencoder. The hypernetwork turns the code into its decoder
+and its class-conditional prior (arXiv 2601.00785). The paper leaves sizes, weights and the training
+of the meta-code open. Each choice of ours is described at its parameter or constant.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ class FedHypeVAE(DPSGD):
         )
 
     def initial_server(self, seeds: Seeds) -> Server:
-        """Returns the server's start, with prototypes of zero.
+        """Returns the server's start; without hidden layers the decoder's prototypes are 0.
 
-        A class of few rows would keep a random prototype.
+        If they started at random, a class with few rows would keep its random prototype.
         """
         server = super().initial_server(seeds)
         model: Any = server.model
@@ -84,7 +84,10 @@ class FedHypeVAE(DPSGD):
         return server
 
     def start_in(self, coordinates: Coordinates, server: Server) -> None:
-        """Starts the map of z along the axes of the coordinates, with half of their variance."""
+        """Starts the map of z along the axes of the coordinates, with half of their variance.
+
+        A decoder with hidden layers stays as it is.
+        """
         if not self.params.decoder_hidden:
             model: Any = server.model
             axes = coordinates.main_axes(self.params.latent)
@@ -93,8 +96,9 @@ class FedHypeVAE(DPSGD):
     def draws(self) -> Mapping[str, tuple[int, ...]]:
         """Returns the shapes of the draws of an example.
 
-        They are one posterior draw, and prior draws with their observation noise: two for the
-        kernel score, one for the MMD of a batch.
+        There is one posterior draw. If the kernel term has a weight, there are also prior draws
+        with their observation noise: two for the kernel score, or one for the MMD of the paper's
+        form.
         """
         latent = self.params.latent
         shapes: dict[str, tuple[int, ...]] = {"posterior": (latent,)}
@@ -105,7 +109,7 @@ class FedHypeVAE(DPSGD):
         return shapes
 
     def draws_in(self, round_: Round) -> Mapping[str, tuple[int, ...]]:
-        """Returns the draws of a round, without those of the kernel score in most rounds."""
+        """Returns the draws of a round; one in ``kernel_every`` has those of the kernel score."""
         shapes = self.draws()
         if round_.step % self.params.kernel_every == 0:
             return shapes
@@ -114,10 +118,11 @@ class FedHypeVAE(DPSGD):
     def clip_weights(self) -> Mapping[str, float]:
         """Returns factors that bring the gradients of all parts to one order of magnitude.
 
-        The decoder's gradient has a factor 1 / sqrt(d), the prior's the observation variance. The
-        decoder's bias gets its gradient from every class, so noise hurts it less than a prototype,
-        which gets its gradient from one of C: it has the additional factor 1 / sqrt(C). The paper's
-        form clips a client's gradient as it is.
+        The decoder's gradient has the factor 1 / sqrt(d), and the prior's gradient has the
+        observation variance as a factor. The bias of the decoder's last layer gets a gradient from
+        every class, and a prototype only from its own of C classes. So noise hurts the bias less,
+        and its weight has the additional factor 1 / sqrt(C). The paper's form clips a client's
+        gradient as it is.
         """
         if self.in_paper_form:
             return {}
@@ -133,18 +138,22 @@ class FedHypeVAE(DPSGD):
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Returns the parts of each example's loss, ``[N]`` each.
 
-        Their sum is
+        For the encoder's posterior q(z | x, y, v) their sum is
 
             s^2 (-log p(x | z, y, v) + beta KL(q || p(z | y, v))) + lambda kernel score,
 
-        where s^2 is the current observation variance, held constant: the decoder's gradient is then
-        the residual, whatever s^2 is. With the exact posterior, z is a constant and the KL
-        divergence is estimated by log q(z) - log p(z | y, v), which has its gradient.
+        where s^2 is the current observation variance, held constant. The gradient by the decoded
+        mean is then the residual, whatever s^2 is. In the paper's form the MMD of the minibatch
+        takes the place of the kernel score.
 
-        Only every ``kernel_every``-th round draws for the kernel score and has it, with
-        ``kernel_every`` times the weight. So the mean of its weight over the rounds is lambda.
+        With the exact posterior, no gradient flows through q and its draw z. The KL divergence is
+        then estimated by log q(z) - log p(z | y, v), whose gradient reaches the prior and, through
+        it, the code.
+
+        Only every ``kernel_every``-th round has draws for the kernel score. The score then has
+        ``kernel_every`` times the weight, so that over many rounds the mean weight is lambda.
         """
-        code = batch.x[:, :0]
+        code = batch.x[:, :0]  # [N, 0] if clients have no codes
         if self.params.code:
             code = CODE_SCALE[self.params.form] * model.code(batch.layout)
         features = model.features(code)
@@ -194,7 +203,13 @@ class FedHypeVAE(DPSGD):
     ) -> tuple[Tensor, Tensor]:
         """Returns a draw z ~ q(z | x, y, v) ``[N, latent]`` and KL(q || p(z | y, v)) ``[N]``.
 
-        If q is the exact posterior, the divergence is estimated by z.
+        If q is the exact posterior, the divergence is estimated from this one draw.
+
+        Args:
+            model: the cohort's model.
+            batch: the batch.
+            prior: for each example, the prior's mean ``[N, latent]`` and the root T of its
+                precision ``[N, latent, latent]``.
         """
         noise = batch.draws["posterior"]
         if self.params.encoder == "trained":
@@ -215,7 +230,8 @@ class FedHypeVAE(DPSGD):
     def phases(self) -> tuple[Phase, ...]:
         """Returns the phases of DP-SGD, or the rounds of the paper's form.
 
-        In the paper's form only ``unit: client`` gains privacy from sampling, that of clients.
+        In the paper's form, sampling examples does not amplify privacy. Sampling clients does, for
+        ``unit: client`` only.
         """
         if not self.in_paper_form:
             return super().phases()
@@ -262,9 +278,10 @@ class FedHypeVAE(DPSGD):
         *,
         by_client: bool,
     ) -> Tensors | None:
-        """Returns the share of each gradient that is not noise; None in the paper's form.
+        """Returns the factor on each Adam step that removes the part due to noise.
 
-        Steps are scaled by it, so that parameters whose gradient is drowned in noise do not wander.
+        Without it, parameters whose gradient is drowned in noise would wander. In the paper's form
+        the result is None: steps are taken as they are.
         """
         if self.in_paper_form:
             return None
@@ -276,14 +293,15 @@ class FedHypeVAE(DPSGD):
         parts: Mapping[str, Tensor],
         round_: Round,
     ) -> Mapping[str, DiagnosticLike]:
-        """Returns the KL divergence in nats per example, and what the first clients generate.
+        """Returns the KL divergence in nats per example, and values of what clients generate.
 
-        Of the first :data:`SHOWN` clients these are the norm of the generated decoder, and for the
-        first :data:`SHOWN_CLASSES` classes the norm of the prior and the kernel features of one
-        generated row per class. All clients decode the same draws, so features differ by the codes
-        alone.
+        The divergence has no values if ``parts`` is empty, as it is in the paper's form. The other
+        values are those of the first :data:`SHOWN` clients: the norm of the generated decoder, and
+        the joint norm of the generated priors of the first :data:`SHOWN_CLASSES` classes.
+        ``cross_client_mmd`` is the spread over these clients of the mean kernel features of one
+        generated row for each of these classes. All clients decode the same draws, so the features
+        differ by the codes alone.
         """
-        # This is not a decorator: a method that is not this package's own code is not proved.
         with torch.no_grad():
             model: Any = clients.model
             weight = (BETA[self.params.form] * model.observation.variance().double()).float()
@@ -329,18 +347,19 @@ class FedHypeVAE(DPSGD):
         return generated.view(count, classes, self.task.dim)
 
     def scope(self) -> str:
-        """Returns the paper's word: ``joint``, or ``hypernetwork`` if only that gets noise.
+        """Returns ``hypernetwork`` if only the gradients of the hypernetwork get noise.
 
-        Without codes there is no hypernetwork, and it is ``shared``.
+        Otherwise, and without codes, it is the word of DP-SGD: ``joint`` or ``shared``.
         """
         if self.params.noised == "shared" and self.params.code:
             return "hypernetwork"
         return super().scope()
 
     def claim(self) -> Claim:
-        """Returns the claim of DP-SGD, or ``heuristic`` if data is made with codes without noise.
+        """Returns the claim of DP-SGD; ``proved`` in the paper's form, which clips whole clients.
 
-        In the paper's form the claim is proved, because each client is clipped as a whole.
+        There is one exception in every form: synthesis with the clients' own codes is
+        ``heuristic`` if these codes get no noise.
         """
         if not self.releases_codes() and self.params.synthesis == "client":
             return "heuristic"

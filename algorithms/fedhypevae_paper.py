@@ -1,11 +1,14 @@
 """A literal reading of the paper's FedHypeVAE: local training on two levels.
 
-A round at a client (arXiv 2601.00785) is ``local_steps`` Adam steps on its encoder and code with
-the hypernetwork fixed (inner level), then the mean gradient of the hypernetwork over the same
-minibatches, at the result of the inner steps (outer level). Minibatches are drawn from the client's
-rows, and the loss has the MMD between a minibatch and rows generated for its labels, so no example
-has a bound of its own. The client's whole contribution is clipped to C instead, whatever the steps
-computed and stored (see :mod:`fedsim.methods.local_training`).
+A round at a client has two levels (arXiv 2601.00785). The inner level takes ``local_steps`` Adam
+steps on the client's encoder and code, with the hypernetwork fixed. The outer level then computes
+the mean gradient of the hypernetwork over the same minibatches, at the new encoder and code.
+
+Minibatches are drawn from the client's rows. The loss contains the MMD (maximum mean discrepancy)
+between a minibatch and rows that are generated for its labels. So one example may change all
+gradients of its client, and no bound holds for one example alone. Instead, the client's whole
+contribution is clipped to C, whatever the steps computed and stored (see
+:mod:`fedsim.methods.local_training`).
 """
 
 from __future__ import annotations
@@ -30,10 +33,10 @@ def paper_round(
     round_: Round,
     broadcast: Tensors,
 ) -> Message:
-    """Runs both levels of all clients that take part; returns the sum of their clipped gradients.
+    """Runs both levels at all clients that take part; returns the sum of their clipped gradients.
 
-    With ``noised: all`` the change of a client's code is clipped with its gradient, and the client
-    keeps the code with noise.
+    With ``noised: all`` the change of a client's code is clipped jointly with its gradient. Every
+    client then adds noise to its code and keeps the noisy code.
     """
     model: Any = clients.model
     load_parameters(model, broadcast)
@@ -43,11 +46,13 @@ def paper_round(
         torch.tensor(chosen, dtype=torch.long),
         clients.device,
     )
-    # One slice per client, each that of a model of one client.
+    # Each value has the shape [n, 1, ...] for n clients that take part: a slice is a parameter of a
+    # model of one client.
     local = {name: parameters[name].detach()[positions].unsqueeze(1) for name in local_names(model)}
     shared = {name: value.expand(len(chosen), *value.shape) for name, value in broadcast.items()}
     codes = code_names(model) if algorithm.params.noised == "all" else []
     before = {name: local[name].clone() for name in codes}
+    # If no client takes part, the shared parameters have no slice and serve as empty gradients.
     gradients = shared
     losses: Tensors = {}
     if chosen:
@@ -63,6 +68,7 @@ def paper_round(
         gradients | code_changes,
         algorithm.clip(),
     )
+    # The code of a client that does not take part changes by its noise alone.
     kept = {}
     for name in codes:
         zeros = torch.zeros_like(parameters[name])
@@ -86,6 +92,7 @@ def paper_round(
             **{f"loss_{name}": value for name, value in losses.items()},
             **algorithm.diagnostics(clients, {}, round_),
             "gradient_norm": Diagnostic(norms, "quantiles"),
+            # A norm that is nan counts as clipped.
             "clipped_fraction": (~(norms <= algorithm.clip())).float(),
         },
     )
@@ -96,7 +103,7 @@ def _clients_that_take_part(
     clients: Clients,
     round_: Round,
 ) -> list[int]:
-    """Returns the positions of the clients that are sampled in a round and have rows."""
+    """Returns the positions of the members that are sampled in a round and have rows."""
     chosen = []
     for position, (client, y) in enumerate(zip(clients.members, clients.y, strict=True)):
         stream = clients.seeds.keystream(
@@ -135,11 +142,12 @@ def _both_levels(
     for step in range(params.local_steps):
         gradients = minibatches.gradients(step, local, shared)[0]
         adam_step(local, gradients, state, params.local_learning_rate)
+    # The outer level has the same minibatches and new random draws.
     outer = [minibatches.gradients(step, shared, local) for step in range(params.local_steps)]
     gradients_by_step, losses_by_step = zip(*outer, strict=True)
     return _means(gradients_by_step), _means(losses_by_step)
 
 
 def _means(steps: Sequence[Tensors]) -> Tensors:
-    """Returns the mean over steps of tensors by name."""
+    """Returns the mean of each tensor over the steps, by name."""
     return {name: torch.stack([step[name] for step in steps]).mean(0) for name in steps[0]}

@@ -1,6 +1,7 @@
 """FedHypeVAE for sites: what all sites share, and what each site adds to it.
 
-A site adds shifts of class means and a covariance, in the directions that separate classes.
+Every client is a site here. A site adds shifts of class means and a covariance, in the directions
+that separate classes.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ SHARES = {
 }
 """The share of each release in the budget, in units of 1 / sigma^2."""
 MOST_PRODUCTS = 2**26
-"""How many products of two coordinates are in memory together."""
+"""The largest number of products of two coordinates that are in memory together."""
 APART = 0.5
-"""The variance between site means, in units of the variance within, above which sites are centred.
+"""Each site is centred by its own mean if site means vary by more than this; the value is ours.
 
-Then each site is centred by its own mean; the value is ours.
+It is the variance between site means in units of the variance within sites.
 """
 
 
@@ -44,8 +45,8 @@ class FedHypeVAESitesParams(FedHypeVAEWarmParams):
 
     Attributes:
         block: the largest number of directions in which every class has its own covariance and
-            every site its own shift. A class of a site has few rows, and in more directions
-            sampling noise drowns their mean.
+            every site its own shifts, unless more lie between class means. A class of a site has
+            few rows, and in more directions sampling noise drowns their mean.
     """
 
     block: int = Field(64, ge=1)
@@ -55,7 +56,8 @@ class FedHypeVAESitesParams(FedHypeVAEWarmParams):
 class FedHypeVAESites(FedHypeVAEWarm):
     """FedHypeVAE whose code is, for every site, shifts of the prior's means and a covariance.
 
-    Shifts are by class. All are shrunk, so that a site without a signal has none.
+    A site has one shift per class. Shifts and covariances are shrunk by their noise. A site without
+    a signal has no shifts and the covariance that all sites share.
     """
 
     # The noise that hides a whole client would also hide every statistic of a single client.
@@ -107,7 +109,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
     ) -> None:
         """Stores one centre for all sites, or the centre of each if their means are far apart.
 
-        No mixture of labels explains means that are so far apart.
+        Sites that differ only in their label frequencies would not have means so far apart.
         """
         super().receive_mean(server, sums, std)
         square = server.tensors["square"]
@@ -118,6 +120,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
         )
         variance_between = (site_means - site_means.mean(0)).square().sum(1).mean()
         least = fedhypevae_warm.TUNED.least_variance * square
+        # The mean square is about the released mean, so it also contains the error of that mean.
         variance_within = torch.maximum(
             square - server.tensors["error"] - variance_between,
             least,
@@ -161,7 +164,8 @@ class FedHypeVAESites(FedHypeVAEWarm):
     ) -> None:
         """Stores shifts of the prior's means ``[K, C, k]`` and covariances of sites ``[K, k, k]``.
 
-        A shift is the site's, plus what its class has beyond that; both are shrunk by their noise.
+        A shift is the sum of the mean shift of its site and of the further shift of its class at
+        that site. Both are shrunk by their noise.
         """
         means = server.tensors["prior_means"]
         size = means.shape[1]
@@ -191,7 +195,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
         }
 
     def generator(self, server: Server) -> SitesGenerator:
-        """Returns a shared generator, which also has one for every site."""
+        """Returns the shared generator, which also makes a generator for every site."""
         return SitesGenerator(server.tensors, self.params.paired)
 
 
@@ -204,15 +208,19 @@ def shrunk_mean(
 ) -> Tensor:
     """Returns the mean residuals of groups ``[G, k]``, shrunk to 0 by their noise.
 
-    The noise is what was added and the sampling error. Directions between class means, in which
-    sites differ most, and all others estimate their signal separately.
+    The noise of a mean is the added noise plus the sampling error. The variance of the signal is
+    estimated separately for the directions between class means, in which sites differ most, and for
+    all others.
 
     Args:
-        sums: the released sums of residuals ``[G, k]``, whose norm is about 1 / reach each.
+        sums: the released sums of residuals ``[G, k]``, in units of
+            :func:`algorithms.class_block.reach`. The variance within classes is about 1 before the
+            division by reach.
         counts: the released counts ``[G, 1]``.
         std: the standard deviation of the noise on the sums.
         count_std: the standard deviation of the noise on the counts.
-        axes: orthonormal columns between class means ``[k, C - 1]``.
+        axes: orthonormal columns ``[k, m]`` that span the directions between class means; m is at
+            most C - 1.
     """
     size = sums.shape[1]
     rank = axes.shape[1]
@@ -220,19 +228,19 @@ def shrunk_mean(
     sampling_error = 1 / (rows * class_block.TUNED.reach**2 * size)
     noise = (std / rows).square() + sampling_error
     means = sums / rows[:, None]
-    between = means @ axes @ axes.T
+    along_axes = means @ axes @ axes.T
     shrunk = torch.zeros_like(sums, dtype=torch.double)
     # Equal class means have no directions between them.
     if rank:
         shrunk += shrinkage.james_stein(
-            between,
+            along_axes,
             noise,
             rank,
             shrinkage.STEPS,
         )
     if rank < size:
         shrunk += shrinkage.james_stein(
-            means - between,
+            means - along_axes,
             noise,
             size - rank,
             shrinkage.STEPS,
@@ -248,14 +256,16 @@ def site_covariances(
 ) -> Tensor:
     """Returns the covariances of sites ``[K, k, k]``, relative to what their classes explain.
 
-    A site's classes, as frequent as they are there, give the covariance that is expected; what is
-    estimated beyond it is shrunk by its noise.
+    The covariance that is expected of a site is the mean of its classes' covariances, weighted by
+    how frequent the classes are there. The deviation of the estimate from it is shrunk by its
+    noise.
 
     Args:
         sums: the released sums of :func:`algorithms.class_block.site_products`.
         std: the standard deviations of their noise.
         shifts: the shifts of the sites' class means ``[K, C, k]``, in the units of the sums.
-        class_covariances: the covariances of the classes ``[C, k, k]``, in the block's units.
+        class_covariances: the covariances of the classes ``[C, k, k]``, in whitened coordinates and
+            so not divided by the squared reach, as the sums are.
     """
     size = shifts.shape[2]
     class_counts = sums["site_class_counts"].view(len(shifts), -1).clamp_min(1)
@@ -268,6 +278,7 @@ def site_covariances(
     about_means = second - torch.einsum("kc,kci,kcj->kij", frequency, shifts, shifts)
     mixed = torch.einsum("kc,cij->kij", frequency, class_covariances)
     expected = mixed / class_block.reach(size) ** 2
+    # Entries off the diagonal were released times sqrt(2).
     noise = std["site_second"] / 2**0.5
     return shrinkage.relative_covariances(
         about_means,

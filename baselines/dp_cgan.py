@@ -1,12 +1,13 @@
 """DP-CGAN: a conditional GAN whose discriminator is trained by DP-SGD.
 
 The generator is trained against the discriminator alone (Torkzadehmahani, Kairouz and Paten 2019,
-arXiv 2001.09700; Xie et al. 2018, arXiv 1802.06739). It is the baseline of Di Salvo, Nguyen and
-Ledig 2025 (arXiv 2507.02671). Different here: the noise is FedHypeVAE's, once per round on the sum
-over clients; the discriminator's loss on generated rows reads shared parameters alone, so the
-server adds it exactly, without clip or noise; the widths are far below the published 512/1024 and
-1024/512; and a penalty on the discriminator's gradient at generated rows (arXiv 1801.04406)
-replaces Xie's clipped weights.
+arXiv 2001.09700; Xie et al. 2018, arXiv 1802.06739). Di Salvo, Nguyen and Ledig 2025 (arXiv
+2507.02671) use DP-CGAN as a baseline. Different here: noise is added in each round as in all
+methods by DP-SGD, once to the sum over clients or, under ``trust: silo``, by every client. The
+discriminator's loss on generated rows reads shared parameters alone, so the server adds its
+gradient exactly, without clip or noise. Hidden layers are far narrower than the published 512/1024
+and 1024/512. A penalty on the discriminator's gradient at generated rows (arXiv 1801.04406)
+replaces the clipped weights of Xie et al.
 """
 
 from __future__ import annotations
@@ -48,11 +49,13 @@ class DPCGANParams(DPSGDParams):
             discriminator's.
         generator_steps: the number of steps of the generator in a round.
         latent: the dimension of z.
-        generator_hidden: the widths of the generator's hidden layers; none for a prototype per
-            class plus a linear map of z.
+        generator_hidden: the widths of the generator's hidden layers. Without hidden layers a
+            generated row is a prototype of its class plus a linear map of z.
         discriminator_hidden: the widths of the discriminator's hidden layers.
-        initial_variance: the variance of a generated row's observation noise, before it is learned.
-        fakes: the number of generated rows in every step.
+        initial_variance: the variance of a generated row's observation noise before training,
+            summed over its entries.
+        fakes: the number of generated rows in every step. Their labels run through the classes in
+            turn, so with fewer rows than classes the last classes get none.
         gradient_penalty: the weight of the squared norm of the discriminator's gradient at
             generated rows.
     """
@@ -69,9 +72,9 @@ class DPCGANParams(DPSGDParams):
 
 
 class Discriminator(nn.Module):
-    """The logit that a row of a class is real, by an MLP on sqrt(d) [x, one-hot y].
+    """An MLP on sqrt(d) [x, one-hot y] whose output is the logit that the row x of class y is real.
 
-    A row of unit norm and its label weigh the same in it.
+    A row of unit norm and its one-hot label are equally long.
     """
 
     def __init__(
@@ -119,7 +122,7 @@ class GAN(nn.Module):
 class DPCGAN(DPSGD):
     """The non-saturating conditional GAN under federated DP-SGD.
 
-    Goodfellow et al. 2014; Mirza and Osindero 2014.
+    The loss is that of Goodfellow et al. 2014, and the labels enter as in Mirza and Osindero 2014.
     """
 
     source = (
@@ -135,7 +138,10 @@ class DPCGAN(DPSGD):
         return GAN(self.params, self.task.dim, self.task.classes, clients)
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Returns the discriminator's loss on each real row, -log D(x, y), ``[N]``."""
+        """Returns the discriminator's loss on each real row, ``[N]``.
+
+        It is -log D(x, y), where D is the sigmoid of the discriminator's logit.
+        """
         return {"real": F.softplus(-model.discriminator(batch.x, batch.y))}
 
     def public_terms(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
@@ -158,33 +164,39 @@ class DPCGAN(DPSGD):
     ) -> Values:
         """Takes the discriminator's noisy step, then the generator's steps on -log D(G(z, y), y).
 
-        The latter are post-processing.
+        The generator's steps read no private data, so they are post-processing.
         """
         values = super().server_step(server, round_, total)
         p = self.params
         model = cast(Any, server.model)
-        trained = {
+        of_generator = {
             name: parameter
             for name, parameter in model.named_parameters()
             if name.startswith(self.server_only)
         }
-        fixed = {name: q.detach() for name, q in model.discriminator.named_parameters()}
+        of_discriminator = {
+            name: parameter.detach() for name, parameter in model.discriminator.named_parameters()
+        }
         labels = self._labels(server.device)
         stream = server.seeds.torch(Purpose.META, round_.stream)
         rate = p.generator_rate * self._decay(round_)
         for _ in range(p.generator_steps):
             generated = model.generator(labels, stream)
-            logits = functional_call(model.discriminator, fixed, (generated, labels))
+            logits = functional_call(model.discriminator, of_discriminator, (generated, labels))
             loss = F.softplus(-logits).mean()
-            gradients = torch.autograd.grad(loss, list(trained.values()))
-            by_name = dict(zip(trained, gradients, strict=True))
-            adam_step(trained, by_name, server.tensors, rate, (0.5, 0.99))
+            gradients = torch.autograd.grad(loss, list(of_generator.values()))
+            by_name = dict(zip(of_generator, gradients, strict=True))
+            adam_step(of_generator, by_name, server.tensors, rate, (0.5, 0.99))
         return {**values, "loss_generator": loss.detach()}
 
     def _labels(self, device: torch.device) -> Tensor:
+        """Returns the labels of a step's generated rows, all classes in turn, ``[fakes]``."""
         return torch.arange(self.params.fakes, device=device) % self.task.classes
 
     def generator(self, server: Server) -> ConditionalSampler:
-        """Returns the mean of the generator's iterates."""
+        """Returns the generator with the parameters that the model now has.
+
+        The harness has set them to their mean over late rounds.
+        """
         model: Any = server.model
         return ConditionalSampler(model.generator)

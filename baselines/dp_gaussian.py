@@ -1,6 +1,7 @@
-"""Methods on noisy moments in released coordinates, by Gaussian mechanisms.
+"""Four one-shot methods that release noisy moments of examples in released coordinates.
 
-Two sample, from Gaussians or from their mixtures; two are classifiers.
+DP-Gaussian and DP-GMM are generators: they sample from one Gaussian or one mixture per class. DP-LS
+and DP prototypes are classifiers. Gaussian mechanisms make all releases.
 """
 
 from __future__ import annotations
@@ -115,9 +116,10 @@ class DPGaussian(OneShot):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores class means, class counts and the covariance within classes.
+        """Stores class means, class counts, the covariance within classes and its noise.
 
-        They are in units of the radius.
+        Means and covariance are in units of the radius. The noise is the standard deviation on an
+        off-diagonal entry of the second moment.
         """
         released = moments.gaussians(sums, std)
         noise = to_device(
@@ -138,7 +140,7 @@ class DPGaussian(OneShot):
     def generator(self, server: Server) -> Generator:
         """Returns a generator from class means and the covariance's leading directions.
 
-        All other directions have white noise.
+        White noise in all directions stands for the rest of the covariance.
         """
         tensors = server.tensors
         basis, covariance, rest = moments.principal(
@@ -153,7 +155,7 @@ class DPGaussian(OneShot):
         return self.taken_back(gaussian, server)
 
     def taken_back(self, generator: Generator, server: Server) -> Generator:
-        """Returns a generator of embeddings from one of clipped rows."""
+        """Returns a generator of embeddings, made from a generator of clipped rows."""
         return stretched(generator, Coordinates(server.tensors), self.params.radius)
 
 
@@ -165,8 +167,8 @@ class GaussianGenerator:
     Args:
         means: class means ``[C, d]``.
         basis: orthonormal columns ``[d, k]``.
-        covariance: ``[k, k]``.
-        std: the standard deviation in every direction outside the basis.
+        covariance: the covariance in the basis, without the white noise, ``[k, k]``.
+        std: the standard deviation of the white noise, which all directions have.
     """
 
     def __init__(
@@ -194,8 +196,8 @@ class DPLeastSquaresParams(InCoordinatesParams):
     """Parameters of DP-LS.
 
     Attributes:
-        ridge: the least eigenvalue of the covariance within classes, as a share of the largest
-            eigenvalue that noise alone would have.
+        ridge: the floor of the eigenvalues of the covariance within classes, as a share of the
+            largest eigenvalue that noise alone would have. The sampling error is added to it.
     """
 
     ridge: float = Field(0.35, gt=0)
@@ -209,14 +211,15 @@ class DPLeastSquares(DPGaussian):
 
         m_c^T W^-1 r - m_c^T W^-1 m_c / 2
 
-    with the class means m_c and the covariance W within classes plus a ridge. This is Fisher's
-    discriminant, which least squares with equal weights of the classes gives (Hastie, Tibshirani
-    and Friedman 2009, section 4.3).
+    with the class means m_c and the covariance W within classes, whose small eigenvalues are raised
+    to a floor. This is Fisher's discriminant. Least squares gives it if all classes have equal
+    weights (Hastie, Tibshirani and Friedman 2009, section 4.3).
 
-    The paper clips the rows, releases their second moment and every class's sum, projects to
-    positive semidefinite, adds a ridge, and solves. Different here: rows are in released
-    coordinates. One mechanism releases second moment, class sums and counts, and no second moments
-    by class. The ridge follows the known noise. Classes have equal weights, whatever their counts.
+    Mehta et al. clip the rows, and release their second moment and the sum of every class. They
+    project the noisy second moment to a positive semidefinite matrix, add a ridge, and solve.
+    Different here: rows are in released coordinates. One mechanism releases the second moment,
+    class sums and counts, and no second moments by class. A floor that follows the known noise
+    takes the place of the ridge. Classes have equal weights, whatever their counts.
     """
 
     source = "DP-LS: Mehta et al. 2022, arXiv 2211.13403"
@@ -228,15 +231,15 @@ class DPLeastSquares(DPGaussian):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores weights ``W^-1 m_c`` and biases ``-m_c^T W^-1 m_c / 2`` for centred rows.
+        """Stores weights ``W^-1 m_c`` and biases ``-m_c^T W^-1 m_c / 2`` for clipped rows.
 
-        What noise adds to the square is subtracted.
+        Noise in m_c makes ``m_c^T W^-1 m_c`` larger. What it adds is subtracted.
         """
         released = moments.gaussians(sums, std)
         means = released.means
-        edge = 2 * released.noise * math.sqrt(self.dim)
+        largest_of_noise = 2 * released.noise * math.sqrt(self.dim)
         sampling_error = released.covariance.trace().clamp_min(1e-6) / released.counts.sum()
-        floor = self.params.ridge * edge + float(sampling_error)
+        floor = self.params.ridge * largest_of_noise + float(sampling_error)
         inverse = spectral_function(
             released.covariance, lambda values: values.clamp_min(floor).reciprocal()
         )
@@ -263,11 +266,11 @@ LEAST_SIGNAL = 0.05
 class DPPrototypes(OneShot):
     """DP prototypes: one noisy mean per class; no generator.
 
-    A Gaussian mechanism releases the means in released coordinates, and a row is assigned to the
-    class of the nearest one. It is the paper's DPPL-Mean. Different here: rows are in released
-    coordinates. Counts are released with the sums, where the paper assumes that they are known.
-    What noise adds to a prototype's length is subtracted. Neighbouring features, an option of the
-    paper, are not averaged.
+    A Gaussian mechanism releases class sums and counts in released coordinates. A row is assigned
+    to the class whose mean has the smallest angle to it. This is DPPL-Mean of Wahdany et al.
+    Different here: rows are in released coordinates. Counts are released with the sums, where the
+    paper assumes that they are known. What noise adds to a prototype's length is subtracted. The
+    paper's option to average neighbouring features is left out.
     """
 
     source = "DPPL-Mean: Wahdany et al. 2024, arXiv 2406.08039"
@@ -296,10 +299,10 @@ class DPPrototypes(OneShot):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores class means at unit length.
+        """Stores every class mean, divided by the length that it would have without noise.
 
-        What noise adds to a length is subtracted first; otherwise a rare class would seem far from
-        every row.
+        Noise makes the mean of a rare class long. Divided by its full length, such a mean would
+        seem far from every row.
         """
         counts = moments.counts_above_noise(sums["class_counts"], std["class_counts"])
         means = sums["class_sums"] / counts
@@ -309,12 +312,13 @@ class DPPrototypes(OneShot):
         server.tensors["prototypes"] = means / length.clamp_min(1e-12)
 
     def classifier(self, server: Server) -> Classifier:
-        """Returns a classifier by the angle about the mean.
+        """Returns a classifier by the angle between a row and every prototype, about the mean.
 
-        For a given row the angle depends only on its product with each prototype.
+        The length of a row is the same for all prototypes, so their products with the row order the
+        classes as the angles do.
         """
-        # The map to coordinates is symmetric: the product of a prototype with a row in coordinates
-        # is that of the prototype, mapped once more, with the embedding.
+        # The map T to coordinates is symmetric: for a prototype p and an embedding x,
+        # <p, T (x - mean)> = <T p, x - mean>.
         weight = Coordinates(server.tensors).of_centred(server.tensors["prototypes"])
         return LinearClassifier(weight, -weight @ server.tensors["mean"])
 
@@ -389,7 +393,7 @@ class DPGMM(DPGaussian):
         )
 
     def broadcast(self, server: Server) -> Tensors:
-        """Returns what has been released but the moments, which clients do not need."""
+        """Returns the released tensors that clients need, without the covariance ``[d, d]``."""
         return {name: server.tensors[name] for name in SENT_TO_CLIENTS if name in server.tensors}
 
     def component_products(
@@ -399,7 +403,7 @@ class DPGMM(DPGaussian):
     ) -> Mapping[str, OuterProduct]:
         """Returns the E step: component sums and counts of the rows' residuals."""
         clipped = self.clipped(rows, broadcast)
-        u = mixture.residuals(
+        residuals = mixture.residuals(
             clipped,
             rows.y,
             broadcast["class_means"],
@@ -409,8 +413,8 @@ class DPGMM(DPGaussian):
         shares = broadcast["shares"]
         scatter = mixture.scatter(offsets, shares, broadcast["class_counts"])
         whitening = mixture.whitening(broadcast["covariance"], scatter)
-        belongs = mixture.responsibilities(u, rows.y, offsets, shares, whitening)
-        return mixture.component_products(u, rows.y, belongs, self.task.classes)
+        responsibilities = mixture.responsibilities(residuals, rows.y, offsets, shares, whitening)
+        return mixture.component_products(residuals, rows.y, responsibilities, self.task.classes)
 
     def receive_moments(
         self,
@@ -446,7 +450,8 @@ class DPGMM(DPGaussian):
     def generator(self, server: Server) -> Generator:
         """Returns a generator of the mixtures.
 
-        The covariance of a component is that of the classes minus the scatter between components.
+        All components have one covariance: that within classes minus the scatter between
+        components.
         """
         tensors = server.tensors
         basis = tensors["basis"]

@@ -1,9 +1,9 @@
 """DP-linear: a linear classifier by federated DP-SGD, on rows about a released mean; no generator.
 
-With ``reencoded`` its weights are written as synthetic rows: class means along them, with white
-noise around. They are not a model of the data, and show what a metric misses: balanced accuracy, by
-the linear probe and by nearest neighbours, takes them for good rows; coverage and the Fréchet
-distance do not.
+With ``reencoded`` the weights of the classifier are written as synthetic rows: the mean of a class
+lies along its weights, and rows have white noise around it. These rows are no model of the data.
+They show what a metric misses: balanced accuracy takes them for good rows, by the linear probe and
+by nearest neighbours. Coverage and the Fréchet distance do not.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from fedsim.methods import (
 )
 
 SCALE = 25.0
-"""The factor on a row about the mean.
+"""The factor on a row minus the mean.
 
-It makes the row about ten times as long as the bias's input, so that a clipped gradient has the
-row's direction for any d.
+The scaled row is about ten times as long as 1, the input of the bias. So a clipped gradient has
+nearly the direction of the row, whatever the dimension d.
 """
 
 
@@ -46,15 +46,17 @@ class DPLinearParams(DPSGDParams):
     """Parameters of DP-linear; the defaults were chosen on digits and bloodmnist.
 
     Attributes:
-        mean_share: the share of the budget (in 1 / sigma^2) for the mean.
-        sample_rate: q, the rate of the Poisson sample of a step; at 1 all rows are in every step,
-            and steps differ by their noise alone.
-        most_sampled: the largest expected number of examples, or groups, in a step, if the data set
-            has its public size. It is larger than in other methods by DP-SGD, because a step of a
-            linear model is fast and steps with all rows differ by their noise alone.
-        clip: C, the clip norm; nearly every gradient is longer, so all examples count alike.
+        mean_share: the share of the budget (in 1 / sigma^2) for the mean. It has no effect with
+            ``precondition``, which releases the mean too.
+        sample_rate: q, the probability with which each example, or each group with all its
+            examples, enters a step. ``most_sampled`` lowers it on large data sets.
+        most_sampled: a limit for the expected number of examples, or groups, in a step. The rate
+            that is used is ``min(sample_rate, most_sampled / public size)``. The limit is higher
+            than in other methods by DP-SGD, because a step of a linear model is fast and steps with
+            all rows differ by their noise alone. It has no effect for ``unit: client``.
+        clip: C, the clip norm. Nearly every gradient is longer, so all examples count alike.
         reencoded: the share of the synthetic rows' variance about the mean that lies between class
-            means; 0 for no rows, only the classifier.
+            means. At 0 there are no synthetic rows, and the method yields the classifier.
     """
 
     mean_share: float = Field(0.1, gt=0, lt=1)
@@ -67,7 +69,7 @@ class DPLinearParams(DPSGDParams):
 
 
 class CentredHead(nn.Module):
-    """Softmax regression on :data:`SCALE` times rows about ``mean``, which is not trained."""
+    """Softmax regression on :data:`SCALE` times rows minus ``mean``, a constant."""
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
@@ -89,8 +91,9 @@ class CentredHead(nn.Module):
 class DPLinear(SoftmaxRegression, DPSGD):
     """DP-linear: releases the mean, then trains a softmax layer on the rows about it.
 
-    It is what a generator of the same budget has to beat for one task. Rows of unit norm share a
-    large mean. About it they are short, so more of a clipped gradient separates classes.
+    It spends the whole budget on one task, so it shows what a generator of the same budget has to
+    beat there. Rows of unit norm share a large mean, which says nothing about the class. Without it
+    a larger part of a clipped gradient separates classes.
     """
 
     source = "Abadi et al. 2016, arXiv 1607.00133"
@@ -101,7 +104,10 @@ class DPLinear(SoftmaxRegression, DPSGD):
         return CentredHead(self.task.dim, self.task.classes)
 
     def phases(self) -> tuple[Phase, ...]:
-        """Returns the phase of the mean (coordinates with ``precondition``), then DP-SGD."""
+        """Returns the phase of the mean, then DP-SGD.
+
+        With ``precondition`` the phases of the coordinates take the place of the mean.
+        """
         *coordinates, sgd = super().phases()
         if coordinates:
             return (*coordinates, sgd)
@@ -118,7 +124,7 @@ class DPLinear(SoftmaxRegression, DPSGD):
     def generator(self, server: Server) -> Generator:
         """Returns a generator of rows that encode the classifier.
 
-        They have the variance about the released mean that unit norm leaves.
+        Rows of unit norm have the variance 1 - |mean|^2 about their mean, and so have these rows.
         """
         model: Any = server.model
         mean = model.mean.detach()

@@ -1,17 +1,19 @@
 """Private evolution on embeddings: private rows vote for candidates, which then have offspring.
 
-A row votes for the nearest candidates of its class, and candidates with votes have offspring (Lin
-et al. 2023, arXiv 2305.15560, algorithm 2: a noisy histogram of nearest neighbours, threshold,
-draws by votes, variations). It runs class by class as PCEvolve (arXiv 2506.05407), with votes
-summed over clients. The votes of a row have an L2 norm of 1 together in any dimension, so the noise
-does not depend on the dimension either. All votes of a group are clipped together.
+In a round every private row votes for the nearest candidates of its class. The votes are released
+as a noisy histogram. Votes below a threshold count as 0, and the others decide how often a
+candidate is a parent of the next candidates (Lin et al. 2023, arXiv 2305.15560, algorithm 2). Every
+class evolves by itself as in PCEvolve (arXiv 2506.05407), with votes summed over clients. The votes
+of a row have a joint norm of 1 in any dimension, so the noise does not depend on the dimension. All
+votes of a group are clipped together.
 
-Different here: a row votes for its ``votes`` nearest candidates, 1 / sqrt(votes) each (``votes: 1``
-is the paper's), which gives more information at equal noise. Rows are compared in released
-coordinates, and public candidates about their own mean, because foreign public rows all lie
-elsewhere. In the first round all classes share the candidates, and some candidates are near to all
-rows, so only the votes above a class's share count. Offspring lie between two parents, and are
-moved towards a fresh candidate, instead of a model's variations.
+Different here: a row votes for several candidates, with 1 / sqrt(votes) for each of its ``votes``
+nearest ones. This gives more information at equal noise. The paper has ``votes: 1``. Rows and
+candidates are compared in released coordinates. Public candidates are taken about their own mean,
+because the mean of public rows may be far from that of private rows. In the first round all classes
+have the same candidates, and some candidates are near to all rows. So a class keeps only the votes
+beyond those that it would give if all classes voted alike. Offspring lie between two parents and
+are moved towards a fresh candidate, where the paper asks a generative model for variations.
 
 Constants were tuned on test rows of OrganAMNIST and HAM10000 (1,000 training rows, epsilon 1 and
 4).
@@ -48,7 +50,7 @@ from fedsim.methods import (
 )
 
 AXES = 64
-"""The largest number of directions with their own variance if candidates are drawn."""
+"""The largest number of axes along which drawn candidates have a variance of their own."""
 MOST_ENTRIES = 2**26
 """The largest number of entries of the candidates of all classes, which limits memory."""
 
@@ -57,20 +59,22 @@ class PrivateEvolutionParams(OneShotParams):
     """Parameters of private evolution.
 
     Attributes:
-        start: the source of the candidates: ``public`` rows, or rows ``drawn`` from a Gaussian with
-            the variances of the released coordinates.
+        start: the source of the candidates: ``public`` rows, or rows ``drawn`` from a Gaussian that
+            is longest along the main axes of the released coordinates.
         coordinates_share: the share of the budget (in 1 / sigma^2) for the released coordinates
             (:mod:`fedsim.methods.coordinates`).
         rounds: the number of rounds of votes, which share the rest of the budget.
         candidates: the number of candidates of every class in a round; fewer if those of all
             classes would have more than 67 million entries together.
-        votes: the number of candidates for which a row votes; if some candidates are equal, the
-            same share of the different ones.
-        threshold: the number of standard deviations of its noise below which a vote counts as none.
+        votes: the number of candidates for which a row votes. If some candidates are equal, a row
+            votes for the same share of the different ones.
+        threshold: the votes of a candidate count as 0 unless they exceed this many standard
+            deviations of their noise.
         variation: the largest share of the way by which offspring are moved towards a fresh
             candidate.
         noise: the norm of the white noise on a sampled row, in units of the typical distance of
-            rows from the mean. It gives a scale to features that public rows lack.
+            rows from the mean. Directions in which the candidates do not vary get some variance
+            from it.
     """
 
     start: Literal["public", "drawn"] = "public"
@@ -130,9 +134,10 @@ class PrivateEvolution(OneShot):
         return max(1, min(wanted, in_memory))
 
     def begin(self, server: Server) -> None:
-        """Stores fresh candidates in coordinates ``[rounds, K, d]``, of mean squared norm 1.
+        """Stores the fresh candidates of all rounds, and the candidates of the first round.
 
-        In the first round all classes have the same.
+        Fresh candidates are coordinates ``[rounds, K, d]`` of mean squared norm 1. In the first
+        round all classes have the same candidates.
         """
         tensors = server.tensors
         count = self.params.rounds * self.candidates
@@ -162,7 +167,7 @@ class PrivateEvolution(OneShot):
         return candidates[torch.arange(count) % len(order)]
 
     def broadcast(self, server: Server) -> Tensors:
-        """Returns all tensors but those that only the server needs."""
+        """Returns all tensors but the fresh candidates and the number of the round."""
         at_server = ("fresh", "round")
         return {name: value for name, value in server.tensors.items() if name not in at_server}
 
@@ -171,9 +176,9 @@ class PrivateEvolution(OneShot):
         rows: Rows,
         broadcast: Tensors,
     ) -> Mapping[str, OuterProduct]:
-        """Returns the votes of every row by class, of norm 1.
+        """Returns the votes of every row for candidates of its class, of joint norm 1.
 
-        The first of several equal candidates gets the votes of all.
+        Of several equal candidates only the first one gets votes.
         """
         candidates = broadcast["candidates"]
         coordinates = Coordinates(broadcast)
@@ -182,16 +187,18 @@ class PrivateEvolution(OneShot):
             of_class = (rows.y == label).nonzero()[:, 0]
             total = len(class_candidates)
             distinct = first_of_equals(class_candidates)
-            # The cosine of T (x - m) and c is <x - m, T c / |c|> over the length of T (x - m), for
-            # symmetric T. That length does not change the order of the candidates.
-            directions = torch.nn.functional.normalize(
+            # The map T of rows minus their mean m to coordinates is symmetric. So the cosine of
+            # T (x - m) and a candidate c is <x - m, T c / |c|> divided by |T (x - m)|. This divisor
+            # is left out: it does not change the order of the candidates.
+            unit_candidates = torch.nn.functional.normalize(
                 class_candidates[distinct],
                 dim=1,
             )
-            directions = coordinates.of_centred(directions)
-            cosines = exact_products(rows.x[of_class] - coordinates.mean, directions)
-            count = -(-min(self.params.votes, total) * len(distinct) // total)
-            nearest = cosines.argsort(dim=1, descending=True, stable=True)[:, :count]
+            directions = coordinates.of_centred(unit_candidates)
+            scaled_cosines = exact_products(rows.x[of_class] - coordinates.mean, directions)
+            wanted = min(self.params.votes, total)
+            count = -(-wanted * len(distinct) // total)  # rounded up
+            nearest = scaled_cosines.argsort(dim=1, descending=True, stable=True)[:, :count]
             votes[of_class[:, None], distinct[nearest]] = count**-0.5
         return {"votes": OuterProduct.sums(votes, rows.y, self.task.classes)}
 
@@ -204,7 +211,8 @@ class PrivateEvolution(OneShot):
         """Stores the weights of the candidates ``[C, K]`` and, before the last round, offspring."""
         votes = sums["votes"]
         if not int(server.tensors["round"]):
-            # Only the votes above what a class would cast if all classes voted alike count.
+            # Some candidates are near to all rows. A class keeps only the votes beyond those that
+            # it would give if all classes voted alike.
             by_class = votes.sum(1, keepdim=True).clamp_min(0)
             share = by_class / by_class.sum().clamp_min(1e-12)
             votes = votes - share * votes.sum(0, keepdim=True)
@@ -212,7 +220,7 @@ class PrivateEvolution(OneShot):
         best = torch.nn.functional.one_hot(votes.argmax(1), votes.shape[1]).to(votes)
         counted = torch.where(
             votes > self.params.threshold * std["votes"],
-            votes.clamp_min(0),
+            votes,
             0,
         )
         weights = torch.where(counted.sum(1, keepdim=True) > 0, counted, best)
@@ -261,7 +269,9 @@ def offspring(
     labels: Tensor,
     stream: torch.Generator,
 ) -> Tensor:
-    """Returns rows between two parents of each label, up to half way from the first, ``[n, d]``.
+    """Returns one offspring for each label, ``[n, d]``.
+
+    An offspring lies between two random parents of its class, at most half way from the first.
 
     Args:
         candidates: ``[C, K, d]``.

@@ -1,9 +1,10 @@
-"""Turns image sets into embeddings, computed once and kept in the cache.
+"""Turns image sets into embeddings, which are computed once and kept in the cache.
 
-The cache's file is named by a hash of images and encoder, and is computed shard by shard. A
-manifest inside the file records what decides the embeddings: images (a hash of their content, in
-order), encoder (a hash of its weights), pooling, views, preprocessing and dtype. Labels, split and
-columns are not part of it. A file whose manifest differs is computed again.
+The cache has one file for each image set and encoder, which is computed shard by shard. The name of
+the file is a hash of everything that determines the embeddings, except for rounding: the contents
+of the images in their order, the encoder's files, pooling, views, preprocessing and dtype. A
+manifest inside the file records the same. Labels, split and columns have no influence. A file with
+another manifest is computed again.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ BATCH = 64
 SHARD = 512
 """The number of images per shard; a run that was killed loses at most one shard."""
 _RESERVED = ("x", "y", "split", "class_names", "manifest")
-"""The names of a file's own arrays, which no column may have."""
+"""The names of the arrays that every saved file has; no column may have one of them."""
 _SHOWN = 10
 """The number of images listed in the message about images that cannot be decoded."""
 
@@ -74,9 +75,10 @@ class EmbedJob:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that decides the embeddings, except for rounding.
+        """Everything that determines the embeddings, except for rounding.
 
-        A GPU computes in bfloat16, but a cached file of either device serves both.
+        The device is not part of it. A GPU computes in bfloat16, but a file that was computed on
+        one device is used on the other one, too.
         """
         spec = self.encoder.spec
         return {
@@ -97,12 +99,12 @@ class EmbedJob:
 
     @property
     def parts_folder(self) -> Path:
-        """The folder of the finished shards until the cached file is complete."""
+        """The folder that holds the finished shards until the cached file is complete."""
         return self.path.with_suffix(".parts")
 
     @property
     def shards(self) -> dict[Path, range]:
-        """The positions of the images of every shard, by the shard's file."""
+        """The file of every shard, with the positions of the images in this shard."""
         folder = self.parts_folder
         count = len(self.images)
         return {
@@ -120,12 +122,12 @@ class EmbedJob:
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """The embeddings of the images that could be decoded, in the scale of the encoder.
+    """The embeddings of the images that could be decoded, not scaled to unit norm.
 
     Attributes:
         images: the images that could be decoded.
         x: their embeddings ``[n, d]``, in the dtype of the encoder's spec.
-        manifest: a description of how they were computed.
+        manifest: a description of the data set and of how the embeddings were computed.
     """
 
     images: ImageSet
@@ -135,7 +137,8 @@ class Embedded:
     def save(self, out: Path) -> None:
         """Write an ``.npz`` file that a grid can read, and its manifest as JSON beside it.
 
-        Its rows are float32 of unit norm: exactly the rows on which a grid trains and evaluates.
+        The embeddings in the file are float32 and have norm 1. They are exactly those on which a
+        grid trains and evaluates.
         """
         images = self.images
         manifest = {**self.manifest, "scale": UNIT_NORM}
@@ -182,9 +185,10 @@ def cached_embeddings(
 
 
 def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedded:
-    """Return the embeddings of a job, and compute those that the cache lacks.
+    """Return the embeddings of a job, from the cache or computed now.
 
-    They are computed on a GPU if there is one. A run that was killed continues with the next shard.
+    They are computed on a GPU if there is one. A run that was killed continues with the first shard
+    that is not finished.
 
     Args:
         job: the images and the encoder.
@@ -192,8 +196,9 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedde
         skip_bad: whether images that cannot be decoded are left out.
 
     Raises:
-        UserError: a column has a reserved name; an embedding is not finite; or images cannot be
-            decoded and ``skip_bad`` is false. The embeddings that were computed stay in the cache.
+        UserError: a column has a reserved name; an embedding is not finite; images cannot be
+            decoded and ``skip_bad`` is false; or the images that can be decoded are no valid
+            :class:`ImageSet`. The embeddings that were computed stay in the cache.
     """
     images = job.images
     clashes = [name for name in images.columns if name in _RESERVED]
@@ -243,7 +248,7 @@ def _describe(
     manifest: Mapping[str, Any],
     bad: Mapping[int, str],
 ) -> dict[str, Any]:
-    """Return the manifest of a file for the user: the cache's, and what the data set is."""
+    """Return the manifest of a saved file: that of the cached file, and facts of the data set."""
     spec = job.encoder.spec
     skipped = [
         {"image": job.images.image_name(position), "why": why}
@@ -264,7 +269,7 @@ def _describe(
 
 
 def _refuse_bad(bad: Mapping[int, str], images: ImageSet) -> None:
-    """Refuse images that cannot be decoded, if there are any, with a list of the first ones."""
+    """Raise an error that lists the first images that cannot be decoded, if there are any."""
     if not bad:
         return
     listed = [
@@ -313,8 +318,8 @@ def _compute_shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floatin
                     positions,
                     pool,
                 )
-                listed = json.dumps(sorted(bad_of_shard.items()))
-                write_npz(path, {"x": x, "bad": np.array(listed)}, {})
+                bad_as_json = json.dumps(sorted(bad_of_shard.items()))
+                write_npz(path, {"x": x, "bad": np.array(bad_as_json)}, {})
             if len(x):
                 blocks.append(x)
             bad |= bad_of_shard
@@ -333,7 +338,8 @@ def _compute_shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floatin
 def _read_shard(path: Path) -> tuple[NDArray[np.floating], dict[int, str]]:
     """Return the content of a shard's file: its embeddings, and why other images are bad."""
     arrays = read_arrays(path)
-    return arrays["x"], {int(position): why for position, why in json.loads(str(arrays["bad"]))}
+    bad = json.loads(str(arrays["bad"]))
+    return arrays["x"], {int(position): why for position, why in bad}
 
 
 def _compute_shard(
@@ -342,11 +348,14 @@ def _compute_shard(
     positions: range,
     pool: ThreadPoolExecutor,
 ) -> tuple[NDArray[np.floating], dict[int, str]]:
-    """Compute one shard; batches are decoded in the pool while the model computes."""
+    """Return the embeddings of one shard, and why other images are bad.
+
+    The pool decodes the next batches while the model computes.
+    """
     spec = job.encoder.spec
     size = max(1, job.batch // spec.views)
     batches = [positions[start : start + size] for start in range(0, len(positions), size)]
-    # Files that are read as a stream are read fastest in ascending order and by one thread.
+    # This thread alone reads the sources, in ascending order: some images come from one stream.
     sources = [[job.images.source(position) for position in batch] for batch in batches]
     blocks: list[NDArray[np.floating]] = []
     bad: dict[int, str] = {}
@@ -362,7 +371,10 @@ def _compute_shard(
 def _decode_batch(
     encoder: ImageEncoder, positions: Sequence[int], sources: Sequence[Source]
 ) -> tuple[Tensor | None, dict[int, str]]:
-    """Return the pixels of a batch's decodable images (None if there are none), and why not all."""
+    """Return the pixels of a batch's decodable images, and why the other images are bad.
+
+    The pixels are None if no image can be decoded.
+    """
     images = []
     bad = {}
     for position, source in zip(positions, sources, strict=True):

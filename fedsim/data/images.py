@@ -1,4 +1,7 @@
-"""Holds image sets: labels and columns in memory, pixels decoded one image at a time."""
+"""Holds image sets, decodes and hashes their images, and finds training images that test has too.
+
+The labels and columns of a set are in memory. Its images are read one at a time.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,16 @@ class BadImage(Exception):
 
 
 class Images:
-    """A numbered collection of images, which subclasses read from files or archives."""
+    """A numbered collection of images, which subclasses read from files or archives.
+
+    The number of an image in the collection is called its row.
+    """
 
     def source(self, row: int) -> Source:
-        """Return image ``row`` without decoding it; reading in ascending order is fastest."""
+        """Return image ``row`` without decoding it.
+
+        Reading images in the order of their rows is fastest.
+        """
         raise NotImplementedError
 
     def name(self, row: int) -> str:
@@ -55,11 +64,11 @@ class ImageSet:
     Attributes:
         name: the name in tables and curves.
         images: the collection that the pixels come from.
-        rows: which of ``images`` belong to the set, int64 ``[n]``, ascending.
+        rows: the rows in ``images`` of the images of this set, int64 ``[n]``, ascending.
         y: int64 ``[n]``, labels in ``0 .. C-1``.
         split: int64 ``[n]``, 0 = train, 1 = validation, 2 = test.
         class_names: the C names of the classes.
-        columns: further values per row, ``[n]`` each.
+        columns: further values of every image, ``[n]`` each.
         where: the folder or file of the images, for messages; may be empty.
 
     Raises:
@@ -101,7 +110,14 @@ class ImageSet:
         return len(self.rows)
 
     def take(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> ImageSet:
-        """Return the set with only the images of a mask ``[n]``, or at these positions."""
+        """Return the set with only some of its images.
+
+        Args:
+            keep: a mask ``[n]`` of the images that stay, or their positions.
+
+        Raises:
+            UserError: these images are no valid set; see the class.
+        """
         columns = {name: values[keep] for name, values in self.columns.items()}
         return replace(
             self,
@@ -112,9 +128,9 @@ class ImageSet:
         )
 
     def limited(self, limit: int) -> ImageSet:
-        """Return at most ``limit`` training images and ``limit`` test images, and no others.
+        """Return the set with at most ``limit`` training images and at most ``limit`` test images.
 
-        Both choices are fixed and stratified.
+        Validation images are left out. Both choices are stratified by label and always the same.
 
         Raises:
             UserError: the limit is below the number of classes.
@@ -123,6 +139,7 @@ class ImageSet:
         for part in (TRAIN, TEST):
             members = np.flatnonzero(self.split == part)
             if limit < len(members):
+                # stratified_rows needs labels 0 .. C-1 that all occur.
                 _, y = np.unique(self.y[members], return_inverse=True)
                 with at(self.where):
                     members = members[stratified_rows(y, limit)]
@@ -131,7 +148,10 @@ class ImageSet:
 
     @cached_property
     def digests(self) -> list[bytes]:
-        """A hash of every image, which changes with its content; computing them reads all files."""
+        """A hash of every image, which changes with the image's content.
+
+        All files are read when the hashes are first needed.
+        """
         return list(self.images.digests(self.rows.tolist()))
 
     @cached_property
@@ -150,16 +170,20 @@ class ImageSet:
         return digest.hexdigest()[:16]
 
     def source(self, position: int) -> Source:
-        """Return an image without decoding it; positions count the images of this set."""
+        """Return the image at a position in this set, without decoding it."""
         return self.images.source(int(self.rows[position]))
 
     def image_name(self, position: int) -> str:
-        """Return the name of an image for messages; positions count the images of this set."""
+        """Return the name of the image at a position in this set, for messages."""
         return self.images.name(int(self.rows[position]))
 
 
 def without_labels(name: str, images: ImageFiles) -> ImageSet:
-    """Return a set of public images without labels; their labels and split are made up."""
+    """Return public images that have no labels as a set with made-up labels and split.
+
+    Raises:
+        UserError: there are fewer than three images.
+    """
     y, split = made_up_labels(len(images.paths))
     return ImageSet(name, images, np.arange(len(y)), y, split, NO_LABELS)
 
@@ -217,7 +241,11 @@ def decoded(source: Source) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to RGB; refuse pixels that do not fit into 16 bits."""
+    """Convert an image to RGB; grey values of more than 8 bits are divided by 256.
+
+    Raises:
+        ValueError: the pixels are floating-point numbers, or do not fit into 16 bits.
+    """
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
     if not image.mode.startswith("I"):
@@ -231,8 +259,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def content_hash(source: Source) -> bytes:
     """Return the SHA-256 of an image's file, content or pixels.
 
-    A file that cannot be read gets a hash of its path, so that it differs from all others; decoding
-    it reports the error.
+    A file that cannot be read gets a hash of the error and of its path, so that it differs from all
+    others. The error itself is reported when the file is decoded.
     """
     if isinstance(source, np.ndarray):
         return hashlib.sha256(source.tobytes()).digest()
@@ -265,25 +293,25 @@ def overlapping(
         UserError: there are such rows and ``drop`` is false.
     """
     tested = {digests[row] for row in np.flatnonzero(split == TEST).tolist()}
-    both = [row for row in np.flatnonzero(split == TRAIN).tolist() if digests[row] in tested]
+    repeated = [row for row in np.flatnonzero(split == TRAIN).tolist() if digests[row] in tested]
     if not drop:
-        refuse_overlap(both, name)
-    return both
+        refuse_overlap(repeated, name)
+    return repeated
 
 
-def refuse_overlap(both: Sequence[int], name: Callable[[int], str]) -> None:
+def refuse_overlap(repeated: Sequence[int], name: Callable[[int], str]) -> None:
     """Refuse training rows that are equal to a test row.
 
     Args:
-        both: these rows.
+        repeated: the training rows that are equal to a test row.
         name: gives the name of a row for the message.
 
     Raises:
-        UserError: there are any.
+        UserError: there are such rows.
     """
-    if both:
+    if repeated:
         raise UserError(
             "",
-            f"{len(both)} training rows are test rows too, the first is {name(both[0])}",
+            f"{len(repeated)} training rows are test rows too, the first is {name(repeated[0])}",
             "give overlap: drop to leave them out of training, or overlap: keep",
         )

@@ -3,9 +3,11 @@
 The verdict `proved` means that the recorded ε and plan agree with those that are made again. The
 claim `proved` of a plan means something else: that a theorem exists.
 
-An ε is recomputed by dp-accounting, which did not count it. A plan is compared with the one that
-the algorithm makes here. This file also says what several releases of the same
-data cost together, by the composition of all their mechanisms.
+dp-accounting computes every ε again, which the training counted with Opacus. There is one
+exception: what it costs to choose the best training of a private search is computed by
+dp-accounting both times. A plan is compared with the one that the algorithm makes here. This file
+also says what several releases of the same data cost together, by the composition of all their
+mechanisms.
 """
 
 from __future__ import annotations
@@ -57,17 +59,18 @@ A tight accountant may be that much above another.
 MOST_BELOW = 1e-3
 """How far a recorded ε may be below the recomputed one, as a share of it.
 
-This is smaller, because a result that is below claims less than was spent.
+It is smaller than :data:`MOST_ABOVE`, because a recorded ε that is too small claims less than was
+spent.
 """
 _SOLVED = 2e-3
 """The largest relative difference of two numbers that count as alike.
 
-Two versions of an accountant solve the same noise as nearly as that.
+Two versions of an accountant may solve for noise that differs by as much.
 """
 _WIDEST = 1e-4
 """The widest mesh of a privacy loss distribution."""
 _MESH = 0.02
-"""The mesh times the square root of the number of steps, as a share of ε, where it is finer."""
+"""The largest mesh for one step, as a share of ε; for n steps it is divided by the root of n."""
 _MOST_POINTS = 1e8
 """The largest number of points of a mesh; so many points take some GiB of memory."""
 
@@ -78,14 +81,15 @@ class Proof:
 
     Attributes:
         row: the result.
-        verdict: ``proved``; ``differs`` if ledger, plan and ε do not fit each other, or the plan
-            is not the one that the same code makes now; ``not proved`` if ε cannot be computed,
-            other code makes the plan here, or the line records one fact in two ways; ``no claim``
-            if the result claims no ε.
+        verdict: ``proved`` if everything agrees. ``differs`` if ledger, plan and ε do not fit each
+            other, or the plan is not the one that the same code makes now. ``not proved`` if ε
+            cannot be computed, the plan was not rebuilt, other code makes another plan here, or the
+            line records one fact in two ways. ``no claim`` if fedsim counted no ε for the result,
+            or if its status is ``failed``, ``unaccounted`` or ``refuted``.
         why: what differs, or why it is not proved.
         epsilon: the ε that dp-accounting computes; None if it computed none.
         rebuilt: whether the code here made a plan of the parameters.
-        training_id: names the training that ran, which equal cells share; empty if that is not
+        training_id: the id of the training that ran, which equal cells share; empty if it is not
             known.
     """
 
@@ -125,7 +129,7 @@ class _Comparison:
 
 
 def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
-    """Compare ledger, plan and ε of a training with each other, its algorithm and dp-accounting.
+    """Verify the ε of a result by its ledger, its plan, its algorithm and dp-accounting.
 
     dp-accounting computes ε again from privacy loss distributions. It uses a pessimistic
     discretisation ("connecting the dots") and covers both adding and removing a unit. If the
@@ -201,7 +205,7 @@ def _by_release(mechanisms: Sequence[Mechanism]) -> dict[str, Any]:
 
 
 def _recompute_row(row: Row, plan: PrivacyPlan) -> float:
-    """Return dp-accounting's ε of what ran, or of the search that it was part of."""
+    """Return dp-accounting's ε of what ran; for a training of a private search, of the search."""
     if plan.selection:
         return plan.selection.spent(plan.delta, _curve)
     return recomputed(row.ran, plan.delta, row.accountant == "rdp")
@@ -265,7 +269,7 @@ def _differences_from_class(cls: type[Algorithm], line: Line) -> tuple[list[str]
         replaced_name = replaced()
         make_plan: Callable[..., dict[str, Any]] = _make_plan
         if replaced_name is not None:
-            # A plan that was made before somebody replaced code is not what the class makes now.
+            # The cache may hold plans from before somebody replaced code, so it is not used.
             make_plan = _make_plan.__wrapped__
         rebuilt = make_plan(cls, facts)
         if not line["plan"]:
@@ -313,7 +317,7 @@ def _make_plan(cls: type[Algorithm], facts: str) -> dict[str, Any]:
 def _plan_differences(plan: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> Iterator[str]:
     """Yield in words how a recorded plan differs from a rebuilt one.
 
-    The recorded plan may make a weaker claim.
+    A recorded claim that is weaker than the rebuilt one is no difference.
     """
     claims = get_args(Claim)  # the strongest claim comes first
     if claims.index(plan["claim"]) < claims.index(rebuilt["claim"]):
@@ -324,7 +328,7 @@ def _plan_differences(plan: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> It
 
 
 def _are_alike(value: Any, other: Any) -> bool:
-    """Return whether two values are the same; numbers as nearly as accountants solve them."""
+    """Return whether two values are equal; floats may differ by the relative :data:`_SOLVED`."""
     if isinstance(value, Mapping) and isinstance(other, Mapping):
         return _are_alike(sorted(value.items()), sorted(other.items()))
     if isinstance(value, list | tuple) and isinstance(other, list | tuple):
@@ -358,8 +362,8 @@ def recomputed(
     if renyi:
         return float(composed_by_renyi(costly).get_epsilon(delta))
     renyi_epsilon = float(composed_by_renyi(costly, INTEGER_ORDERS).get_epsilon(delta))
-    # The discretisation adds to the variance of the sum. What it adds is proportional to steps *
-    # mesh^2.
+    # The discretisation adds to the variance of the sum in proportion to steps * mesh^2, so more
+    # steps need a finer mesh.
     steps = sum(mechanism.count for mechanism in costly)
     mesh = min(_WIDEST, _MESH * max(renyi_epsilon, 1e-3) / math.sqrt(steps))
     if not renyi_epsilon < _MOST_POINTS * mesh:
@@ -415,7 +419,8 @@ class Proofs(Printed):
         for head, justify in _COLUMNS.items():
             table.add_column(head, justify=justify, no_wrap=head != "")
         claiming = [proof for proof in self.proofs if proof.verdict != "no claim"]
-        for (*cells, verdict, why), count in Counter(map(_table_line, claiming)).items():
+        count_of_line = Counter(map(_table_line, claiming))
+        for (*cells, verdict, why), count in count_of_line.items():
             texts = map(Text, cells)
             table.add_row(
                 str(count),
@@ -478,7 +483,7 @@ def _table_line(proof: Proof) -> tuple[str, ...]:
 
 
 def together(rows: Sequence[Row], trainings: Mapping[str, str] | None = None) -> Iterator[str]:
-    """Yield a sentence for each data set and unit: what releasing all its generators costs.
+    """Yield one sentence for each data set and unit on what releasing all its generators costs.
 
     Data sets and units with fewer than two generators that may be released are left out. Each
     generator has noise of its own, and a unit is in the data of all, so their mechanisms compose
@@ -495,8 +500,8 @@ def together(rows: Sequence[Row], trainings: Mapping[str, str] | None = None) ->
     by_units: defaultdict[tuple[Any, ...], dict[str, Row]] = defaultdict(dict)
     for row in rows:
         if _may_be_released(row):
-            clients = row.partition_hash if row.unit == "client" else None
-            releases = by_units[row.dataset_hash, row.unit, clients]
+            partition = row.partition_hash if row.unit == "client" else None
+            releases = by_units[row.dataset_hash, row.unit, partition]
             releases.setdefault(trainings.get(row.cell_id, row.cell_id), row)
     for releases in by_units.values():
         if len(releases) == 1:

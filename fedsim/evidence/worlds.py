@@ -3,10 +3,10 @@
 Every query that a mechanism answers goes through methods of
 :class:`fedsim.methods.clients.Clients`. All noise of clients is drawn in ``add_noise``, all Poisson
 samples in ``poisson``, and all random numbers for examples in ``drawn`` and ``draws``. So whoever
-watches these methods sees every query. Two draws of
-:class:`fedsim.methods.local_training.LocalTraining` are not seen: who takes part in a round, and
-what a local step draws for its examples. They do not matter, because an update is clipped whole,
-whatever it was computed from.
+watches these methods sees every query. Three draws of
+:class:`fedsim.methods.local_training.LocalTraining` are not seen: who takes part in a round, which
+examples a local step takes, and what the step draws for them. They do not matter, because an update
+is clipped whole, whatever it was computed from.
 
 A second world can be *forced*: its queries are recorded, and in place of its own noisy answers it
 gets those of the first world. Two worlds that differ in one unit then see the same outputs, as in
@@ -55,7 +55,8 @@ class Query:
         members: the clients whose data it is about.
         plain: the tensors before the noise.
         noised: the tensors after the noise.
-        sampled: whether the hidden unit was in the Poisson sample.
+        sampled: whether the hidden unit or block was in the last Poisson sample of the round. It is
+            true if all units take part, if there was no sample, or if nothing is hidden.
     """
 
     round: int
@@ -103,7 +104,7 @@ class Sample:
         round: the number of the round.
         step: the number that it was drawn with.
         rate: the sampling rate.
-        hidden: whether the hidden unit, if there is any, is in the sample.
+        hidden: whether the hidden unit or block is in the sample; true if this world has none.
     """
 
     round: int
@@ -131,13 +132,14 @@ class Tape:
 
 @dataclass(frozen=True)
 class Hidden:
-    """An example or a group of examples of a client that the other world lacks.
+    """An example or a group of examples of a client that only one of two worlds has.
 
     Attributes:
         client: the number of its client.
-        sampled: which Poisson samples have it. ``chance`` samples it as every unit; ``every`` and
-            ``first`` put it into every sample, or into the first one only. With ``alone`` every
-            sample is all examples of its client and of no other, in both worlds.
+        sampled: which Poisson samples hold it. With ``chance`` it is sampled like any other unit.
+            With ``every`` all samples hold it, and with ``first`` only the first one does. With
+            ``alone`` every sample is all examples of its client and of no other client, in both
+            worlds.
         position: where it stands among its client's units: 0 is first, 1 is last.
         present: whether this world has it.
     """
@@ -152,7 +154,7 @@ class Hidden:
         return round(self.position * others)
 
     def within(self, units: Tensor, count: int, first: bool) -> Tensor:
-        """Return a Poisson sample of its client with the hidden unit in or out, as it should be.
+        """Return a Poisson sample of its client, with the hidden unit as ``sampled`` says.
 
         The last unit's draw is taken for the hidden unit, so that all other units are sampled alike
         in both worlds.
@@ -169,6 +171,7 @@ class Hidden:
         number = self.index(count - 1)
         others = units[units != count - 1]
         was_drawn = len(others) < len(units)
+        # Units behind the hidden one have a number that is higher by one.
         others = others + (others >= number)
         is_sampled = {"chance": was_drawn, "every": True, "first": first}[self.sampled]
         if is_sampled:
@@ -178,7 +181,7 @@ class Hidden:
 
 @dataclass(frozen=True)
 class RowBlock:
-    """The last examples of a client, which no Poisson sample holds after the first ``steps``.
+    """The last examples of a client, which no Poisson sample after the first ``steps`` ones holds.
 
     Later queries must not depend on these examples.
 
@@ -216,7 +219,7 @@ class WatchedClients(Clients):
     ) -> Noised:
         """Add noise, record the query, and return the noisy tensors.
 
-        With a script those that clients noise come from the script.
+        With a script, the tensors that clients noise come from the script.
 
         Raises:
             Divergence: the script has no such query.
@@ -224,8 +227,9 @@ class WatchedClients(Clients):
         plain = Noised(copied(sent), copied(kept or {}))
         noised = super().add_noise(release, round_, sent, kept)
         tape = self.tape
-        # A round without a sample is about all units.
         in_sample = [sample.hidden for sample in tape.samples if sample.round == tape.round]
+        # The last sample counts. If the round has drawn no sample, its query is about all units.
+        is_sampled = release.sample_rate == 1 or all(in_sample[-1:])
         query = Query(
             tape.round,
             release,
@@ -233,7 +237,7 @@ class WatchedClients(Clients):
             self.members,
             plain,
             Noised(copied(noised.sent), copied(noised.kept)),
-            release.sample_rate == 1 or all(in_sample[-1:]),
+            is_sampled,
         )
         tape.queries.append(query)
         if self.script is None:
@@ -254,8 +258,8 @@ class WatchedClients(Clients):
                 "the two data sets"
             )
         first = script.queries[number]
+        # A client that is missing may have been the only one to send a tensor of some name.
         differing = query.shapes() - first.shapes()
-        # A client that is missing may have been the only one to send a tensor of that name.
         if query.members == first.members:
             differing = query.shapes() ^ first.shapes()
         if differing:
@@ -278,7 +282,7 @@ class WatchedClients(Clients):
         rate: float,
         client_rate: float = 1.0,
     ) -> list[Tensor]:
-        """Return each member's Poisson sample, with the hidden unit in or out as it should be.
+        """Return each member's Poisson sample, changed as :attr:`hidden` says.
 
         The samples of the other units do not depend on the hidden one.
         """
@@ -328,7 +332,7 @@ class WatchedClients(Clients):
         round_: int,
         shapes: Mapping[str, tuple[int, ...]],
     ) -> list[Tensors]:
-        """Return the random numbers of a batch; its examples of the hidden unit get their own."""
+        """Return the draws of a batch; examples of the hidden unit draw from their own stream."""
         draws = []
         for position, numbers in enumerate(rows):
             hidden = self._hidden_rows(position, self.units(position))
@@ -343,7 +347,11 @@ class WatchedClients(Clients):
         round_: int,
         shapes: Mapping[str, tuple[int, ...]],
     ) -> Tensors:
-        """Return standard normal draws ``[rows, ...]`` by name, for all examples of one member."""
+        """Return standard normal draws ``[rows, ...]`` by name, for all examples of one member.
+
+        The place of the hidden unit is counted among all examples, so ``rows`` must be their
+        number. The draws of a batch come from :meth:`drawn`.
+        """
         position = self.members.index(client)
         units = rows
         if self.groups is not None:
@@ -360,7 +368,7 @@ class WatchedClients(Clients):
     ) -> Tensors:
         """Return standard normal draws ``[n, ...]`` by name for examples of one member.
 
-        Those of the hidden unit come from a stream of their own and do not move the others'.
+        The hidden unit has a stream of its own, so the draws of all others do not depend on it.
 
         Args:
             client: the number of the member.

@@ -1,7 +1,8 @@
-"""Tests of the contract on which the proof of clipping rests: losses and statistics per example.
+"""Tests of the contract on which the privacy of clipped sums rests.
 
-The loss or statistic of an example must depend on that example alone. No class can enforce this, so
-it is tested on made-up examples.
+The loss or statistic of an example must depend on that example alone. If whole clients are clipped,
+the loss of a client's examples must depend on that client's examples alone. No class can enforce
+this, so it is tested on made-up examples.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from fedsim.privacy.clipping.norms import Loss
 from fedsim.seeds import Seeds
 
 TRIED_ROWS = 6
-"""Made-up examples that are left out one by one; each costs two clipped sums."""
+"""The number of made-up examples that are left out one by one; each costs two clipped sums."""
 CROWD_ROWS = 40
-"""Made-up examples of one client and label, which are added one at a time.
+"""The number of made-up examples of one client and label, of which growing parts are evaluated.
 
-They show a dependence on the number of examples, up to this number.
+They show whether the loss depends on the number of examples, up to this number.
 """
 MIXED_ROWS = 400
-"""Made-up examples of one client with several labels: a fault may need a large batch."""
+"""The number of mixed examples: made-up ones of several labels. A fault may need a large batch."""
 MIXED_LABELS = 10
-"""The most labels of these examples: a fault may depend on the label."""
+"""The largest number of different labels of mixed examples: a fault may depend on the label."""
 END_ROWS = tuple(2**n for n in range(9))
 """How many of the first and of the last mixed examples are evaluated alone.
 
@@ -45,7 +46,8 @@ Code that drops a remainder may skip the first examples or the last.
 LOSS_TOLERANCE = 1e-2
 """The relative difference that is attributed to rounding.
 
-The order of products depends on the number of examples, and cosines amplify such differences.
+A matrix product may add its terms in another order for another number of examples. Cosines amplify
+such differences.
 """
 SAME_BATCH_TOLERANCE = 1e-4
 """The relative difference attributed to rounding for the same examples in the same order."""
@@ -58,12 +60,12 @@ def check_loss(
     clients: int,
     norms: Callable[[nn.Module], Norms],
 ) -> None:
-    """Test that the loss of a DPSGD or LocalDPSGD depends on one example at a time.
+    """Test that each example's loss in a DPSGD or LocalDPSGD depends on that example alone.
 
     Args:
         algorithm: the algorithm.
-        clients: the number of clients of the made-up examples.
-        norms: returns how the gradients of a model are clipped.
+        clients: the number of clients to which the made-up examples belong.
+        norms: maps a model to how its gradients are clipped.
 
     Raises:
         NotPerExample: the loss mixes examples, or remembers earlier ones.
@@ -94,25 +96,29 @@ def check_loss(
 def check_clients(algorithm: Any, clients: int) -> None:
     """Test that the loss of a client's examples depends on that client's examples alone.
 
-    It is enough for algorithms that clip the gradient of each client as a whole.
+    This test is enough for algorithms that clip the gradient of each client as a whole.
+
+    Args:
+        algorithm: the algorithm.
+        clients: the number of clients, a divisor of :data:`MIXED_ROWS`.
 
     Raises:
         NotPerExample: the loss mixes clients, or remembers earlier examples.
     """
     model = _nonzero_model(algorithm, clients)
     _, crowd = crowds(algorithm.task)
-    rows = MIXED_ROWS // clients
+    rows_per_client = MIXED_ROWS // clients
     batch = _batch(
         algorithm,
         crowd.x,
         crowd.y,
-        torch.arange(MIXED_ROWS) // rows,
+        torch.arange(MIXED_ROWS) // rows_per_client,
         clients,
     )
     with torch.no_grad():
         together = _loss_matrix(algorithm, model, batch)
         for client in range(clients):
-            part = slice(client * rows, (client + 1) * rows)
+            part = slice(client * rows_per_client, (client + 1) * rows_per_client)
             alone = _loss_matrix(algorithm, model, batch.take(part))
             if not _near(alone, together[part], LOSS_TOLERANCE):
                 raise NotPerExample(
@@ -132,9 +138,10 @@ def check_per_example(
     """Test that one example changes a clipped sum by its own clipped gradient only.
 
     The engines clip the gradient of example n on the assumption that it depends on example n alone.
-    A batch statistic, such as a batch-level MMD, breaks this. So does a layer that sees the
-    examples in another order. Every example of ``batch`` is left out in turn. The clip is the
-    median of their norms, so that half of them are clipped.
+    A batch statistic, such as an MMD over the batch, breaks this assumption. So does a layer that
+    sees the examples in another order. The test leaves out every example of ``batch`` in turn. The
+    clip norm is the median of the examples' gradient norms, so that about half of the gradients are
+    clipped.
 
     Args:
         model: the model.
@@ -144,8 +151,8 @@ def check_per_example(
         engine: computes the clipped sums.
 
     Raises:
-        NotPerExample: an example changes the sum by anything else.
-        ValueError: a gradient is not finite.
+        NotPerExample: an example changes the sum by something else than its own clipped gradient.
+        ValueError: a gradient is not finite, or the engine refuses the model or the batch.
     """
     unclipped = replace(norms, clip=math.inf, unit="example")
     measured = clipped_sum(model, loss, batch, unclipped, engine).norms
@@ -241,18 +248,22 @@ def crowds(task: Task) -> tuple[Crowd, Crowd]:
 
 
 def _check_forgets(algorithm: Any, clients: int, model: nn.Module) -> None:
-    """Compare the loss with that of another instance, which has evaluated other examples before."""
+    """Test that the loss does not remember examples that were evaluated before.
+
+    A second instance with the same weights first evaluates examples that ``algorithm`` has not
+    seen. Then both must give the same losses for the same batch.
+
+    Raises:
+        NotPerExample: the losses differ.
+    """
     batch = _small_batch(algorithm, clients)
-    again = type(algorithm)(algorithm.params, algorithm.task)
-    other = _nonzero_model(again, clients)
+    second_instance = type(algorithm)(algorithm.params, algorithm.task)
+    second_model = _nonzero_model(second_instance, clients)
     crowd, _ = crowds(algorithm.task)
-    _loss_matrix(
-        again,
-        other,
-        _batch(again, -crowd.x, crowd.y, torch.zeros_like(crowd.y), clients),
-    )
+    unseen = _batch(second_instance, -crowd.x, crowd.y, torch.zeros_like(crowd.y), clients)
+    _loss_matrix(second_instance, second_model, unseen)
     first = _loss_matrix(algorithm, model, batch)
-    second = _loss_matrix(again, other, batch)
+    second = _loss_matrix(second_instance, second_model, batch)
     if not _near(first, second, SAME_BATCH_TOLERANCE):
         raise NotPerExample(
             "the loss has memory: the loss of the same rows changes after other rows were seen"
@@ -268,7 +279,7 @@ def _loss_matrix(algorithm: Any, model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _near(first: Tensor, second: Tensor, tolerance: float) -> bool:
-    """Return whether values are equal up to rounding."""
+    """Return whether values are equal up to rounding; a NaN counts as 0."""
     first = first.nan_to_num()
     second = second.nan_to_num()
     return float((first - second).norm()) <= tolerance * float(first.norm() + second.norm())

@@ -1,12 +1,12 @@
-"""Released coordinates: embeddings about their mean, in one unit, with a flatter spectrum.
+"""Released coordinates: embeddings that are centred, rescaled, and divided by part of their spread.
 
-Noise is the same in every direction. So if a few directions have most of the variance, noise hides
-all others. Less is hidden in coordinates that are divided by a power of a released variance
-(private preconditioning: Kamath et al. 2019, arXiv 1805.00216).
+Noise has the same size in every direction. So if a few directions have most of the variance, noise
+hides all other directions. It hides less if each direction is divided by a power of its released
+variance (private preconditioning: Kamath et al. 2019, arXiv 1805.00216).
 
-Two statistics are released. The first is the mean. The second is the second moment of the
-directions from the mean to the examples, which have norm 1 at any scale, with a histogram of the
-distances. All else is post-processing.
+Two statistics are released. The first is the mean of the embeddings. The second has two parts: the
+second moment of the unit vectors that point from the mean to the examples, and a histogram of the
+examples' distances from the mean. All else is computed from these releases alone.
 """
 
 from __future__ import annotations
@@ -35,27 +35,31 @@ COORDINATE_NAMES = tuple(
 )
 """The names of the tensors that define the coordinates."""
 MEAN_SHARE = 0.4
-"""The share of the mean in what both releases take of the budget."""
+"""The mean's share of the budget of both releases; the second release has the rest."""
 SPREAD_WEIGHTS = {"second": 1.0, "bins": 0.3}
 """The weights of the second moment and of the histogram in an example's joint norm."""
 MOST_DIRECTIONS = 64
-"""The most directions that have a scale of their own; all others share one scale."""
+"""The largest number of directions with a scale of their own; all others share one scale."""
 ABOVE_EDGE = 1.1
-"""A direction has a scale of its own if its eigenvalue is large enough.
+"""How large an eigenvalue must be so that its direction has a scale of its own.
 
-It must be this factor above the largest eigenvalue that noise alone would have.
+It must exceed this number times the largest eigenvalue that noise alone would have.
 """
 LEAST_REST = 1e-4
-"""The least share of the variance that the other directions have together."""
-MOSTLY_CLIPPED = 0.95
-"""The mean squared norm of coordinates if the histogram is empty, in units of the clip.
+"""A bound on the share of the variance of each other direction: this number divided by d.
 
-It holds for examples that are clipped near their typical distance.
+Noise can make the estimated share smaller, or negative.
+"""
+MOSTLY_CLIPPED = 0.95
+"""The mean squared norm of clipped coordinates, assumed if noise hides the whole histogram.
+
+It is in units of the squared clip norm, and is right for a clip norm near the typical distance.
 """
 POWER = 0.25
-"""Coordinates are divided by this power of their variance, relative to that of the rest.
+"""A direction with a scale of its own is divided by its relative variance to this power.
 
-At 1/2 all variances would be equal.
+The variance is relative to that of the directions that share a scale. The power 1/2 would make all
+variances equal.
 """
 
 
@@ -66,12 +70,14 @@ def coordinate_statistics(
 ) -> tuple[Statistic, Statistic]:
     """Return the two statistics that :class:`Coordinates` need: the mean and the spread.
 
+    The spread is the second moment of directions with the histogram of distances.
+
     Args:
         share: their share of the budget, in units of 1 / sigma^2.
-        about: (rows, broadcast) to the examples minus their centre ``[N, d]``; None: minus the
-            mean.
-        mean: another first statistic. It must leave ``mean``, ``rows`` and ``square`` in
-            ``server.tensors`` as the overall mean does. None: the overall mean.
+        about: a function of (rows, broadcast) that returns the examples minus their centre
+            ``[N, d]``. With None the centre is the released mean.
+        mean: the first statistic, if it is not to be the overall mean. Like the overall mean, it
+            must store ``mean``, ``rows`` and ``square`` in ``server.tensors``.
     """
 
     def products(rows: Rows, released: Tensors) -> Products:
@@ -95,12 +101,14 @@ def coordinate_statistics(
 def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
     """Compute the coordinates from the noisy sums, and store them in ``server.tensors``.
 
-    Coordinates have mean squared norm 1. Directions whose variance stands out of the noise get a
-    scale of their own.
+    They are scaled to a mean squared norm of 1. Directions whose variance stands out of the noise
+    get a scale of their own.
 
     Args:
-        server: has ``mean``, ``rows`` and ``square`` from the first release.
-        sums: the second moment ``second`` ``[d, d]`` and the histogram ``bins`` of distances.
+        server: the server, whose tensors hold ``mean``, ``rows`` and ``square`` of the first
+            release.
+        sums: the noisy sums: ``second`` ``[d, d]`` over the outer products of directions, and
+            ``bins``, the histogram of distances.
         std: the standard deviation of the noise of each sum.
     """
     rows = server.tensors["rows"]
@@ -119,8 +127,8 @@ def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> N
     basis = steady(vectors)
     relative = (values / rest).clamp_min(1.0)
     turned = basis.T @ vectors
-    # Tensors have the same size whatever stands out, so that shapes and bytes follow from public
-    # numbers alone.
+    # The number of directions that stand out depends on the releases. The tensors are padded to one
+    # size, so that shapes and bytes follow from public numbers alone.
     padding = min(MOST_DIRECTIONS, dim) - len(values)
 
     def in_basis(eigenvalues: Tensor) -> Tensor:
@@ -141,12 +149,12 @@ def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> N
 def _standing_out(second: Tensor, std: float, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues ``[k]`` and eigenvectors ``[d, k]`` that noise does not explain.
 
-    An eigenvalue l appears at
+    Noise moves an eigenvalue l to
 
         l + (edge / 2)^2 / l
 
-    (Benaych-Georges and Nadakuditi 2011), which is undone here. ``edge`` is the largest eigenvalue
-    of the noise alone.
+    (Benaych-Georges and Nadakuditi 2011), where ``edge`` is the largest eigenvalue of the noise
+    alone. The eigenvalues that are returned are corrected for this.
 
     Args:
         second: the noisy sum of second moments ``[d, d]``.
@@ -166,10 +174,15 @@ def clipped_square(released: Tensors, radius: Tensor) -> Tensor:
 
     It is in units of the squared radius. The lengths of coordinates are assumed to vary as the
     released distances do.
+
+    Args:
+        released: the server's tensors.
+        radius: the clip norm.
     """
     counts = released[f"{PREFIX}counts"]
     farthest = released[f"{PREFIX}squares"] / radius.square()
     rows = counts.sum()
+    # The squared distances of a bin lie between half its largest one and its largest one.
     middle = (farthest.clamp_max(1) + (farthest / 2).clamp_max(1)) / 2
     mean = (counts * middle).sum() / rows.clamp_min(1e-9)
     return torch.where(rows > 0, mean, MOSTLY_CLIPPED)
@@ -178,12 +191,13 @@ def clipped_square(released: Tensors, radius: Tensor) -> Tensor:
 class Coordinates:
     """The map from embeddings to coordinates, and its inverse.
 
-    For a basis B ``[d, k]`` they are
+    With a basis B ``[d, k]`` of the directions that have scales of their own, matrices ``shrink``
+    and ``stretch`` ``[k, k]`` and a number ``scale``, an embedding x has the coordinates r:
 
         r = (I + B shrink B^T) (x - mean) / scale    and    x = mean + scale (I + B stretch B^T) r.
 
     Args:
-        tensors: tensors by :data:`COORDINATE_NAMES`.
+        tensors: tensors by name, among them those of :data:`COORDINATE_NAMES`.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -210,7 +224,10 @@ class Coordinates:
         return self.of_centred(x - self.mean)
 
     def in_ball(self, x: Tensor, radius: float) -> Tensor:
-        """Return coordinates ``[N, d]`` clipped to a ball, in units of its ``radius``."""
+        """Return the coordinates ``[N, d]`` of embeddings ``[N, d]``, clipped to a ball.
+
+        They are in units of the ball's ``radius``, so their norm is at most 1.
+        """
         return in_unit_ball(self.of_rows(x) / radius)
 
     def of_centred(self, about: Tensor) -> Tensor:
@@ -229,12 +246,12 @@ class Coordinates:
     def main_axes(self, count: int) -> Tensor:
         """Return the directions ``[d, k]`` in which coordinates vary most, k at most ``count``.
 
-        Each is as long as the standard deviation along it, in units of that of the directions that
-        share a scale. The longest comes first. Directions of close variances are a basis of their
-        span.
+        The longest direction comes first. Its length is the standard deviation of the coordinates
+        along it, relative to that of the directions that share a scale. If variances are too close
+        to be told apart, a fixed basis of the span of their directions is returned.
         """
-        # For a variance v relative to the others' the way back has the factor v^POWER, and
-        # coordinates keep the standard deviation v^(1/2 - POWER).
+        # A direction of relative variance v has the eigenvalue v^POWER in ``outward``. Its
+        # coordinates have the relative standard deviation v^(1/2 - POWER).
         outward = torch.eye(len(self.stretch), device=self.stretch.device) + self.stretch
         values, vectors = leading(outward, count, 1 + GAP)
         if not len(values):

@@ -4,15 +4,17 @@ Each client takes several local steps per round and sends its update: local minu
 parameters (McMahan et al. 2017, arXiv 1602.05629).
 
 A private variant of :class:`LocalTraining` clips every update to C and adds Gaussian noise. The
-presence of one client changes the sum by at most C. The presence of one example or group may turn
-its client's clipped update into any other, whatever the local steps computed and stored. So it
-changes the sum by at most 2C.
+presence of one client changes the sum by at most C. The presence of one example or group may
+replace its client's clipped update by any other vector of norm at most C, whatever the local steps
+computed and stored. So one example or group changes the sum by at most 2C.
 
-:class:`LocalDPSGD` makes every local step private instead. A client draws a Poisson sample of its
-examples, clips the gradient of each by all parameters to C and adds noise of its own (Abadi et al.
-2016, arXiv 1607.00133). This works for any trust, because the message is a function of noisy steps.
-For ``unit: group`` the examples of a group are drawn, summed and clipped together. For ``unit:
-client`` the clipped updates get the noise, not the local steps.
+:class:`LocalDPSGD` adds noise in every local step instead. In each step a client draws a Poisson
+sample of its examples, clips each example's gradient to norm C, jointly over all parameters, and
+adds its own noise to the sum (Abadi et al. 2016, arXiv 1607.00133). The client's message depends on
+its data only through these noisy sums, so it may be seen under either trust. For ``unit: group``
+the examples of a group are drawn together, and the sum of their gradients is clipped. For ``unit:
+client`` the local steps get no noise. The updates are then clipped and get noise, as in
+:class:`LocalTraining`.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ UPDATES_RELEASE = "updates"
 LOCAL_STEPS_RELEASE = "local dp-sgd"
 """The name of the release of noisy local steps."""
 WEIGHT = "client_weight"
-"""The name under which clients send the sum of their weights, without privacy."""
+"""The name under which a cohort sends the sum of its clients' weights if there is no plan."""
 
 
 class LocalTrainingParams(Params):
@@ -84,7 +86,8 @@ class LocalTraining(Algorithm):
     """Base class of an algorithm that is a loss, local steps, and an average of updates.
 
     A subclass supplies :meth:`build` (an ordinary module for one client), :meth:`loss` and
-    :meth:`generator`. The clients of a cohort are trained together, with stacked parameters.
+    :meth:`generator`. The clients of a cohort are trained together, with stacked parameters. In
+    shapes, K is the number of these clients and N is the number of examples in a batch.
 
     Class attributes:
         local: prefixes of the names of parameters that stay with a client.
@@ -116,7 +119,11 @@ class LocalTraining(Algorithm):
         return 2 * self.clip()
 
     def phases(self) -> tuple[Phase, ...]:
-        """Return one phase of all rounds; sampling clients amplifies for ``unit: client`` only."""
+        """Return one phase of all rounds, each of which is one step of the release.
+
+        The sampling of clients lowers epsilon for ``unit: client`` only, so for other units the
+        sample rate is 1.
+        """
         rate = 1.0
         if self.task.unit == "client":
             rate = self.params.client_rate
@@ -148,10 +155,11 @@ class LocalTraining(Algorithm):
         active = clients.only(chosen)
         shared, losses = self._train(active, round_, broadcast)
         self._store_state(clients, active, chosen)
-        private = clients.plan is not None
+        has_plan = clients.plan is not None
         weights = torch.tensor([float(len(y)) for y in active.y])
-        if private:
-            # The number of examples is private, and so is who takes part.
+        if has_plan:
+            # The number of examples is private, and so is who takes part. So all weights are equal,
+            # and bytes are counted for all members.
             weights = torch.ones(len(chosen))
             takes_part = torch.ones(len(clients.members))
         weights = to_device(weights, clients.device)
@@ -159,7 +167,7 @@ class LocalTraining(Algorithm):
         clipped, norms = clip_updates(updates, self.clip())
         sums = {name: weighted_sum(weights, update) for name, update in clipped.items()}
         sent = clients.add_noise(round_.release, round_.stream, sums).sent
-        if not private:
+        if not has_plan:
             sent = sent | {WEIGHT: weights.sum()}
         diagnostics: dict[str, DiagnosticLike] = {
             f"loss_{name}": value for name, value in losses.items()
@@ -179,10 +187,10 @@ class LocalTraining(Algorithm):
 
         Returns:
             The shared parameters after the steps ``[K, ...]``, and the parts of the last step's
-            loss ``[K]``; the latter are empty if there is no client.
+            loss ``[K]``. Without a client there are no parts.
         """
-        shared, private = self.stacked(clients, broadcast)
-        parameters = shared | private
+        shared, local_parameters = self.stacked(clients, broadcast)
+        parameters = shared | local_parameters
         state = Tensors()
         losses = Tensors()
         if clients.members:
@@ -206,16 +214,17 @@ class LocalTraining(Algorithm):
                 clients.state[name][...] = value
 
     def stacked(self, clients: Clients, broadcast: Tensors) -> tuple[Tensors, Tensors]:
-        """Return every member's initial parameters ``[K, ...]`` of a round.
+        """Return the parameters ``[K, ...]`` with which the members start a round.
 
         Returns:
-            Copies of the broadcast parameters, and the parameters that stay with the clients, which
-            are trained in place.
+            Copies of the broadcast parameters, and the parameters that stay with the clients. The
+            second are not copied, so local steps change them in place.
         """
         shared = {name: _stack(value, clients) for name, value in broadcast.items()}
-        return shared, {
+        local_parameters = {
             name: value for name, value in clients.state.items() if name.startswith(self.local)
         }
+        return shared, local_parameters
 
     def participants(self, clients: Clients, round_: Round) -> Tensor:
         """Return 1.0 for each member that takes part in the round, else 0.0; ``[K]`` on the CPU."""
@@ -236,8 +245,8 @@ class LocalTraining(Algorithm):
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
         """Add the mean update to the shared parameters.
 
-        Without privacy clients are weighted by their number of examples. With privacy the divisor
-        is the expected number of clients, which is public.
+        If the clients sent the sum of their weights (:data:`WEIGHT`), it is the divisor. Otherwise
+        the divisor is the expected number of clients that take part, which is public.
         """
         shared = self.broadcast(server)
         expected = to_device(
@@ -256,7 +265,9 @@ class LocalTraining(Algorithm):
         parameters: Tensors,
         broadcast: Tensors,
     ) -> None:
-        """Add the gradients of terms that depend on no example, in place: FedProx's term.
+        """Add the gradients of those terms of the loss that depend on no example, in place.
+
+        Here there is one such term, FedProx's. A subclass may replace it or add others.
 
         Args:
             clients: the clients that take the step.
@@ -329,9 +340,10 @@ class Minibatches:
         """Return the gradients of every member's mean loss, and the parts of that loss.
 
         Args:
-            step: the number of the local step.
+            step: the number of the local step in the round, which selects the minibatches. The
+                random draws of the loss are new in every call.
             by: stacked parameters ``[K, ...]`` for which gradients are computed.
-            fixed: further stacked parameters of the loss.
+            fixed: further stacked parameters of the loss, which get no gradient.
 
         Returns:
             Gradients ``[K, ...]`` and parts of the loss ``[K]``, by name.
@@ -409,7 +421,10 @@ class LocalDPSGD(LocalTraining):
         return self.in_local_steps or super().noise_at_clients()
 
     def phases(self) -> tuple[Phase, ...]:
-        """Return one phase of all local steps of all rounds; for ``unit: client`` of all rounds."""
+        """Return one phase of all rounds.
+
+        Each local step is one step of the release; for ``unit: client`` each round is one.
+        """
         if not self.in_local_steps:
             return super().phases()
         steps = self.params.local_steps
@@ -422,9 +437,13 @@ class LocalDPSGD(LocalTraining):
         return (Phase(release, self.noisy_steps, self.server_step, self.broadcast),)
 
     def noisy_steps(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """Take the noisy local steps of every member, and send the sum of their updates."""
-        shared, private = self.stacked(clients, broadcast)
-        parameters = shared | private
+        """Take the noisy local steps of every member; send the sum of the participants' updates.
+
+        Members that do not take part compute the steps too, because the plan and the ledger count
+        every step for every client.
+        """
+        shared, local_parameters = self.stacked(clients, broadcast)
+        parameters = shared | local_parameters
         state = Tensors()
         takes_part = self.participants(clients, round_)
         norms: list[Tensor] = []
@@ -467,7 +486,9 @@ class LocalDPSGD(LocalTraining):
         broadcast: Tensors,
         takes_part: Tensor,
     ) -> Tensors:
-        """Return what every member adds to the sum ``[K, ...]``, by name.
+        """Return what every member adds to the sum after noisy local steps, ``[K, ...]`` by name.
+
+        For ``unit: client`` it is not called, because :meth:`client_round` sends the updates.
 
         Args:
             clients: the members.
@@ -532,7 +553,7 @@ def clip_updates(updates: Tensors, clip: float) -> tuple[Tensors, Tensor]:
 def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
     """Return ``sum_k weights_k values_k`` for weights ``[K]`` and values ``[K, ...]``.
 
-    It is computed in float64, so that cohorts of any size give the same sum.
+    It is computed in float64, so that the division of clients into cohorts hardly changes the sum.
     """
     total: Tensor = torch.einsum("k,k...->...", weights.double(), values.double())
     return total

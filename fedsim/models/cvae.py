@@ -1,8 +1,9 @@
 """The parts of a conditional variational autoencoder (CVAE) on embeddings.
 
 They are an encoder, the exact posterior of a linear decoder, a Gaussian likelihood, and the KL
-divergence (Kingma and Welling 2014, arXiv 1312.6114; Sohn et al. 2015). Every loss is per example
-and a sum over the dimensions of the embedding.
+divergence (Kingma and Welling 2014, arXiv 1312.6114; Sohn et al. 2015). The file also has two
+models, :class:`CVAE` and :class:`ConditionalGenerator`, and what draws embeddings from them. Every
+loss is per example and a sum over the dimensions of the embedding.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class Encoder(nn.Module):
             y: labels ``[N]``.
             layout: the client of each example; needed where every client has its own weights.
         """
+        # Only layers with weights for every client take a layout.
         extra = () if layout is None else (layout,)
         scaled = x * math.sqrt(x.shape[-1])
         activation = torch.cat(
@@ -93,7 +95,10 @@ class ObservationNoise(nn.Module):
         self.shift = Shift(1)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Returns the log variance of each example, ``[N, 1]``; of ``rows`` only N is read."""
+        """Returns the same log variance for each of N ``rows``, ``[N, 1]``.
+
+        The values of ``rows`` are not read.
+        """
         initial = rows.new_full((len(rows), 1), self.initial)
         log_var: Tensor = self.shift(initial)
         return log_var.clamp(-12, 4)
@@ -107,9 +112,9 @@ class ObservationNoise(nn.Module):
 class CVAE(nn.Module):
     """The CVAE of one client.
 
-    The decoder is that of FedHypeVAE without a client code. If both have the same hidden layers,
-    they start from the same weights. Without hidden layers a decoder is a prototype per class plus
-    a linear map of z.
+    The decoder is that of FedHypeVAE without a client code. If both have the same sizes and at
+    least one hidden layer, they start from the same weights. Without hidden layers a decoder is a
+    prototype per class plus a linear map of z.
 
     Args:
         dim: the dimension d of an embedding.
@@ -210,8 +215,8 @@ class CVAEGenerator:
 class ConditionalGenerator(nn.Module):
     """A generator x = decoder(z, y) + N(0, s^2 I) with z ~ N(0, I) and a learned s.
 
-    Its embeddings have a norm of order one. Without the observation noise all embeddings of a class
-    would lie in a plane, which real ones do not.
+    Its embeddings have a norm of order one. Without the observation noise, all embeddings of a
+    class would lie on a surface of as few dimensions as z has. Real embeddings do not.
 
     Args:
         latent: the dimension of z.
@@ -219,7 +224,7 @@ class ConditionalGenerator(nn.Module):
         hidden: the widths of the decoder's hidden layers; none for a prototype per class plus a
             linear map of z.
         dim: the dimension d of an embedding.
-        initial_variance: the first value of s^2, times d.
+        initial_variance: d times the value of s^2 before it is learned.
     """
 
     def __init__(
@@ -322,7 +327,9 @@ def gaussian_nll_root(
     mean: Tensor,
     root: Tensor,
 ) -> Tensor:
-    """Returns -log N(z; mean, (T^T T)^-1) of every example, ``[N]``, without its constant.
+    """Returns -log N(z; mean, (T^T T)^-1) of every example, ``[N]``.
+
+    The constant k/2 log 2 pi is left out.
 
     Args:
         z: points ``[N, k]``.
@@ -335,14 +342,18 @@ def gaussian_nll_root(
 
 
 def _log_determinant(triangular: Tensor) -> Tensor:
-    """Returns the log determinants ``[...]`` of triangular matrices ``[..., k, k]``."""
+    """Returns the log determinants ``[...]`` of triangular matrices ``[..., k, k]``.
+
+    Their diagonals must be positive.
+    """
     return torch.diagonal(triangular, dim1=-2, dim2=-1).log().sum(-1)
 
 
 class SpreadCache:
-    """A cache of :func:`posterior_spread`, which all chunks of a batch share.
+    """A cache of the result of :func:`posterior_spread`, the spread of a model.
 
-    The result is kept until a parameter of the model is written.
+    The spread depends on the model's parameters alone, so all chunks of a batch share it. It is
+    kept until a parameter is written or replaced.
     """
 
     _spread: Tensor
@@ -356,7 +367,7 @@ class SpreadCache:
         model: nn.Module,
         compute: Callable[[], Tensor],
     ) -> Tensor:
-        """Returns the spread of ``model``; computes it if one of its parameters has changed."""
+        """Returns the spread; calls ``compute`` first if a parameter of ``model`` has changed."""
         parameters = list(model.parameters())
         versions = [(id(parameter), parameter._version) for parameter in parameters]
         if versions != self._versions:
@@ -373,9 +384,9 @@ def posterior_spread(
     prior_root: Tensor,
     variance: Tensor,
 ) -> Tensor:
-    """Returns upper triangular R with ``R R^T = S``, the covariance of z given x, ``[K, C, k, k]``.
+    """Returns the upper triangular root R of the covariance S of z given x, ``[K, C, k, k]``.
 
-    S depends on client and class alone:
+    R satisfies ``R R^T = S``. S depends on the client i and the class alone:
 
         S = (T^T T + A^T A / variance)^-1    with    A = diag(scale_i) linear
 
@@ -403,7 +414,8 @@ def inverse_root(precision: Tensor) -> Tensor:
         ValueError: a matrix on the CPU is not positive definite.
     """
     if precision.device.type not in FUSED:
-        # A lazy device has this function, but not the one below. Newer torch does not declare it.
+        # A lazy device, which computes later, has `torch.cholesky` but not `cholesky_ex`. Newer
+        # versions of torch have no type declaration of `torch.cholesky`.
         lazy_factor = torch.cholesky(precision)  # type: ignore[attr-defined, unused-ignore]
         return lower_inverse(lazy_factor).mT
     factor, info = torch.linalg.cholesky_ex(precision)
@@ -447,10 +459,13 @@ def linear_posterior(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns mean, deviation and log density of a draw from a linear decoder's exact posterior.
 
-    This encoder has nothing to train, so nothing that private data could leak into. For z from the
-    prior of client i and class c, the model and the posterior's mean are
+    The posterior serves as an encoder. It has nothing to train, so private data cannot leak into
+    it. For z from the prior of client i and class c, the model is
 
-        x = scale_i * (linear z) + offset + N(0, variance I)    and
+        x = scale_i * (linear z) + offset + N(0, variance I),
+
+    and the posterior's mean is
+
         S (A^T r / variance + T^T T m)
 
     (Bishop 2006, eq. 2.116; see :func:`posterior_spread` for S, A and T).
@@ -474,9 +489,10 @@ def linear_posterior(
     whitened_mean = prior_root @ prior_mean.unsqueeze(-1)  # T m
     prior_pull = (prior_root.mT @ whitened_mean).squeeze(-1)  # T^T T m, [K, C, k]
     data_pull = (scales[client] * residual) @ linear / variance  # A^T r / variance, [N, k]
-    natural = data_pull + prior_pull[client, label]
+    natural = data_pull + prior_pull[client, label]  # S^-1 times the mean, [N, k]
     group_number = client * root.shape[1] + label
     example_root = root.flatten(0, 1)[group_number]  # [N, k, k]
+    # The mean is S natural, where S = R R^T.
     mean = torch.bmm(
         example_root,
         torch.bmm(example_root.mT, natural.unsqueeze(2)),

@@ -1,12 +1,14 @@
 """The shared hypernetwork of FedHypeVAE: it turns a client's code into a decoder and a prior.
 
 The hypernetwork modulates a decoder by row: every output of a decoder layer is scaled and shifted
-by linear heads of the code v,
+by linear heads A and B of the code v,
 
     ``y = (1 + A v) * (W h + b) + B v``,
 
-which is the layer with weights ``diag(1 + A v) W`` and bias ``(1 + A v) b + B v``. In this form the
-code is an input of each example, so every per-example gradient is well defined.
+where h is the layer's input, and W and b are its own weights and bias. This equals the layer with
+weights ``diag(1 + A v) W`` and bias ``(1 + A v) b + B v``. In this form the code is an input of
+each example, so every per-example gradient is well defined. If the hypernetwork has a hidden layer,
+v is the output of that layer.
 """
 
 from __future__ import annotations
@@ -44,7 +46,10 @@ class ModulatedLinear(nn.Module):
             self.shift = ZeroLinear(code, outputs, bias=False)
 
     def forward(self, h: Tensor, code: Tensor) -> Tensor:
-        """Maps inputs ``[N, T, in]`` with codes ``[N, k]`` to ``[N, T, out]``."""
+        """Maps inputs ``[N, T, in]``, of T draws per example, with codes ``[N, k]``.
+
+        The result is ``[N, T, out]``.
+        """
         plain: Tensor = self.rows(h)
         if self.scale is None or self.shift is None:
             return plain
@@ -65,9 +70,9 @@ class ModulatedLinear(nn.Module):
     def lipschitz(self) -> Tensor:
         """Returns the squared Frobenius norm of d(generated weights, generated bias) / dv.
 
-        It is a scalar,
+        With r over the rows of the layer, it is the scalar
 
-        sum_r |A_r|^2 |W_r|^2 + |b_r A_r + B_r|^2.
+            sum_r (|A_r|^2 |W_r|^2 + |b_r A_r + B_r|^2).
         """
         if self.scale is None or self.shift is None:
             return self.rows.weight.new_zeros(())
@@ -82,9 +87,10 @@ class ModulatedLinear(nn.Module):
 class ModulatedDecoder(nn.Module):
     """A decoder of x from (z, y, v): modulated layers on [z * latent_scale, one-hot y].
 
-    Its output is multiplied by 1 / sqrt(d): embeddings have unit norm, so weights of order one are
-    right for any dimension d. Without a hidden layer the decoder is a prototype per class plus a
-    low-rank map of z, the parametrisation that learns under noise.
+    Embeddings have unit norm, so their entries are of order 1 / sqrt(d). The output is multiplied
+    by this factor, so that weights of order one are right for any dimension d. Without a hidden
+    layer the decoder is a prototype per class plus a low-rank map of z. This form learns under
+    noise.
 
     Args:
         latent: the dimension of z.
@@ -92,8 +98,8 @@ class ModulatedDecoder(nn.Module):
         hidden: the widths of the hidden layers.
         dim: the dimension d of an embedding.
         code: the dimension of the code v; 0 for no modulation.
-        latent_scale: the factor on z, which sets the share of its weights in the gradient against
-            that of the prototypes.
+        latent_scale: the factor on z. The smaller it is, the smaller is the gradient of the map of
+            z beside that of the prototypes.
     """
 
     def __init__(
@@ -135,9 +141,10 @@ class ModulatedDecoder(nn.Module):
 
     @torch.no_grad()
     def linear_map(self) -> tuple[Tensor, Tensor]:
-        """Returns map ``[d, latent]`` and prototypes ``[C, d]`` of a decoder without hidden layer.
+        """Returns the map of z ``[d, latent]`` and the prototypes ``[C, d]``, without gradient.
 
-        Unmodulated, x = map z + prototypes[y]. Both are without gradient.
+        The decoder must not have a hidden layer. Without modulation its mean is
+        ``map z + prototypes[y]``.
         """
         (layer,) = self.modulated()
         root = math.sqrt(self.dim)
@@ -157,15 +164,16 @@ class ModulatedDecoder(nn.Module):
         layer.rows.weight[:, : outward.shape[1]] = outward / self.latent_scale
 
     def lipschitz(self) -> Tensor:
-        """Returns the sum over the layers of the squared norm of their Jacobian by the code."""
+        """Returns the sum over the layers of :meth:`ModulatedLinear.lipschitz`, a scalar."""
         by_layer = [layer.lipschitz() for layer in self.modulated()]
         return torch.stack(by_layer).sum()
 
     @torch.no_grad()
     def generated_norms(self, codes: Tensor) -> Tensor:
-        """Returns the joint L2 norm ``[K]`` of what is generated for every code ``[K, k]``.
+        """Returns the joint L2 norm of all generated weights and biases for every code, ``[K]``.
 
-        It covers the weights and biases of all layers.
+        Args:
+            codes: the codes ``[K, k]``.
         """
         squared = codes.new_zeros(len(codes))
         for layer in self.modulated():
@@ -176,16 +184,17 @@ class ModulatedDecoder(nn.Module):
         return squared.sqrt()
 
     def modulated(self) -> list[ModulatedLinear]:
-        """Returns the layers with their type."""
+        """Returns the layers as a list; the items of ``nn.ModuleList`` have no exact type."""
         return [layer for layer in self.layers if isinstance(layer, ModulatedLinear)]
 
 
 class ConditionalPrior(nn.Module):
     """The prior p(z | y, v) = N(mean_y(v), (T^T T)^-1), whose parameters are affine in the code v.
 
-    T is lower triangular with the diagonal exp(-log_var / 2). Each parameter is the sum of a part
-    that all classes share and a part of the class: noise hides most of what is particular to a rare
-    class, and the shared part remains. The prior starts as N(0, I).
+    T is lower triangular with the diagonal exp(-log_var / 2). The parameters of the prior are its
+    mean, log_var and the entries of T below the diagonal. Each is the sum of a part that all
+    classes share and a part of the class. If noise hides the part of a rare class, the shared part
+    remains. The prior starts as N(0, I).
 
     Args:
         latent: the dimension of z.
@@ -194,12 +203,14 @@ class ConditionalPrior(nn.Module):
         full: whether T has entries below its diagonal.
 
     Attributes:
-        inputs: the number of inputs of the linear maps, ``(1 + C) (k + 1)``: the products of
-            (1, one-hot label) and (1, code).
+        inputs: the number of inputs of the linear layers, ``(1 + C) (k + 1)`` for a code of
+            dimension k. Each input is an entry of (1, one-hot label) times one of (1, code).
     """
 
     place: Tensor
-    """For every entry of T, row by row, the position of its value among ``[0, diagonal, below]``.
+    """For every entry of T, row by row, the index of its value in ``[0, diagonal, below]``.
+
+    The index 0 is that of entries which are always 0.
     """
 
     def __init__(
@@ -251,7 +262,8 @@ class ConditionalPrior(nn.Module):
 
         Args:
             codes: the codes.
-            first: how many classes the table has, those of the lowest labels; None: all.
+            first: the number of classes in the table: those with the lowest labels. None: all
+                classes.
 
         Returns:
             Means ``[K, classes, latent]`` and roots T ``[K, classes, latent, latent]``.
@@ -280,7 +292,8 @@ class ConditionalPrior(nn.Module):
                 1 + self.classes,
                 -1,
             )
-            by_code = weight[..., 1:]  # the first input is the constant 1
+            by_code = weight[..., 1:]  # the first entry belongs to the constant of (1, code)
+            # A class has the sum of the shared part, which comes first, and of its own part.
             of_class = by_code[:, :1] + by_code[:, 1:]
             squared.append(of_class.square().sum())
         return torch.stack(squared).sum()

@@ -1,10 +1,10 @@
-"""Hashes of code: the part of a cell's id that changes when the mathematics may have changed.
+"""Computes hashes of code, which are part of a cell's id: other mathematics gives another id.
 
-The hash covers what code does, not how it is written: comments, layout and docstrings may change
-without a new id (:mod:`fedsim.plugins.syntax`). It covers the rooms of fedsim that compute
-(:data:`MATHEMATICS`) and the algorithm's own files. Those are the modules of its class, of its
-bases and of its parameters, and what these import from their package, from beside them and from
-what fedsim ships.
+A hash covers what code does, not how it is written: comments, layout and docstrings may change
+without a new id (:mod:`fedsim.plugins.syntax`). It covers two kinds of files. The first are those
+of fedsim that compute (:data:`MATHEMATICS`). The second are the algorithm's own: the modules of its
+class, of its bases and of its parameters, and the modules that these import from their package,
+from their folder and from the algorithms and baselines that fedsim ships.
 """
 
 from __future__ import annotations
@@ -28,18 +28,19 @@ SHIPPED = tuple(FEDSIM.parent / name for name in ("fedsim", "algorithms", "basel
 """The folders of the code that fedsim ships."""
 INSTALLED = {"site-packages", "dist-packages"}
 """Names of the folders into which packages are installed."""
-_ROOMS = ("methods", "privacy", "models", "training", "partition")
-MATHEMATICS = (*_ROOMS, "batch.py", "device.py", "seeds.py", "data/embeddings.py")
-"""The rooms and files of fedsim that compute what a training is."""
+_FOLDERS = ("methods", "privacy", "models", "training", "partition")
+MATHEMATICS = (*_FOLDERS, "batch.py", "device.py", "seeds.py", "data/embeddings.py")
+"""The folders and files of fedsim whose code decides the result of a training."""
 
 
 @cache
 def source_hash(cls: type) -> str:
     """Return 16 hex digits that identify the code of a class and all that trains it.
 
-    They are the first of a SHA-256. The code of a class from a notebook is that of its cell. A
-    class whose source cannot be found gets a random hash, so that no recorded result is taken for
-    one of its own. The answer is computed once a process.
+    They are the first digits of a SHA-256. All classes of one file have the same hash. Of a class
+    from a notebook, its definition counts; before Python 3.13, the cells in which its functions
+    were typed. A class whose source cannot be found gets a random hash, so that no recorded result
+    is taken for a result of this class. The hash of a class is computed once per process.
     """
     forms = _forms_of(_files(cls))
     for base in _bases(cls):
@@ -51,7 +52,8 @@ def source_hash(cls: type) -> str:
 def source_hash_of_file(file: Path) -> str:
     """Return the :func:`source_hash` of the classes that a file defines, without running the file.
 
-    It differs from theirs only where a base class is of another installed package.
+    It differs from the hash of an imported class only if the class has a base or parameters in a
+    file that the import statements do not lead to, such as one of another installed package.
 
     Raises:
         OSError: a file cannot be read.
@@ -63,25 +65,26 @@ def source_hash_of_file(file: Path) -> str:
 
 @cache
 def harness_hash(*rooms: str) -> str:
-    """Return the hash of the rooms of fedsim that compute, and of ``rooms`` beside them.
+    """Return the hash of the code of :data:`MATHEMATICS` and of further folders of fedsim.
 
     Args:
-        rooms: further folders or files of fedsim, such as ``evaluation``.
+        rooms: the further folders or files of fedsim, such as ``evaluation``.
     """
     forms = {}
-    for room in (*MATHEMATICS, *rooms):
-        path = FEDSIM / room
+    for folder_or_file in (*MATHEMATICS, *rooms):
+        path = FEDSIM / folder_or_file
         files = path.rglob("*.py") if path.is_dir() else [path]
         for file in files:
-            forms[file.relative_to(FEDSIM).as_posix()] = _form_of(file)
+            forms[file.relative_to(FEDSIM).as_posix()] = _form_hash(file)
     return _digest(forms)
 
 
 def place_of(cls: type) -> str:
     """Return a text that names a class.
 
-    It names the module of the class if that is shipped or installed, else its file, by the path
-    from the working folder if it is below.
+    The text is ``PLACE:CLASS``. The place is the module if the module is shipped or installed.
+    Otherwise it is the file, relative to the working folder if it lies below it. A class without a
+    file has the place ``interpreter``.
     """
     file = _file_of(cls.__module__)
     if file is None:
@@ -112,12 +115,12 @@ def is_shipped(cls: type) -> bool:
 
 
 def own_files(cls: type) -> set[Path]:
-    """Return the files of a plug-in that is not installed: its module and what that imports."""
+    """Return the files of a class and of what it imports that are neither shipped nor installed."""
     return {file for file in _files(cls) if not _has_lasting_name(file)}
 
 
 def _files(cls: type) -> set[Path]:
-    """Return all files of a class's own code."""
+    """Return the files of a class, its bases, its parameters and their imports, except fedsim's."""
     params = getattr(cls, "Params", cls)
     modules = {base.__module__ for base in (*_bases(cls), *_bases(params))}
     files = {file for file in map(_file_of, modules) if file and not file.is_relative_to(FEDSIM)}
@@ -137,23 +140,23 @@ def _with_imports(files: set[Path]) -> set[Path]:
 
 def _forms_of(files: set[Path]) -> dict[str, str]:
     """Return hashes of files by their paths below the folders from which they are imported."""
-    return {str(file.relative_to(_home(file))): _form_of(file) for file in files}
+    return {str(file.relative_to(_home(file))): _form_hash(file) for file in files}
 
 
 def _bases(cls: type) -> list[type]:
-    """Return a class and its bases that derive from ``Algorithm`` or ``Params``."""
-    own_module = "fedsim.methods.algorithm"
+    """Return those of a class and its bases that derive from ``Algorithm`` or ``Params``."""
+    root_module = "fedsim.methods.algorithm"  # the module of Algorithm and Params
     return [
-        base for base in cls.__mro__ if own_module in {root.__module__ for root in base.__mro__}
+        base for base in cls.__mro__ if root_module in {root.__module__ for root in base.__mro__}
     ]
 
 
 def _imported(file: Path) -> set[Path]:
-    """Return the files that a file may import from near it.
+    """Return the files that a file may import from its package, its folder or what fedsim ships.
 
-    These are the files of its package, of its folder and of what fedsim ships whose names are in
-    its import statements.
+    A file counts if its name is a word of an import statement. So it may not really be imported.
     """
+    # Python runs the __init__.py of every package on the way.
     names = {"__init__", *imported_names(file.read_bytes())}
     home = _home(file)
     package = file.relative_to(home).parts[0]
@@ -175,7 +178,7 @@ def _home(file: Path) -> Path:
     return next(folder for folder in file.parents if not (folder / "__init__.py").exists())
 
 
-def _form_of(file: Path) -> str:
+def _form_hash(file: Path) -> str:
     """Return a hash of the canonical form of a file."""
     return _hash_of_form(file.read_bytes())
 
@@ -186,7 +189,7 @@ def _hash_of_form(source: bytes) -> str:
 
 
 def _typed_form(cls: type) -> str:
-    """Return the canonical form of a class that has no file; random if its source is not known."""
+    """Return the canonical form of a class that has no file; a random text without a source."""
     text = textwrap.dedent(_typed(cls))
     if not text:
         return secrets.token_hex(8)
@@ -198,7 +201,10 @@ def _typed_form(cls: type) -> str:
 
 
 def _typed(cls: type) -> str:
-    """Return the source of a class that has no file: its definition, or its functions' cells."""
+    """Return the source of a class that has no file; an empty text if it cannot be found.
+
+    It is the definition of the class, or the notebook cells in which its functions were typed.
+    """
     try:
         return inspect.getsource(cls)
     except (OSError, TypeError):
@@ -245,5 +251,5 @@ def _digest_with_harness(forms: dict[str, str]) -> str:
 
 
 def _digest(texts: dict[str, str]) -> str:
-    """Return the first 16 hex digits of a SHA-256 of texts by name."""
+    """Return the first 16 hex digits of a SHA-256 of named texts, whatever their order."""
     return hashlib.sha256(repr(sorted(texts.items())).encode()).hexdigest()[:16]

@@ -1,9 +1,10 @@
 """Finds code of fedsim, its algorithms or its baselines that somebody replaced in this process.
 
-The functions and classes of a loaded module are compared with what its source defines: with the
-code that Python compiled from it, or, if a name is imported from another shipped module, with what
-that module holds. So it finds a function that a notebook assigned to a module or a class. Constants
-and the contents of installed packages are not compared.
+Every loaded module is compared with its source. A function must have the code that Python compiles
+from the source, and so must the functions of a class. A name that is imported from another shipped
+module must be the same object that this module holds. So a function is found that a notebook
+assigned to a module or a class. Constants, the defaults of arguments and the contents of installed
+packages are not compared.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Any
 from fedsim.plugins.code_hash import INSTALLED, SHIPPED, below_shipped, is_shipped
 
 _PACKAGES = tuple(folder.name for folder in SHIPPED)
-_IMPORT = re.compile(r"^from\s+([\w.]+)\s+import\s+(\([^)]*\)|[^\n(]+)", re.MULTILINE)
-_IMPORTED = re.compile(r"(\w+)(?:\s+as\s+(\w+))?")
+_FROM_IMPORT = re.compile(r"^from\s+([\w.]+)\s+import\s+(\([^)]*\)|[^\n(]+)", re.MULTILINE)
+_NAME_AND_ALIAS = re.compile(r"(\w+)(?:\s+as\s+(\w+))?")
 _COMMENT = re.compile(r"#[^\n]*")
 
 
@@ -34,7 +35,8 @@ class _Source:
 
     Attributes:
         spec: the spec of the import that ran the source; a reload gives another one.
-        codes: the compiled functions and class bodies, by qualified name.
+        codes: the code objects of functions and class bodies by qualified name. A name that is
+            defined several times has several.
         imported: for each name that is imported from a shipped module, that module and the name
             there.
     """
@@ -46,7 +48,7 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """What a module held when it was last found to be as its source defines it.
+    """The content of a module when it was last compared with its source and found equal.
 
     Attributes:
         owners: the module and its classes, each with its values by name.
@@ -57,13 +59,13 @@ class _Snapshot:
     functions: list[tuple[FunctionType, CodeType]]
 
     def is_held_by(self, module: ModuleType) -> bool:
-        """Return whether the module and its classes still hold the same, with the same code."""
+        """Return whether module and classes hold these values and the functions have this code."""
         if self.owners[0][0] is not module:
             return False
         try:
             holds_values = all(vars(owner) == values for owner, values in self.owners)
         except Exception:
-            # Values such as arrays cannot say whether they are equal.
+            # Some values, such as arrays, raise an error when dictionaries compare them.
             return False
         return holds_values and all(function.__code__ is code for function, code in self.functions)
 
@@ -76,6 +78,7 @@ def is_untouched(cls: type) -> bool:
     """Return whether a shipped class and all loaded shipped code are as their source says."""
     if replaced() is not None:
         return False
+    # Every shipped base must be the class that its module holds under its name.
     shipped = filter(is_shipped, cls.__mro__)
     return all(
         getattr(sys.modules[base.__module__], base.__qualname__, None) is base for base in shipped
@@ -85,15 +88,16 @@ def is_untouched(cls: type) -> bool:
 def replaced() -> str | None:
     """Return the name of a function or class of shipped code that somebody replaced, or None.
 
-    Modules are compared anew at every call. A module that holds the same values as at the last call
-    is not examined again.
+    Every call looks at all loaded modules. A module that holds the same values as in its snapshot
+    is not compared with its source again.
     """
     for name, module in list(sys.modules.items()):
         if not name.startswith(_PACKAGES) or not _is_below_shipped(_file_of(module)):
             continue
         if name in _snapshots and _snapshots[name].is_held_by(module):
             continue
-        for replaced_name in _replaced_in(module):
+        replaced_name = next(_replaced_in(module), None)
+        if replaced_name is not None:
             return f"{name}.{replaced_name}"
         _snapshots[name] = _snapshot_of(module)
     return None
@@ -138,7 +142,7 @@ def _collect(
     code: CodeType,
     codes: dict[str, list[CodeType]],
 ) -> None:
-    """Add all code within a code object, by qualified name."""
+    """Add the code objects within a code object to ``codes``, by qualified name, at every depth."""
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             codes.setdefault(inner.co_qualname, []).append(inner)
@@ -146,20 +150,23 @@ def _collect(
 
 
 def _imports_of(text: str) -> dict[str, tuple[str, str]]:
-    """Return the names that a text imports from shipped modules at its top level, and whence."""
+    """Return the names that a source text imports from shipped modules at its top level.
+
+    Each name is returned with the module that it comes from and with its name there.
+    """
     imported: dict[str, tuple[str, str]] = {}
-    for origin, names in _IMPORT.findall(text):
+    for origin, names in _FROM_IMPORT.findall(text):
         package, _, _ = origin.partition(".")
         if package not in _PACKAGES:
             continue
         names_alone = _COMMENT.sub("", names)
-        for name, alias in _IMPORTED.findall(names_alone):
+        for name, alias in _NAME_AND_ALIAS.findall(names_alone):
             imported[alias or name] = (origin, name)
     return imported
 
 
 def _replaced_in(module: ModuleType) -> Iterator[str]:
-    """Yield the names of what a module holds in place of what its source defines."""
+    """Yield the names in a module whose values are not what its source defines."""
     try:
         source = _source_of(module)
     except (AssertionError, AttributeError, ImportError, OSError, SyntaxError):
@@ -194,7 +201,7 @@ def _is_defined(value: Any, qualname: str, module: ModuleType) -> bool:
             for name, attribute in list(vars(value).items())
         )
     codes = _source_of(module).codes[qualname]
-    # No shipped source turns what it defines into a partial.
+    # No shipped module wraps what it defines in a partial, so a partial replaced the definition.
     if isinstance(value, functools.partial):
         return False
     return any(function.__code__ in codes for function in _functions_of(value))
@@ -212,10 +219,11 @@ def _is_attribute(
     """
     if qualname in _source_of(module).codes:
         return _is_defined(value, qualname, module)
-    generators = (module.__name__, f"namedtuple_{cls.__name__}")
+    # A generated method has no file, and runs in the namespace of one of these modules.
+    namespaces = (module.__name__, f"namedtuple_{cls.__name__}")
     return all(
         _is_known(function)
-        or (function.__code__.co_filename == "<string>" and _module_name(function) in generators)
+        or (function.__code__.co_filename == "<string>" and _module_name(function) in namespaces)
         for function in _functions_of(value)
     )
 
@@ -238,7 +246,12 @@ def _is_known(function: FunctionType) -> bool:
 
 
 def _functions_of(value: Any) -> list[FunctionType]:
-    """Return the functions within a value, also those that decorators of known code wrap."""
+    """Return the functions within a value.
+
+    They are the value itself, the functions of a property, and those that a static method, a class
+    method, a cache, a partial or a decorator wraps. A function whose own code is not known is
+    returned alone, because it may say that it wraps any other function.
+    """
     if isinstance(value, property):
         accessors = (value.fget, value.fset, value.fdel)
         return [function for accessor in accessors for function in _functions_of(accessor)]

@@ -51,8 +51,8 @@ class Entry:
 class RunResults:
     """All lines of a run folder by their keys, and the cells of its grid.
 
-    Files are read once. Lines of earlier grids and of older code stay in a run folder, so that a
-    grid can shrink and grow again, and an edit be undone, without running cells again.
+    Files are read once. Lines of earlier grids and of older code stay in a run folder. So a cell
+    does not run again if it returns to the grid, or if an edit of its code is undone.
 
     Attributes:
         folder: The run folder.
@@ -61,9 +61,9 @@ class RunResults:
         references: The reference lines by key.
         audits: All audit lines, in the order in which they were written.
         checks: All check lines, in the order in which they were written.
-        memberships: The lines of attacks on saved generators by training id.
-        entries: The cells that the manifest lists, with the kept cells of earlier grids last.
-            Without a manifest, one cell for every evaluation.
+        memberships: The lines of membership attacks on saved generators, by training id.
+        entries: The cells of the manifest's grid, then the cells of earlier grids that the report
+            still shows. Without a manifest, all trained cells of the folder.
     """
 
     folder: RunFolder
@@ -78,10 +78,12 @@ class RunResults:
     def row(self, entry: Entry, *, evaluated: bool = True) -> Row | None:
         """Return the result of a cell, or None while it is not finished.
 
+        A cell whose training failed is finished, too.
+
         Args:
             entry: The cell.
-            evaluated: Whether the cell has to be evaluated, too. If False, the result has no
-                scores.
+            evaluated: Whether the cell is finished only after its evaluation. If False, the
+                evaluation is ignored, and the result has no scores.
         """
         training = self.trainings.get(entry.training_id)
         if training is None:
@@ -104,16 +106,18 @@ class RunResults:
         )
 
     def audit_of(self, training: Line) -> Line | None:
-        """Return the combined line of all audits of a training's claim, or None without any.
+        """Return one line for all audits of a training's claim, or None if there is none.
 
-        It is the line of the strongest audit, with the largest bound of all of them. An audit that
-        refutes the claim is stronger than any that does not, whichever came later.
+        It is the line of the strongest audit, in which ``epsilon_lower`` is the largest bound of
+        all audits. An audit that refutes the claim is stronger than one that does not, even if the
+        other one is newer.
         """
         claim = claim_of(training["cell"])
         lines = [line for line in self.audits if line["claim"] == claim]
         if not lines:
             return None
-        # The last one of equally strong audits wins, since it has the most pairs.
+        # Of equally strong audits the last one is taken, since it has the most pairs. ``max``
+        # takes the first, so the order is reversed.
         strongest = max(reversed(lines), key=itemgetter("refuted", "epsilon_lower"))
         largest_bound = max(line["epsilon_lower"] for line in lines)
         return {**strongest, "epsilon_lower": largest_bound}
@@ -121,8 +125,9 @@ class RunResults:
     def _check_of(self, training: Line) -> Check | None:
         """Return the combined result of the checks of a training's code and parameters.
 
-        A search is as well founded as the weakest of its trainings: it has failed if one of its
-        settings has, and passed only if all have.
+        It is None if nothing is known, or if the training is not private. For a tuned cell all
+        points of its search count: the result is ``failed`` if one of them failed, and ``passed``
+        only if all of them passed.
         """
         cell = training["cell"]
         checks = [check for check in self.checks if check["source"] == cell["source"]]
@@ -150,13 +155,14 @@ class RunResults:
 
     @cached_property
     def every_entry(self) -> list[Entry]:
-        """Return all trained cells of the folder.
+        """Return all trained cells of the folder, in two parts.
 
-        The cells of every grid that ran here come first, without references. The cells of the
-        present grid, which the manifest lists, come last.
+        The first part follows from the lines of all grids that ran here, and its entries name no
+        references. A training has one entry for each of its evaluations. If it was not evaluated,
+        it has an entry for the cell that its line names.
 
-        A training has one cell for each of its evaluations, and its
-        own cell if it was not evaluated.
+        The second part holds the trained cells of the manifest. They may repeat entries of the
+        first part, and replace them in a dictionary.
         """
         cells = [(line["cell_id"], line["training_id"]) for line in self.evaluations.values()]
         evaluated = {training_id for _, training_id in cells}
@@ -190,7 +196,10 @@ class RunResults:
         return {entry.cell_id: self.trainings[entry.training_id] for entry in self.every_entry}
 
     def rounds(self) -> list[dict[str, Any]]:
-        """Return the round records of the manifest's cells, with ``cell_id``, by cell and round."""
+        """Return the round records of the manifest's cells, in the order of cells and rounds.
+
+        Each of them has the ``cell_id`` of its cell.
+        """
         rounds = ResultStore(self.folder.path).rounds()
         return [
             {"cell_id": entry.cell_id, **record}
@@ -208,7 +217,9 @@ class RunResults:
         for entry in self.entries:
             reference = self.references.get(entry.local_only)
             for client in self.evaluations.get(entry.cell_id, {}).get("clients", ()):
-                score = reference and reference["clients"][client["client"]]
+                score = None
+                if reference:
+                    score = reference["clients"][client["client"]]
                 line = {
                     "cell_id": entry.cell_id,
                     **client,
@@ -220,7 +231,10 @@ class RunResults:
         return lines
 
     def audit_lines(self) -> list[dict[str, Any]]:
-        """Return one line per cell whose claim was audited; cells with one claim share theirs."""
+        """Return one audit line for each cell whose claim was audited.
+
+        Cells with the same claim have the same audit.
+        """
         lines = {}
         for entry in self.entries:
             training = self.trainings.get(entry.training_id)
@@ -230,9 +244,10 @@ class RunResults:
         return list(lines.values())
 
     def write(self) -> None:
-        """Replace ``results.jsonl`` and ``clients.jsonl``, each at once or not at all.
+        """Replace ``results.jsonl`` and ``clients.jsonl``, each completely or not at all.
 
-        ``clients.jsonl`` is written if there are clients' scores, or to empty an earlier file.
+        ``clients.jsonl`` is written only if a cell was evaluated client by client, or if an earlier
+        file has to be emptied.
         """
         clients = self.clients()
         _write(self.folder.results, [row.values for row in self.rows])
@@ -241,8 +256,11 @@ class RunResults:
 
 
 def id_of_run(line: Line) -> str:
-    """Return the id of the training that really ran, which cells with equal results share."""
-    # Lines of earlier versions lack the key: each then counts as a training of its own.
+    """Return the id of the training that ran for a training line.
+
+    Cells that are equal by construction share one training, which ``equal_to`` names.
+    """
+    # Lines of earlier versions lack the key. Each of them counts as a training of its own.
     training_id: str = line.get("equal_to") or line["training_id"]
     return training_id
 
@@ -251,12 +269,12 @@ def claim_of(cell: Mapping[str, Any]) -> str:
     """Return the key of the claim that an audit tests, as one text.
 
     It holds the cell's code, algorithm, parameters, unit, trust, ε and δ. For a tuned cell the
-    search takes the place of the parameters that it chose.
+    description of the search takes the place of the parameters that the search chose.
     """
     params = cell["params"]
     if tuning := cell.get("tuning"):
-        given = {name: value for name, value in params.items() if name not in tuning["space"]}
-        params = [given, tuning]
+        untuned = {name: value for name, value in params.items() if name not in tuning["space"]}
+        params = [untuned, tuning]
     names = ("source", "algorithm", "params", "unit", "trust", "epsilon", "delta")
     return dump([{**cell, "params": params}[name] for name in names])
 
@@ -285,7 +303,7 @@ def read_results(folder: Path | str) -> RunResults:
 
 
 def listed(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return the cells of the manifest's grid, then those that its page keeps of earlier grids."""
+    """Return the cells of the manifest's grid, then those of earlier grids in its report."""
     return [*manifest["cells"], *manifest.get("kept", ())]
 
 

@@ -1,7 +1,7 @@
-"""Engines, which run jobs on slots, and how an engine loses jobs.
+"""Defines engines, which run jobs on slots, and the errors of a lost worker or cluster.
 
-There are two engines: :class:`InProcess` runs jobs in this process, and
-:class:`fedsim.runs.ray.RayEngine` runs them on the actors of a Ray cluster.
+A slot runs one job at a time. There are two engines: :class:`InProcess` runs jobs in this process,
+and :class:`fedsim.runs.ray.RayEngine` runs them on the actors of a Ray cluster.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from fedsim.runs.worker import Worker
 
 
 class ClusterLost(RunLost):
-    """The cluster is gone, or has no room any more for what is left to do.
+    """Raised when the cluster, or Ray's service on this machine, does not answer any more.
 
     Args:
-        what: which of the two happened, and where.
+        what: which part is gone, and how that shows.
     """
 
     def __init__(self, what: str) -> None:
@@ -31,10 +31,10 @@ class ClusterLost(RunLost):
 
 
 class WorkerLost(Exception):
-    """A worker cannot be used any more.
+    """Raised when a worker cannot be used any more.
 
     Args:
-        failure: how its job ended.
+        failure: the reason, which is recorded if the job does not run again.
         again: whether the job should run again, because the loss was no fault of the job.
     """
 
@@ -46,15 +46,15 @@ class WorkerLost(Exception):
 
 @dataclass(eq=False)
 class Slot:
-    """The place where an engine runs one job at a time.
+    """A worker and its further actors, on which an engine runs one job at a time.
 
     Attributes:
-        need: the actors of the slot, and the share of each.
+        need: the number of actors of the slot, and the CPUs and GPUs of each.
         worker: the worker that runs the jobs.
         others: the further actors of the slot, which host cohorts of the worker's cell.
-        group: what reserves the actors' shares; None if nothing does.
-        plug_in: the algorithm that is not shipped and whose code ran on the slot.
-        stream: the stream of the job that was started last.
+        group: Ray's placement group, which reserves the CPUs and GPUs; None in this process.
+        plug_in: the name of the plug-in whose code ran on the slot; empty if none ran.
+        stream: the stream of the job that was started last; only :class:`InProcess` sets it.
     """
 
     need: Need
@@ -69,11 +69,11 @@ class Engine(Protocol):
     """What the scheduler needs of an engine."""
 
     def put(self, value: Any) -> Any:
-        """Return a value in the form in which jobs get it as an argument."""
+        """Return what the engine passes to jobs in place of a value, such as Ray's reference."""
         ...
 
     def nodes(self) -> tuple[Node, ...]:
-        """Return the machines that there are now.
+        """Return the machines on which the engine can open slots now.
 
         Raises:
             ClusterLost: the cluster is gone.
@@ -102,7 +102,10 @@ class Engine(Protocol):
         ...
 
     def ready(self, streams: Sequence[Any], timeout: float) -> list[Any]:
-        """Return streams that have an item or have ended; none after ``timeout`` seconds."""
+        """Return streams that have an item or have ended.
+
+        The list is empty if there is no such stream within ``timeout`` seconds.
+        """
         ...
 
     def receive(self, stream: Any) -> Item:
@@ -123,8 +126,9 @@ class InProcess(Engine):
     Nothing is started; each item is computed when it is received.
 
     Attributes:
-        node: this machine; one slot has all of it.
-        capture: whether what a cell prints goes to its log.
+        node: this machine. Jobs run one after another on it.
+        capture: whether what a job prints is collected for the log of its cell. If not, it goes to
+            the terminal.
     """
 
     node: Node
@@ -139,11 +143,15 @@ class InProcess(Engine):
         return (self.node,)
 
     def open(self, need: Need, device: Device) -> Slot:
-        """Return a slot with one worker in this process, whatever the number of actors."""
+        """Return a slot with one worker in this process, however many actors ``need`` has."""
         return Slot(need, Worker(need, device, capture=self.capture))
 
     def close(self, slot: Slot) -> None:
-        """Reset the settings of this process; other changes of a plug-in stay."""
+        """End the slot's job, and give this process fedsim's settings and torch's defaults again.
+
+        Threads and working folder become those of the worker, not those before the bench. Other
+        changes of a plug-in stay.
+        """
         if slot.stream is not None:
             # Until its stream is closed, a job sends what is printed to the log of its cell.
             slot.stream.close()

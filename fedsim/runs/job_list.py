@@ -1,4 +1,7 @@
-"""Lists the jobs that a run folder still lacks: cells, references, audits and checks."""
+"""Lists the jobs that a bench has to run, because the run folder lacks their result lines.
+
+A job computes a cell, a reference, an audit or a check.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +35,10 @@ def missing_jobs(
     *,
     retry_failed: bool = False,
 ) -> Iterator[Job]:
-    """Yield a job for every result line that the grid lacks.
+    """Yield the jobs for all result lines that the grid lacks.
 
-    The references of a cell come before it. After the cells come the audits, then the checks.
+    The references of a cell come before the cell. Cells with equal results share the job of the
+    first of them. After the cells come the audits, then the checks.
 
     Args:
         run: the grid, its run folder and its display.
@@ -57,10 +61,11 @@ def missing_jobs(
             continue
         if job.trains:
             first_training = run.prepared.equal[trial.cell.training_id]
-            first_job = first_jobs.setdefault(first_training, job)
-            if first_job is not job:
+            first_job = first_jobs.get(first_training)
+            if first_job is not None:
                 first_job.equal.append(trial)
                 continue
+            first_jobs[first_training] = job
         yield job
     for audit in missing_audits(audits, lines.audits):
         yield _audit_job(run, audit)
@@ -84,12 +89,12 @@ def _job_for_cell(
     is_release = cell.noise == "secret" and trial.plan is not None
     if is_release and is_trained(cell.training_id, lines):
         what = (
-            f"{cell.label} (cell {cell.cell_id}) is to be evaluated, and what its training made "
-            "was not kept"
+            f"{cell.label} (cell {cell.cell_id}) cannot be evaluated, because what its training "
+            "left was not kept"
         )
         hint = (
-            "its noise was secret, and a second training would be a second release of the "
-            "same rows: give a new folder to train again"
+            "its noise was secret, so a second training would be a second release of the "
+            "same rows; to train again all the same, give a new folder"
         )
         raise UserError(str(run.store.folder.path), what, hint)
     return CellJob(run, trial)
@@ -98,7 +103,8 @@ def _job_for_cell(
 def entries_of(prepared: Prepared) -> list[Entry]:
     """Return the cells of a grid with the keys of their result lines.
 
-    Cells share a reference if nothing differs on which it depends.
+    Cells share a reference if all that the reference depends on is equal. The data sets must still
+    have their training rows, on which the keys depend.
     """
     entries = []
     code = harness_hash("evaluation")
@@ -110,6 +116,7 @@ def entries_of(prepared: Prepared) -> list[Entry]:
             "code": code,
         }
         ceiling = identity({"kind": "ceiling", **facts})
+        # The ceiling does not depend on the partition, but local-only does.
         facts["partition"] = trial.partition.fingerprint
         facts["scheme"] = cell.partition.model_dump(mode="json")
         local_only = identity({"kind": "local-only", **facts})
@@ -118,7 +125,14 @@ def entries_of(prepared: Prepared) -> list[Entry]:
 
 
 def _reference_job(run: RunContext, trial: Trial, kind: str, key: str) -> Job:
-    """Return the job of a reference, ``ceiling`` or ``local-only``; its line has ``key``."""
+    """Return the job that computes a reference.
+
+    Args:
+        run: the grid, its run folder and its display.
+        trial: a cell that the reference belongs to.
+        kind: ``ceiling`` or ``local-only``.
+        key: the key of the reference's result line.
+    """
     cell = trial.cell
     partition = None
     if kind == "local-only":
@@ -146,7 +160,10 @@ def claim_audits(prepared: Prepared) -> tuple[ClaimAudit, ...]:
 
 
 def _audit_job(run: RunContext, audit: ClaimAudit) -> Job:
-    """Return the job of one audit, which continues from the recorded pairs of trainings."""
+    """Return the job of one audit, which continues from the recorded pairs of trainings.
+
+    A job that has lost its worker asks again, so the recorded pairs are counted at every start.
+    """
     store = run.store
     key = audit.run.key
     trial = audit.trials[0]
@@ -175,16 +192,22 @@ def _audit_job(run: RunContext, audit: ClaimAudit) -> Job:
 
 
 def _missing_checks(run: RunContext, lines: RunResults) -> Iterator[Job]:
-    """Yield one check per method, parameters, unit and trust whose results claim a theorem."""
+    """Yield the checks that the grid's private cells lack.
+
+    Cells with the same code, unit, trust and parameters share a check; numbers of steps may differ.
+    Cells whose claim is no theorem are not checked.
+    """
     mode = run.prepared.grid.check
     if mode is None:
         return
     quick = mode == "quick"
     known_checks = set()
     for line in lines.checks:
+        # A full check also serves where the grid asks for a quick one.
         if line["full"] or quick:
             known_checks.add(_checked_code(line))
     for cell_trial in run.prepared.trials:
+        # A tuned cell has a trial for each set of parameters that it may train with.
         for trial in cell_trial.trained:
             if trial.plan is None or trial.plan.claim not in THEOREMS:
                 continue
@@ -195,18 +218,18 @@ def _missing_checks(run: RunContext, lines: RunResults) -> Iterator[Job]:
 
 
 def _checked_code(facts: Mapping[str, Any]) -> str:
-    """Return a key that is equal for check lines and for cells that need this check.
+    """Return a key that is equal for a check line and for the cells that it is about.
 
     Args:
-        facts: the values of a check line by name, or those of a cell and the hash of the code that
-            checks.
+        facts: the values of a check line by name; or those of a cell, with the hash of the code
+            that checks as ``check``.
     """
     key = {name: facts.get(name) for name in ("source", "unit", "trust", "check")}
     return identity(key | {"params": compared(facts["params"])})
 
 
 def _check_job(run: RunContext, trial: Trial, key: str, *, quick: bool) -> Job:
-    """Return the job of the check that a cell needs; similar cells share it."""
+    """Return the job that checks a cell's algorithm; all cells with the same ``key`` need it."""
     cell = trial.cell
     defaults = lookup(cell.algorithm).Params.model_validate({}).model_dump(mode="json")
     changed_params = []

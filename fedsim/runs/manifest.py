@@ -34,10 +34,10 @@ from fedsim.runs.prepare import Prepared, prepare, this_machine
 RELEASE_WORDS = {
     "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be "
     "released",
-    "secret": "what `fedsim release` writes of a cell may be released under its epsilon, several "
-    "under what all of them cost together "
-    "(fedsim verify), for training rows and clients as they were given; nothing else in this "
-    "folder may",
+    "secret": "the package that `fedsim release` writes of a cell may be released under the cell's "
+    "epsilon; several packages together cost the epsilon that `fedsim verify` computes; both hold "
+    "for the training rows and clients as they were given; nothing else in this folder may be "
+    "released",
 }
 """What may leave a run folder, by the source of its noise."""
 PAGE_FIELDS = (
@@ -50,9 +50,12 @@ PAGE_FIELDS = (
     "trust",
     "noise",
 )
-"""The fields that must be equal for two cells to share a report."""
+"""The fields of a cell by which a report decides whether it still shows the cell.
+
+They must be those of some cell of the grid.
+"""
 METHOD_FIELDS = ("algorithm", "params", "tuning")
-"""The fields that identify a method with its parameters."""
+"""The fields of a cell that say which method it runs, and with which parameters."""
 PACKAGES = ("ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
 """The packages whose versions are recorded, because they compute or move numbers."""
 
@@ -61,13 +64,13 @@ def prepared_again(folder: RunFolder, *, trust_plugin: bool) -> Prepared:
     """Return the grid of a run folder, prepared for this machine.
 
     Args:
-        folder: the run folder. The plug-ins that were refused when it ran are left out.
+        folder: the run folder. Plug-ins that its bench refused are left out.
         trust_plugin: whether to run the code of algorithms that the grid names as a file or as a
             module that is not installed.
 
     Raises:
-        UserError: the folder has no results, its manifest cannot be read, or the grid names code
-            that is not trusted.
+        UserError: the folder has no results, its manifest cannot be read, the grid names code
+            that is not trusted, or the grid cannot be prepared on this machine.
     """
     folder.check()
     manifest = read_manifest(folder.path)
@@ -95,19 +98,19 @@ def write_manifest(
     entries: Sequence[Entry],
     kept: Sequence[Entry] = (),
 ) -> None:
-    """Write ``manifest.json``: versions, hardware, the grid, its methods, numbers and cells.
+    """Write ``manifest.json``, which describes the run: its grid, code, hardware and cells.
 
     Args:
         folder: the run folder.
         prepared: the grid; its refused plug-ins are listed, too.
         entries: the cells of the grid.
-        kept: the cells of earlier grids that the report goes on showing.
+        kept: the cells of earlier grids that the report still shows.
     """
     grid = prepared.grid
     methods = [
         _describe_method(entry.display, lookup(entry.name))
-        for i, entry in grid.running.items()
-        if i not in prepared.refused
+        for position, entry in grid.running.items()
+        if position not in prepared.refused
     ]
     if kept:
         earlier_methods = read_manifest(folder.path).get("methods", [])
@@ -128,8 +131,8 @@ def write_manifest(
             if isinstance(entry, Published)
         ],
         "refused": [
-            {"algorithm": grid.algorithms[i].display, "error": str(error)}
-            for i, error in prepared.refused.items()
+            {"algorithm": grid.algorithms[position].display, "error": str(error)}
+            for position, error in prepared.refused.items()
         ],
         "cells": [asdict(entry) for entry in entries],
         "kept": [asdict(entry) for entry in kept],
@@ -139,12 +142,13 @@ def write_manifest(
 
 
 def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry], list[Entry]]:
-    """Return the cells that the folder's report showed and that this grid does not make.
+    """Divide the cells that the report showed so far and that are no cells of this grid.
 
     Returns:
-        The cells that the report goes on showing: they are ok, and of the grid's data, evaluation
-            and today's code. A cell with a label of the grid must also have that label's
-            parameters. Second, the cells that the report no longer shows.
+        Two lists. The first has the cells that the report still shows: their result is ok, their
+            data, privacy and evaluation are those of some cell of the grid, and their code has not
+            changed. If their label is one of the grid's, their parameters are the grid's, too. The
+            second list has the other cells, which the report no longer shows.
     """
     ids_in_grid = set()
     evaluations = set()
@@ -165,18 +169,19 @@ def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry],
         row = lines.row(entry)
         if row is None or entry.cell_id in ids_in_grid:
             continue
-        recorded = lines.trainings[entry.training_id]["cell"]
-        algorithm = recorded["algorithm"]
+        recorded_cell = lines.trainings[entry.training_id]["cell"]
+        algorithm = recorded_cell["algorithm"]
         if algorithm not in sources:
             sources[algorithm] = source_of_today(algorithm)
-        method = _text_of(recorded, METHOD_FIELDS)
-        cell_ids = {evaluation_id(entry.training_id, evaluation) for evaluation in evaluations}
+        method = _text_of(recorded_cell, METHOD_FIELDS)
+        # The id of a cell says which evaluation, and which code of it, gave its scores.
+        ids_of_today = {evaluation_id(entry.training_id, evaluation) for evaluation in evaluations}
         if (
             row.status == "ok"
-            and entry.cell_id in cell_ids
-            and _text_of(recorded, PAGE_FIELDS) in pages
+            and entry.cell_id in ids_of_today
+            and _text_of(recorded_cell, PAGE_FIELDS) in pages
             and methods.get(entry.label, method) == method
-            and recorded["source"] == sources[algorithm]
+            and recorded_cell["source"] == sources[algorithm]
         ):
             kept.append(entry)
         else:
@@ -185,12 +190,15 @@ def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry],
 
 
 def _text_of(cell: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Return some fields of a cell as a text, which is equal for equal values."""
+    """Return the values of some fields of a cell as one text, to compare them with others."""
     return dump([cell[name] for name in names])
 
 
 def _describe_method(label: str, cls: type[Algorithm]) -> dict[str, str]:
-    """Return what the class says that a method is, and the paper that it follows."""
+    """Return the label of a method, what its class says about it, and the paper it follows.
+
+    The text is the first paragraph of the docstring of the class.
+    """
     docstring = inspect.cleandoc(cls.__doc__ or "")
     first_paragraph, _, _ = docstring.partition("\n\n")
     words = first_paragraph.replace("`", "").split()
@@ -207,16 +215,17 @@ def now() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, fedsim and the packages that compute."""
+    """Return the versions of Python, of fedsim and of :data:`PACKAGES`."""
     own_versions = {"python": platform.python_version(), "fedsim": __version__}
     return own_versions | {name: version(name) for name in PACKAGES}
 
 
 def revision() -> str | None:
-    """Return the git revision of fedsim's source tree, with a mark if it was changed since.
+    """Return the git revision of fedsim's source tree.
 
     Returns:
-        None outside a checkout of fedsim.
+        The revision, with ``-dirty`` at its end if a file has changed since. None outside a
+            checkout of fedsim and on a machine without git.
     """
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists() or shutil.which("git") is None:

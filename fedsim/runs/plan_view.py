@@ -40,7 +40,7 @@ class Plan(Printed):
 
     Attributes:
         prepared: the grid.
-        folder: its run folder; what has run there tells how long the rest will take.
+        folder: its run folder. The times of the trainings there are the basis of the estimate.
         audits: the audits of the grid's claims.
     """
 
@@ -57,7 +57,7 @@ class Plan(Printed):
 
     @property
     def cells(self) -> pd.DataFrame:
-        """A table with one row per cell: what is known of it before it runs."""
+        """A table with one row per cell: its place in the grid and its privacy plan."""
         import pandas as pd
 
         return pd.DataFrame([_cell_facts(trial) for trial in self.prepared.trials])
@@ -66,29 +66,29 @@ class Plan(Printed):
     def noise(self) -> pd.DataFrame:
         """A table of the noise in units of the signal, with one row per part of each release.
 
-        Each row divides the norm of the noise by the largest norm that the part can have. Cells
-        that only differ in seed or alpha share their rows. The shapes of the parts come from rounds
-        that are computed on made-up examples.
+        A part is one statistic of a release, or its whole gradient. The signal is the largest norm
+        that a part can have. Cells that only differ in seed or alpha share their rows. The shapes
+        of the parts come from rounds that are computed on made-up examples.
         """
         import pandas as pd
 
-        distinct = {}
+        trial_of_setting = {}
         for trial in self.prepared.trials:
             cell = trial.cell
             data = shown(cell.dataset, cell.evaluation.unseen)
-            distinct[cell.label, data, cell.clients, cell.epsilon] = trial
-        parts: dict[Any, Parts] = {}
+            trial_of_setting[cell.label, data, cell.clients, cell.epsilon] = trial
+        parts_of_method: dict[Any, Parts] = {}
         records = []
-        for (_, data, _, _), trial in distinct.items():
+        for (_, data, _, _), trial in trial_of_setting.items():
             cell = trial.cell
             plan = trial.plan
             if plan is None or math.isinf(plan.epsilon_target):
                 continue
             method = (cell.algorithm, str(cell.params), trial.task)
-            if method not in parts:
-                parts[method] = parts_of(trial)
+            if method not in parts_of_method:
+                parts_of_method[method] = parts_of(trial)
             for release in plan.releases:
-                for signal in signals(trial, parts[method], release):
+                for signal in signals(trial, parts_of_method[method], release):
                     record = {
                         "algorithm": cell.label,
                         "data": data,
@@ -105,16 +105,16 @@ class Plan(Printed):
 
     @property
     def partitions(self) -> pd.DataFrame:
-        """A table with one row per client of every partition: its examples of each class.
+        """A table with one row per client of every partition: its number of examples per class.
 
-        The counts are exact, not private.
+        No privacy protects these numbers: they are exact counts of the data.
         """
         import pandas as pd
 
         records = []
         for matrix in label_matrices(self.prepared):
             for client, counts in zip(matrix.names, matrix.counts, strict=True):
-                classes = dict(zip(matrix.classes, map(int, counts), strict=True))
+                count_of_class = dict(zip(matrix.classes, map(int, counts), strict=True))
                 records.append(
                     {
                         "data": matrix.dataset,
@@ -123,7 +123,7 @@ class Plan(Printed):
                         "seed": matrix.seed,
                         "client": client,
                         "rows": int(counts.sum()),
-                        **classes,
+                        **count_of_class,
                     }
                 )
         return pd.DataFrame(records)
@@ -159,7 +159,7 @@ class Plan(Printed):
         console.print(frame_table(title, self.cells))
         noise = self.noise
         if len(noise):
-            title = "noise in units of the signal, the largest norm that a part can have"
+            title = "noise in units of the signal (the largest norm that a part can have)"
             console.print(frame_table(title, noise))
         keys = ["data", "α", "clients", "seed"]
         by_partition = self.partitions.groupby(keys, sort=False, dropna=False)
@@ -184,7 +184,7 @@ def _cell_facts(trial: Trial) -> dict[str, Any]:
     if plan is not None:
         return facts | _plan_facts(plan, cell.unit_name)
     if cell.epsilon is not None:
-        # The author of external samples states their ε.
+        # Without a plan, only external samples have an ε, which their author states.
         if math.isfinite(cell.epsilon) and cell.params["claim"] != "none":
             facts["claim"] = UNVERIFIED
         facts["ε"] = cell.epsilon
@@ -193,7 +193,7 @@ def _cell_facts(trial: Trial) -> dict[str, Any]:
 
 
 def _plan_facts(plan: PrivacyPlan, unit: str) -> dict[str, Any]:
-    """Return what a privacy plan promises, by column."""
+    """Return the columns that a privacy plan fills, such as its ε, noise and steps."""
     return {
         "ε": plan.epsilon_target,
         "ε reached": plan.epsilon_reached,
@@ -218,17 +218,17 @@ def show_warnings(prepared: Prepared, console: Console) -> None:
 
 
 def _warnings(prepared: Prepared) -> Iterator[str | None]:
-    """Yield warnings of budgets and scores that promise less than they seem to promise.
+    """Yield warnings of a large δ, of missing test examples and of an alpha without effect.
 
     Some warnings are yielded several times; None stands for no warning.
     """
-    sites = {}
-    partitions = {}
+    site_of_data = {}
+    trial_of_partition = {}
     for trial in prepared.trials:
         cell = trial.cell
         data = prepared.data[trial.data_key]
-        sites[trial.data_key] = cell.evaluation.unseen
-        partitions[trial.data_key, cell.clients] = trial
+        site_of_data[trial.data_key] = cell.evaluation.unseen
+        trial_of_partition[trial.data_key, cell.clients] = trial
         if trial.plan is not None and math.isfinite(trial.plan.epsilon_target):
             yield large_delta(
                 cell.unit_name,
@@ -236,12 +236,12 @@ def _warnings(prepared: Prepared) -> Iterator[str | None]:
                 trial.units,
                 data.name,
             )
-    for key, site in sites.items():
+    for key, site in site_of_data.items():
         data = prepared.data[key]
         yield untested(data, site)
         if "fidelity" in prepared.grid.evaluation.evaluators:
             yield left_out(data, site)
-    for trial in partitions.values():
+    for trial in trial_of_partition.values():
         yield alpha_without_effect(trial, prepared.data[trial.data_key])
 
 
@@ -253,12 +253,13 @@ def alpha_without_effect(trial: Trial, data: Embeddings) -> str | None:
     spec = trial.cell.partition
     if spec.scheme != "column-dirichlet" or spec.column is None:
         return None
-    values = len(np.unique(data.columns[spec.column]))
-    if trial.cell.clients != values:
+    value_count = len(np.unique(data.columns[spec.column]))
+    if trial.cell.clients != value_count:
         return None
+    clients = counted(value_count, "client")
     return (
-        f"alpha has no effect on {data.name} with {counted(values, 'client')}: column-dirichlet "
-        f"gives each of the {values} values of '{spec.column}' a single client"
+        f"alpha has no effect on {data.name} with {clients}: column-dirichlet gives each of the "
+        f"{value_count} values of '{spec.column}' a single client"
     )
 
 
@@ -296,37 +297,38 @@ def time_left(
 ) -> tuple[float, str]:
     """Return the estimated seconds of the trainings that a run folder lacks, and words for them.
 
-    Each training is assumed to take the mean time of the recorded ones of its algorithm. The words
-    name the algorithms that have not run yet; the seconds do not count them.
+    Each training is assumed to take the mean time of the recorded trainings of its algorithm. An
+    algorithm without a recorded training is named in the words, and the seconds leave it out.
     """
-    cells = _cells_to_train(prepared, lines, retry_failed=retry_failed)
-    recorded = _recorded_seconds(lines)
+    missing_counts = _cells_to_train(prepared, lines, retry_failed=retry_failed)
+    recorded_seconds = _recorded_seconds(lines)
     seconds = 0.0
-    known = 0
-    unknown = []
-    for name, count in sorted(cells.items()):
-        if name in recorded:
-            seconds += count * fmean(recorded[name]) / prepared.parallel
-            known += count
+    known_count = 0
+    unknown_names = []
+    for name, count in sorted(missing_counts.items()):
+        if name in recorded_seconds:
+            seconds += count * fmean(recorded_seconds[name]) / prepared.parallel
+            known_count += count
         else:
-            unknown.append(name)
+            unknown_names.append(name)
     words = []
-    if known or not unknown:
-        words.append(f"about {duration(seconds)} of training for {counted(known, 'cell')}")
-    if unknown:
-        folder = lines.folder.path
-        words.append(f"not known before a cell of {', '.join(unknown)} has run in {folder}")
+    if known_count or not unknown_names:
+        words.append(f"about {duration(seconds)} of training for {counted(known_count, 'cell')}")
+    if unknown_names:
+        names = ", ".join(unknown_names)
+        words.append(f"not known before a cell of {names} has run in {lines.folder.path}")
     return seconds, ", ".join(words)
 
 
 def _cells_to_train(prepared: Prepared, lines: RunResults, *, retry_failed: bool) -> Counter[str]:
-    """Return the number of trainings that are missing, by algorithm; equal cells share one."""
-    algorithms = {}
+    """Return the number of missing trainings by algorithm; cells with equal results share one."""
+    algorithm_of_training = {}
     for trial in prepared.trials:
         cell = trial.cell
-        if isinstance(work_left(state_of(cell, lines), retry_failed=retry_failed), Missing):
-            algorithms[prepared.equal[cell.training_id]] = cell.algorithm
-    return Counter(algorithms.values())
+        state = work_left(state_of(cell, lines), retry_failed=retry_failed)
+        if isinstance(state, Missing):
+            algorithm_of_training[prepared.equal[cell.training_id]] = cell.algorithm
+    return Counter(algorithm_of_training.values())
 
 
 def _recorded_seconds(lines: RunResults) -> dict[str, list[float]]:

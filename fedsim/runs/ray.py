@@ -1,9 +1,9 @@
-"""All code that imports Ray: clusters, actors, and the engine that runs jobs on them.
+"""Starts or joins Ray clusters and runs jobs on their actors; no other module imports Ray.
 
 A cluster is either started for this machine (:func:`local_cluster`) or joined by its address
-(:func:`joined_cluster`). :class:`RayEngine` then opens slots on it. The first actor of a slot is a
-:class:`TrialWorker`; each other actor is a :class:`CohortActor`, with further clients of the
-worker's cell.
+(:func:`joined_cluster`). :class:`RayEngine` then opens slots on it. A slot is a group of actors
+that runs one job at a time. Its first actor is a :class:`TrialWorker`, which runs the job. Each
+other actor is a :class:`CohortActor`, which hosts further clients of the worker's cell.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 # Ray reads these variables when it is imported, and hands them to the processes that it starts.
-# What the user has set already stays.
+# A variable that the user has set keeps its value.
 os.environ.update(
     {
         # Ray sends no usage report to anyone.
@@ -36,7 +36,7 @@ os.environ.update(
         "RAY_max_direct_call_object_size": str(2**20),
         # Worker processes import torch while Ray still starts.
         "RAY_preload_python_modules": "fedsim.runs.ray",
-        # A signal is heard within 0.1 s of any wait.
+        # A process that waits for Ray reacts to a signal within 0.1 s.
         "RAY_get_check_signal_interval_milliseconds": "100",
         # Workers stay in the process group of their cluster, so that they end with it.
         "RAY_process_group_cleanup_enabled": "false",
@@ -79,7 +79,7 @@ from fedsim.training.trial import Trial
 IN_THE_CALL = int(os.environ["RAY_max_direct_call_object_size"])  # noqa: SIM112 (Ray's spelling)
 """The most bytes that Ray sends within a call; more goes through the object store."""
 LEAVING = 2.0
-"""The seconds in which a connection may end by itself after an interruption or a loss."""
+"""The seconds that a connection has to end after an interruption or the loss of the cluster."""
 _HEAD = """
 import os, signal, sys
 import ray
@@ -120,7 +120,7 @@ def local_cluster(node: Node) -> Iterator[RayEngine]:
         raise UserError(
             "Ray",
             "runs in this process already",
-            "end it with `ray.shutdown()` first, which ends what it computes, too",
+            "call `ray.shutdown()` first, which also ends what Ray computes now",
         )
     # The path of a socket may have 107 bytes, of which a long TMPDIR would leave Ray too few.
     scratch = tempfile.TemporaryDirectory(
@@ -137,10 +137,12 @@ def local_cluster(node: Node) -> Iterator[RayEngine]:
             yield RayEngine()
 
 
-def _not_started(what: str) -> RunLost:
+def _not_started(reason: str) -> RunLost:
     """Return the error for a cluster that did not start."""
     return RunLost(
-        "Ray", f"did not start ({what})", "free memory or processes; the same command tries again"
+        "Ray",
+        f"did not start ({reason})",
+        "free some memory or end other processes; the same command tries again",
     )
 
 
@@ -175,8 +177,11 @@ def _head(node: Node, folder: Path) -> Iterator[str]:
             assert head.stdout is not None
             address = head.stdout.readline().strip()
             if not address:
-                lines = Path(errors.name).read_text().strip().splitlines()
-                raise _not_started(lines[-1] if lines else "no word of why")
+                error_lines = Path(errors.name).read_text().strip().splitlines()
+                reason = "it printed no reason"
+                if error_lines:
+                    reason = error_lines[-1]
+                raise _not_started(reason)
             yield address
         finally:
             with suppress(ProcessLookupError):
@@ -238,8 +243,9 @@ def _not_joined(address: str) -> UserError:
     return UserError(
         f"address {address}",
         "no Ray cluster runs there, or it does not let this process in",
-        "start one with `ray start --head`, of this version of Ray and Python; where it asks for "
-        "a token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (`ray get-auth-token` at its head)",
+        "start one by `ray start --head` with the versions of Ray and Python that run here; if it "
+        "asks for a token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (`ray get-auth-token` on the "
+        "head's machine prints the token)",
     )
 
 
@@ -255,8 +261,8 @@ def _connected() -> Iterator[None]:
     """Disconnect at the end of the block.
 
     After an interruption or the loss of the cluster, the connection gets :data:`LEAVING` seconds
-    to end, because the cluster may not answer any more. If it has not ended then, the process
-    does not wait for it at its own end either.
+    to end, because the cluster may not answer any more. If the connection is still open then,
+    this process also exits without waiting for it.
     """
     shutdown = threading.Thread(target=ray.shutdown, daemon=True)
     try:
@@ -285,9 +291,9 @@ def live_nodes() -> tuple[Node, ...]:
 
 
 def prepare_process() -> None:
-    """Let Ray send tensors as arrays of bytes, and receive them in torch's own memory.
+    """Let Ray send tensors as arrays of bytes, and copy each received tensor to memory of torch.
 
-    The memory that Ray gives to a received object is read-only and aligned by chance.
+    Without this, a received tensor is in memory of Ray, which is read-only and aligned by chance.
     """
     ray.util.register_serializer(torch.Tensor, serializer=_packed, deserializer=_unpacked)
 
@@ -324,23 +330,26 @@ class TrialWorker(Worker):
         _prepare_actor()
         self.cohorts = list(cohorts)
 
-    def pool(self, held: Sequence[Any], trial: Trial, data: Embeddings, seeds: Seeds) -> LocalPool:
+    def pool(
+        self, engine_data: Sequence[Any], trial: Trial, data: Embeddings, seeds: Seeds
+    ) -> LocalPool:
         """Return the clients of a cell, on all actors of the slot."""
         if len(trial.sizes) == 1:
-            return super().pool(held, trial, data, seeds)
+            return super().pool(engine_data, trial, data, seeds)
         return RayPool(
             self.cohorts,
             trial.cohorts(seeds),
             trial.data_key,
             data,
-            held[0],
+            engine_data[0],
             self.device,
         )
 
     def failure(self, error: Exception | SystemExit) -> Failure | None:
         """Return why a job failed; None if another actor of the slot died.
 
-        An exception of another actor comes wrapped; its text is the traceback on that actor.
+        Ray wraps an exception of another actor. The text of the wrapper is the traceback of the
+        exception on that actor.
         """
         if isinstance(error, ray.exceptions.RayTaskError):
             return Failure(type(error.cause).__name__, str(error.cause), str(error))
@@ -424,8 +433,9 @@ class RayPool(LocalPool):
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         """Run one round of all clients; a large broadcast goes into the object store once."""
         size = sum(value.nbytes for value in broadcast.values())
-        on_cpu = moved(broadcast, CPU)
-        sent: Any = ray.put(on_cpu) if size > IN_THE_CALL else on_cpu
+        sent: Any = moved(broadcast, CPU)
+        if size > IN_THE_CALL:
+            sent = ray.put(sent)
         arguments = [(round_, broadcast)] + [(round_, sent)] * len(self.actors)
         return self.each("round", arguments)
 
@@ -507,7 +517,10 @@ class RayEngine(Engine):
         return getattr(slot.worker, method).options(num_returns="streaming").remote(*args)
 
     def ready(self, streams: Sequence[Any], timeout: float) -> list[Any]:
-        """Return the first stream that has an item or has ended; none after ``timeout`` seconds."""
+        """Return a list with the first stream that has an item or has ended.
+
+        The list is empty if there is no such stream within ``timeout`` seconds.
+        """
         ready: list[Any] = ray.wait(list(streams), timeout=timeout)[0]
         return ready
 
@@ -522,10 +535,10 @@ class RayEngine(Engine):
 
 
 def _worker_lost(error: ray.exceptions.RayError) -> WorkerLost:
-    """Return the loss that an error of Ray stands for.
+    """Return the loss of a worker that an error of Ray stands for.
 
-    Either a process, a machine or an object was lost, which is no fault of the job, or the job
-    raised an exception that it could not report as a failure.
+    If a process, a machine or an object was lost, the job is not at fault and runs again. Else
+    the job raised an exception that it could not report as a failure, and it does not run again.
     """
     cause = getattr(error, "cause", None) or error
     raised = cause if isinstance(error, ray.exceptions.RayTaskError) else error

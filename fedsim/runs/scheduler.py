@@ -1,7 +1,7 @@
 """The scheduler runs the jobs of a bench on groups of worker processes, the slots.
 
-It hands each job what its workers yield. It runs a job again if its slot was lost, and it ends a
-job that takes too long.
+It hands every item that a worker yields to the worker's job. It runs a job again if its slot was
+lost, and it ends a training whose ``cell_timeout`` is over.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fedsim.runs.prepare import Need
 MOST_LOSSES = 2
 """A job that lost its slot runs again at most this many times."""
 LOOK_EVERY = 1.0
-"""The seconds between looks at the cluster."""
+"""The seconds between two checks of the cluster and of the jobs' times."""
 
 
 @dataclass
@@ -51,8 +51,9 @@ class Slots:
         Args:
             need: the actors that the job needs.
             any_slot: whether a slot that was opened for another need will do.
-            plug_in: the algorithm that the job runs if it is not shipped. Such code may leave its
-                process in any state, so nothing else runs on that slot afterwards.
+            plug_in: the name of the job's algorithm if it is a plug-in, else an empty text. A
+                plug-in may leave its process in any state, so no other code runs on its slot
+                afterwards.
         """
         if len(self.busy) >= self.parallel:
             return None
@@ -104,8 +105,8 @@ class Running:
     Attributes:
         job: the job.
         slot: its slot.
-        limited: whether the job is ended after the grid's ``cell_timeout``.
-        since: when its first item came, by the monotonic clock; None before that.
+        limited: whether the job may not run for longer than the grid's ``cell_timeout``.
+        since: the time of its first item, by the monotonic clock; None before that.
     """
 
     job: Job
@@ -115,13 +116,13 @@ class Running:
 
 
 class Scheduler:
-    """Runs jobs on slots in the order in which they came.
+    """Runs jobs on slots: first the jobs of plug-ins, then the others in their given order.
 
     A job that needs more actors than the cluster has is skipped until there are enough.
 
     The scheduler and the jobs are in the driver, which alone writes files. If a slot loses an
-    actor, the scheduler closes it and runs its job again on a new slot. A training continues from
-    its last checkpoint. This happens at most :data:`MOST_LOSSES` times per job.
+    actor, the scheduler closes the slot and runs its job again on a new one. A training then
+    continues from its last checkpoint. A job runs again at most :data:`MOST_LOSSES` times.
 
     Args:
         run: the grid, its run folder and its display.
@@ -168,11 +169,12 @@ class Scheduler:
         self.slots.close()
 
     def _put(self, key: str) -> Any:
-        """Return a data set in the engine's form; each is put into the engine only once.
+        """Return the form of a data set that the engine passes to jobs, such as a reference.
 
-        If the engine then has the rows in memory of its own, the driver lets the training rows go,
-        so that they are not in memory twice. Whatever needs them in the driver, such as warnings,
-        fingerprints, the manifest and the keys of references, is computed before the jobs run.
+        Each data set is put into the engine once. If the engine copies it, the driver drops its
+        own training rows, so that they are not in memory twice. Whatever needs them in the driver,
+        such as warnings, fingerprints, the manifest and the keys of references, is computed before
+        the jobs run.
         """
         if key not in self.in_engine:
             in_driver = self.context.prepared.data
@@ -182,7 +184,10 @@ class Scheduler:
         return self.in_engine[key]
 
     def _start_jobs(self) -> None:
-        """Start jobs of the queue as long as there is room for the first one that can run."""
+        """Start jobs of the queue as long as there is room for the first one that can run.
+
+        Once the queue is empty, the idle slots are ended, because no job needs them any more.
+        """
         while self.queue:
             job = self._first_that_fits()
             if job is None:
@@ -197,11 +202,15 @@ class Scheduler:
         self.slots.end_idle()
 
     def _first_that_fits(self) -> Job | None:
-        """Return the first job that needs no more actors than the cluster can have, or None."""
+        """Return the first job for which the whole cluster has enough actors; None without one."""
         return next((job for job in self.queue if job.need.actors <= self.slots.capacity), None)
 
     def _receive_next(self) -> None:
-        """Take the next item of each running job that has one, or note its end or its loss."""
+        """Hand the next item of each running job that has one to the job.
+
+        If there is no next item, because the job has ended or its slot was lost, the slot is given
+        back or dropped. If nothing runs, this waits for a moment.
+        """
         if not self.running:
             time.sleep(LOOK_EVERY / 5)
             return
@@ -224,27 +233,29 @@ class Scheduler:
         """Hand an item to its job.
 
         Raises:
-            PluginError: the item is a failure of a plug-in that has trained nothing yet.
+            PluginError: the item is the failure of a training of a plug-in that has not trained
+                anything yet, and ``keep_going`` is not set.
         """
         if isinstance(item, Failure) and isinstance(job, CellJob):
             self._check_first_training(job, item)
         job.take(item)
 
     def _check_first_training(self, job: CellJob, failure: Failure) -> None:
-        """End the grid if the failure is that of the first training of a plug-in's code.
+        """End the bench if a training of a plug-in failed and none with its code has succeeded.
 
         Raises:
-            PluginError: nothing was trained with this code yet, and ``keep_going`` is not set.
+            PluginError: no training with this code has succeeded yet, and ``keep_going`` is not
+                set.
         """
         if not job.trains or not job.plug_in or self.context.prepared.keep_going:
             return
         trainings = self.context.store.last("trainings").values()
-        sources = [line["cell"]["source"] for line in trainings if line["error"] is None]
-        if job.trial.cell.source not in sources:
+        trained_sources = [line["cell"]["source"] for line in trainings if line["error"] is None]
+        if job.trial.cell.source not in trained_sources:
             raise job.refused(failure)
 
     def _look_around(self) -> None:
-        """Note what is left of the cluster, and end the jobs whose time is up."""
+        """Update the room of the cluster and the display, and end the jobs whose time is up."""
         self.slots.capacity = self.context.prepared.capacity(self.engine.nodes())
         now = time.monotonic()
         self.context.display.tick()

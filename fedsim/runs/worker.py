@@ -1,7 +1,7 @@
 """The worker: it trains and evaluates cells, and computes references, audits and checks.
 
-Each job is a method that yields items (:mod:`fedsim.runs.items`). The worker computes in the
-process that it is in, whichever engine runs it.
+Each job is a method that yields items (:mod:`fedsim.runs.items`). With every engine, the worker
+computes in the process that made it: a Ray actor, or the driver itself.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ def check_source(cell: Cell) -> None:
 
 
 def _job(steps: Callable[..., Iterator[Item]]) -> Callable[..., Iterator[Item]]:
-    """Decorate a method of the worker so that it is a job.
+    """Decorate a generator method of the worker, so that calling it runs a job.
 
-    A job makes the process ready, yields an empty :class:`Progress` as a sign that it has begun,
-    then the items of the method. An exception becomes a :class:`Failure`. The memory that the job
-    has freed goes back to the system.
+    The job makes the process ready and yields an empty :class:`Progress` as a sign that it has
+    begun. Then it yields the items of the method. An exception becomes a :class:`Failure`, unless
+    it means that the worker cannot be used any more. At last, the memory that the job has freed
+    goes back to the system.
     """
 
     @functools.wraps(steps)
@@ -84,7 +85,8 @@ class Worker(Process):
     Args:
         need: the CPUs and GPUs of the worker.
         device: the device that the grid asks for.
-        capture: whether what a cell prints goes to its log.
+        capture: whether what a job prints is collected for the log of its cell. If not, it goes to
+            the terminal.
     """
 
     def __init__(self, need: Need, device: Device = "auto", *, capture: bool = True) -> None:
@@ -92,11 +94,14 @@ class Worker(Process):
         self.capture = capture
         self.output = io.StringIO()
 
-    def pool(self, held: Sequence[Any], trial: Trial, data: Embeddings, seeds: Seeds) -> LocalPool:
+    def pool(
+        self, engine_data: Sequence[Any], trial: Trial, data: Embeddings, seeds: Seeds
+    ) -> LocalPool:
         """Return the clients of a cell.
 
         Args:
-            held: a list whose only item is the data set in the form that the engine passes on.
+            engine_data: a list whose only item is the data set as the engine's ``put`` returned it.
+                Ray does not look into a list, so a reference stays one, for other actors.
             trial: the cell.
             data: its data set.
             seeds: the seed tree of the training.
@@ -104,7 +109,10 @@ class Worker(Process):
         return local_pool(trial, data, seeds, self.device)
 
     def failure(self, error: Exception | SystemExit) -> Failure | None:
-        """Return why a job failed; None if this worker cannot be used any more."""
+        """Return why a job failed.
+
+        A subclass may return None, which means that the worker cannot be used any more.
+        """
         trace = "".join(traceback.format_exception(error))
         return Failure(type(error).__name__, str(error), trace)
 
@@ -113,7 +121,7 @@ class Worker(Process):
         self,
         trial: Trial,
         data: Embeddings,
-        held: Sequence[Any],
+        engine_data: Sequence[Any],
         checkpoint: bytes | None,
     ) -> Iterator[Item]:
         """Train a cell, then evaluate it.
@@ -121,11 +129,12 @@ class Worker(Process):
         Args:
             trial: the cell.
             data: its data set.
-            held: a list whose only item is the data set in the form that the engine passes on.
+            engine_data: the data set once more, in a list; see :meth:`pool`.
             checkpoint: the packed checkpoint from which the training continues, if there is one.
 
         Yields:
-            Progress, the outcome of the training, progress, the evaluation.
+            The progress of the training and its outcome, then the progress of the evaluation and
+                its result.
         """
         same_data = self.same(trial.data_key, data)
         checkpoints = Checkpoints(checkpoint, trial.cell.training_id)
@@ -136,17 +145,17 @@ class Worker(Process):
         steps = run(
             trial,
             same_data,
-            functools.partial(self.pool, held),
+            functools.partial(self.pool, engine_data),
             checkpoints,
             self.device,
         )
         for group in gathered(steps):
             records = tuple(step for step in group if isinstance(step, RoundRecord))
             yield Progress(records, self.printed(), checkpoints.unsent())
-            outcome = group[-1]
-            if isinstance(outcome, Outcome):
-                yield outcome
-                yield from self._evaluate(trial.ended(outcome), outcome.state, same_data)
+            last_step = group[-1]
+            if isinstance(last_step, Outcome):
+                yield last_step
+                yield from self._evaluate(trial.ended(last_step), last_step.state, same_data)
 
     @_job
     def evaluate(self, trial: Trial, state: Tensors, data: Embeddings) -> Iterator[Item]:
@@ -185,12 +194,12 @@ class Worker(Process):
 
         Args:
             cell: the cell.
-            params: the parameters that differ from the defaults, as ``key=YAML`` texts. A check
-                shortens the others by itself.
+            params: the parameters that differ from the defaults, as ``key=YAML`` texts. The check
+                gives small values to those of the others that make a training long.
             quick: whether a quick check is enough.
 
         Yields:
-            One item, the list of the check's result lines.
+            One item, the list of the check's result lines, which may be empty.
         """
         # Few grids have checks, so their code is imported only here.
         from fedsim.evidence.check.check import check_algorithm, check_lines
@@ -207,7 +216,14 @@ class Worker(Process):
         spec: PartitionSpec,
         probe_c: float | None,
     ) -> Iterator[Item]:
-        """Compute the ceiling reference, or with a partition the local-only reference."""
+        """Compute a reference: the ceiling if ``partition`` is None, else local-only.
+
+        Args:
+            data: the data set.
+            partition: the training examples of each client; None for the ceiling.
+            spec: the scheme of the partition.
+            probe_c: the inverse penalty of the grid's probe; None if the grid gives none.
+        """
         if partition is None:
             yield ceiling(data, probe_c)
         else:
@@ -224,7 +240,7 @@ class Worker(Process):
             return
         root = logging.getLogger()
         logging.captureWarnings(True)
-        # Other handlers, such as opacus', would write to the terminal.
+        # The usual handlers, which for example opacus adds, would write to the terminal.
         usual_handlers = root.handlers
         root.handlers = [logging.StreamHandler(self.output)]
         try:
@@ -234,7 +250,7 @@ class Worker(Process):
             root.handlers = usual_handlers
 
     def printed(self) -> str:
-        """Return what was printed since the last call."""
+        """Return the text that was collected since the last call, and forget it."""
         text = self.output.getvalue()
         self.output.seek(0)
         self.output.truncate()

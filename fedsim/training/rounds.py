@@ -1,7 +1,8 @@
 """The rounds of a training.
 
-In each round the server broadcasts, clients compute, their messages are summed, noise is added, the
-server takes a step, and the ledger counts what ran.
+In each round the server broadcasts its state, the clients compute, and their messages are summed.
+Unless the clients have added the noise themselves, the server adds it to the sum. Then the server
+takes a step, and the ledger counts the noisy steps that ran.
 """
 
 from __future__ import annotations
@@ -46,17 +47,20 @@ from fedsim.training.state import (
 )
 
 NUMBERS_AT_ONCE = 2**20
-"""How many numbers of a sum and its noise are added together; float64 copies are no larger."""
+"""The most numbers of a sum to which noise is added at a time; it bounds the float64 copies."""
 
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One line of ``rounds.jsonl``: the diagnostics of a round, which are not private.
+    """One line of ``rounds.jsonl``: the diagnostics of a round.
+
+    Diagnostics carry no noise, so no budget protects them and they may not be published.
 
     Attributes:
         round: the round's number, from 0.
         rounds: the number of rounds of the training.
-        values: the release's name and the diagnostics by name.
+        values: the diagnostics by name, ``release`` (the release's name) and ``main`` (whether a
+            report draws the round as the training).
     """
 
     round: int
@@ -70,7 +74,8 @@ class Trained:
 
     Attributes:
         made: the generator or classifier.
-        shares: class frequencies ``[C]`` from released counts; None if none were released.
+        shares: class frequencies ``[C]`` from released counts; None if no counts were released, or
+            if no released count is positive.
         ledger: the steps that ran.
         uplink_bytes, downlink_bytes: bytes that all clients sent and received.
         state: the state from which ``made`` can be made again
@@ -87,7 +92,13 @@ class Trained:
 
 @dataclass
 class _Progress:
-    """How far a training is: its next round, the ledger, and bytes sent and received."""
+    """The progress of a training, without its tensors.
+
+    Attributes:
+        rounds: the number of rounds that have run, which is the number of the next round.
+        ledger: the steps that ran.
+        uplink_bytes, downlink_bytes: bytes that all clients have sent and received.
+    """
 
     rounds: int = 0
     ledger: Ledger = field(default_factory=Ledger)
@@ -134,11 +145,12 @@ def train(
     watch: Callable[[Round, Tensors], None] | None = None,
     schedule: Iterable[Round] | None = None,
 ) -> abc.Generator[RoundRecord, None, Trained]:
-    """Run all rounds: yields the record of every round, then returns the outcome.
+    """Run the rounds of a training: yield a record after each round, then return the outcome.
 
     Args:
-        algorithm: the mathematics.
-        pool: the clients.
+        algorithm: the algorithm as the server runs it; the cohorts of the pool have their own
+            instances.
+        pool: the clients, which compute their part of every round.
         plan: from :func:`fedsim.methods.algorithm.solved_plan`; None without privacy.
         seeds: the cell's seed tree.
         resume: the checkpoint to continue from; the outcome equals that of an uninterrupted
@@ -227,9 +239,10 @@ def _released_names(
 
 
 def _add_noise(total: Tensors, noise: Noise, device: torch.device) -> Tensors:
-    """Return the sums with the server's noise, if it adds any, rounded to float32.
+    """Return the sums, plus the server's noise if there is any, rounded to float32.
 
-    Every sum is taken out of ``total``, and the noise may be overwritten.
+    To save memory, each sum is removed from ``total`` once its noise is added, and the sum of both
+    may be written over the noise.
     """
     if not noise.parts:
         return rounded(total)
@@ -255,7 +268,11 @@ def _add_values(noise: Tensor, values: Tensor) -> None:
 def to_the_end(
     steps: abc.Generator[RoundRecord, None, Trained],
 ) -> tuple[list[RoundRecord], Trained]:
-    """Run a :func:`train` to its end; returns all its records and its outcome."""
+    """Run a training that :func:`train` has started to its end.
+
+    Returns:
+        The records of all rounds that ran, and the outcome.
+    """
     records: list[RoundRecord] = []
     while True:
         try:
@@ -294,9 +311,10 @@ def _product_and_shares(
     algorithm: Algorithm,
     server: Server,
 ) -> tuple[Product, NDArray[np.float64] | None]:
-    """Return the product, and class frequencies ``[C]`` if the algorithm releases counts.
+    """Return the generator or classifier, and the released class frequencies ``[C]``.
 
-    The product is made of parameters at their mean over iterates, if the algorithm keeps one.
+    If the algorithm keeps the mean of a parameter over iterates, the mean is loaded first. The
+    frequencies are None if the algorithm releases no counts, or if no released count is positive.
 
     Raises:
         ValueError: ``label_counts`` returned another shape than ``[C]``.
@@ -309,7 +327,8 @@ def _product_and_shares(
         return product, None
     if counts.shape != (classes,):
         raise ValueError(
-            f"label_counts returned {list(counts.shape)}, not a number a class, [{classes}]"
+            f"label_counts returned shape {list(counts.shape)}; it must return one number for each "
+            f"class, shape [{classes}]"
         )
     finite = counts.detach().cpu().double().nan_to_num(0.0, 0.0, 0.0)
     positive = finite.clamp_min(0.0).numpy()
@@ -325,10 +344,10 @@ def server_noise(
     total: Tensors,
     seeds: Seeds,
 ) -> tuple[Noise, float]:
-    """Return the noise that the server adds, once, to the sum ``total``, and its multiplier.
+    """Return the noise that the server adds to the sums ``total``, and its noise multiplier.
 
-    The multiplier is the standard deviation over the sensitivity. Without a plan, or if the clients
-    add the noise, there is none and the multiplier is 0.
+    The noise multiplier is the standard deviation divided by the sensitivity. Without a plan, or if
+    the clients add the noise, the server's noise is empty and its multiplier is 0.
     """
     if plan is None or algorithm.noise_at_clients():
         return Noise({}, 0), 0.0
@@ -359,11 +378,11 @@ def _diagnostics(
     numbers: dict[Any, Any] = {"signal": signal}
     for name, value in values.items():
         numbers["server", name] = value
-    parts: dict[str, list[Diagnostic]] = {}
+    by_name: dict[str, list[Diagnostic]] = {}
     for message in messages:
-        for name, like in message.diagnostics.items():
-            diagnostic = Diagnostic.of(like)
-            same_name = parts.setdefault(name, [])
+        for name, value_or_diagnostic in message.diagnostics.items():
+            diagnostic = Diagnostic.of(value_or_diagnostic)
+            same_name = by_name.setdefault(name, [])
             numbers[name, len(same_name)] = diagnostic.values
             same_name.append(diagnostic)
     tensors = {key: number for key, number in numbers.items() if isinstance(number, Tensor)}
@@ -377,14 +396,14 @@ def _diagnostics(
         "signal_norm": math.sqrt(sum(squares)),
         "noise_norm": noise_norm,
     }
-    for name, diagnostics in parts.items():
+    for name, diagnostics in by_name.items():
         on_cpu = []
         for i, diagnostic in enumerate(diagnostics):
             on_cpu.append(replace(diagnostic, values=numbers[name, i]))
         key = name
         if diagnostics[0].reduction == "quantiles":
             key = f"{name}_quantiles"
-        # A cohort that sampled no example has no loss, so it counts for nothing here.
+        # Values of all cohorts are reduced together. A cohort that sampled no example has none.
         record[key] = Diagnostic.reduced(on_cpu)
     for name in values:
         number = numbers["server", name]

@@ -8,17 +8,19 @@ pairs, without and with it. Each training runs the real rounds of all clients in
 * The *always* world has it in every Poisson sample.
 
 The last two are *forced*: their clients get the noisy answers of the live world, and their server
-gets its sums. What differs between them is what the unit adds to a query, through whichever client.
-A live output less what it would be without the unit is noise, or noise and the unit.
+gets the sums of the live world. So they differ only in what the unit adds to the queries of all
+clients. This difference is the *shift*. A live output minus the output of the absent world before
+noise is the *residual*.
 
-The outputs of a step are ``b shift + noise``. In a training without the unit b is 0, and with it b
-is 1 where the unit is in the sample, which has probability q. If the noise is as planned, the log
-likelihood ratio of a step is
+The residual of a step is ``b shift + noise``. In a training without the unit b is 0. In a training
+with the unit b is 1 if the unit is in the sample, which happens with probability q. If the noise is
+as planned, the log likelihood ratio of a step is
 
     log(1 - q + q exp(sum (<residual, shift> - |shift|^2 / 2) / std^2))
 
 and that of a training is the sum over its steps. By the lemma of Neyman and Pearson this is the
-best test between the worlds. In one dimension it is the very pair that the accountant composes.
+best test between the worlds. In one dimension the two distributions of the residual are the very
+pair that the accountant composes.
 """
 
 from __future__ import annotations
@@ -79,12 +81,12 @@ SHORT: dict[str, Any] = {
     "encoder_hidden": (8,),
     "discriminator_hidden": (8,),
 }
-"""Values of the parameters that make a training long or a network large, unless they are given.
+"""Small values of the parameters that make a training long or a network large.
 
-The noise is solved for these values.
+A parameter that the caller gives keeps its value. The noise is solved for the values that are used.
 """
 MOST_ADDED = 1.001
-"""What a canary may add, in units of the claimed sensitivity; rounding explains no more."""
+"""The most that a canary may add, in units of the claimed sensitivity, with room for rounding."""
 UNIT_ROWS: dict[Unit, int] = {"example": 1, "group": 4, "client": 32}
 """The number of examples of a canary; those of a client are so many that few samples are empty."""
 CLIPS = (1.0, 0.1, 0.01)
@@ -93,7 +95,7 @@ CLIPS = (1.0, 0.1, 0.01)
 Noise is in units of the clip norm, so a claim is the same under any.
 """
 ENOUGH = 0.98
-"""What a canary adds, in units of the claimed sensitivity, when no smaller clip norm is tried."""
+"""If a canary adds this share of the claimed sensitivity, no smaller clip norm is tried."""
 
 Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -120,12 +122,12 @@ class Setting:
         return build_algorithm(self.algorithm, dict(self.params), self.task)
 
     def clipped(self, share: float) -> Setting:
-        """Return the setting with a share of the clip norm; noise is in units of it, as before."""
+        """Return the setting with ``share`` times the clip norm, and noise that shrinks with it."""
         changed = replace(self, params={**self.params, "clip": share * self.params["clip"]})
         algorithm = changed.build()
-        # The plan may claim another sensitivity than the class.
-        factor = self.build().sensitivity()
-        sensitivity = algorithm.sensitivity() * self.plan.sensitivity / factor
+        # The plan may claim another sensitivity than the class, so both change by one factor.
+        class_sensitivity = self.build().sensitivity()
+        sensitivity = algorithm.sensitivity() * self.plan.sensitivity / class_sensitivity
         plan = replace(
             self.plan,
             clip=algorithm.clip(),
@@ -135,7 +137,10 @@ class Setting:
 
     @cached_property
     def others(self) -> list[tuple[Rows, Labels]]:
-        """Each client's examples and labels beside the canary; none for a client that is one."""
+        """The examples and labels of each client beside the canary.
+
+        A client that is the canary has none.
+        """
         stream = np.random.default_rng(0)
         others = []
         for client in range(self.task.clients):
@@ -175,7 +180,8 @@ def setting_of(
         delta: the claimed δ.
 
     Raises:
-        UserError: the algorithm is not private, ε is no finite number, or it has no such plan.
+        UserError: the algorithm is not private, ε is not positive and finite, or the algorithm has
+            no plan for this claim.
     """
     cls = lookup(name)
     if not cls.private:
@@ -212,7 +218,12 @@ def setting_of(
 
 
 def parameters(algorithm: str, params: Sequence[str]) -> dict[str, Any]:
-    """Return all parameters of an algorithm; ``params`` are ``key=YAML`` texts of some of them."""
+    """Return all parameters of an algorithm, with its defaults where ``params`` give no value.
+
+    Args:
+        algorithm: the algorithm, as in a grid file.
+        params: ``key=YAML`` texts.
+    """
     with at(lambda where: where.removeprefix("algorithms[0].").replace("params.", "params ", 1)):
         (variant,) = resolve(one_cell(algorithm, params, dataset="digits")).variants
     return variant.params
@@ -235,7 +246,7 @@ class NoisyOutput(NamedTuple):
 
     Attributes:
         residual: the output less what it would be without unit and noise, flat.
-        shift: what the unit adds to it if it is in the sample, flat.
+        shift: what the unit adds to the output if the unit is in the sample, flat.
         std: the planned standard deviation of the noise.
         rate: the probability that the unit is in the sample.
     """
@@ -327,7 +338,7 @@ def _cohort(
     *,
     always: bool,
 ) -> Cohort:
-    """Return a cohort of one client; if ``canary`` is not None, it is behind its own examples."""
+    """Return a cohort of one client, whose own examples come first and the canary, if any, last."""
     x, y = setting.others[client]
     own_rows = len(x)
     params = dict(setting.params)
@@ -367,7 +378,7 @@ def observed(
 ) -> list[Step]:
     """Return the adversary's view of one training, with or without the canary.
 
-    It trains in the live world and in the two worlds beside it.
+    It trains in the live world, and in each of the other two worlds that differs from it.
     """
     is_sampled = any(mechanism.sample_rate < 1 for mechanism in setting.plan.mechanisms)
     live = _train_world(setting, seeds, canary if present else None)
@@ -447,7 +458,7 @@ class Evidence(NamedTuple):
     """What one training shows.
 
     Attributes:
-        score: the log likelihood ratio of unit there to unit not there.
+        score: the log likelihood ratio of a training with the unit to one without it.
         ratio: what the unit adds to a step (root mean square), in units of the claimed sensitivity.
         most: the most that it adds to a step, in the same units.
     """
@@ -518,7 +529,9 @@ def saturating(setting: Setting) -> tuple[Setting, Canary]:
             tried = setting.clipped(share)
         for canary in _canaries(tried):
             steps = observed(tried, canary, Seeds(0), present=True)
-            ratios.append(round(evidence(steps, tried.plan.sensitivity).ratio, 3))
+            shown = evidence(steps, tried.plan.sensitivity)
+            # Canaries whose ratios agree to three decimals count as equal.
+            ratios.append(round(shown.ratio, 3))
             pairs.append((tried, canary))
         if np.nanmax(ratios) >= ENOUGH:
             break

@@ -1,4 +1,7 @@
-"""All checks of an algorithm, in order, in every privacy setting that it states."""
+"""Runs all checks of an algorithm, in order, in every privacy setting that it supports.
+
+A setting is a unit of privacy with a trust.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,14 @@ from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import counted
 
 QUICK_DRAWS = 40
-"""Random pairs of neighbouring worlds of a quick check, which its settings share."""
+"""The number of random pairs of neighbouring data sets of a quick check, for all its settings.
+
+Each setting tries an equal part of them.
+"""
 FULL_DRAWS = 400
-"""Random pairs of neighbouring worlds of a full check, which its settings share."""
+"""The number of random pairs of neighbouring data sets of a full check, for all its settings."""
 RAISED_FIX = "correct the line of code that raises it"
+"""The fix that is shown if an algorithm raises an exception or ends its process."""
 OF_PRIVACY = {
     "per-example loss",
     "predictions",
@@ -53,9 +60,9 @@ class CheckResult(NamedTuple):
     Attributes:
         passed: whether the check passed; None if there was nothing to check.
         reason: what was seen, or why there was nothing to check.
-        fix: how to fix a fault; empty if there is none.
+        fix: how to fix a fault; empty if there is no fault.
         check: the name of the check.
-        setting: unit and trust.
+        setting: ``not private``, or unit and trust, with ``(refused)`` if they were refused.
     """
 
     passed: bool | None
@@ -70,8 +77,9 @@ class Check(NamedTuple):
 
     Attributes:
         name: its name.
-        run: returns what it saw, or raises :class:`Fault` or :class:`Idle`.
-        needs: the checks that must not fail before it; otherwise it is not run.
+        run: the function that returns what was seen, or raises :class:`Fault` or :class:`Idle`.
+        needs: the names of earlier checks. If one of them failed or was not run because of a
+            failure, this check is not run.
     """
 
     name: str
@@ -110,12 +118,12 @@ def check_algorithm(
         name: the algorithm, as in a grid file.
         params: ``key=YAML`` texts. Parameters that make a training long and are not given get
             small values.
-        unit: the only unit to check; None for all that the class states.
-        trust: the only trust to check; None for all that the class states.
-        quick: whether to try fewer random pairs of neighbouring data sets.
+        unit: the only unit to check; None for all that the class supports.
+        trust: the only trust to check; None for all that the class supports.
+        quick: whether to try fewer random pairs of neighbouring data sets, with smaller networks.
 
     Returns:
-        The results, setting by setting. Settings that are refused while others are not come last.
+        The results, setting by setting. Settings that the algorithm refuses come last.
 
     Raises:
         UserError: all settings are refused.
@@ -138,7 +146,7 @@ def _results(
     trust: Trust | None,
     quick: bool,
 ) -> list[CheckResult]:
-    """Return the results of :func:`check_algorithm`, in a process that may fork."""
+    """Return the results of :func:`check_algorithm`, in a process with one thread, which forks."""
     settings = _settings_of(name, unit, trust)
     count = (QUICK_DRAWS if quick else FULL_DRAWS) // len(settings)
     subjects: list[Subject] = []
@@ -151,7 +159,8 @@ def _results(
             refused.append((*setting, error))
     if not subjects:
         raise refused[0][2]
-    # Imports once, here, what accountants and methods would import late in every fork.
+    # The forks inherit what this process has imported. Without these two lines every fork would
+    # import the accountants and scikit-learn again.
     epsilon((Mechanism(1.0),), DELTA)
     import_module("sklearn.isotonic")
     results = list(chain.from_iterable(in_forks(check_subject, zip(subjects))))
@@ -177,7 +186,10 @@ def _result_of_refusal(
     trust: Trust,
     error: UserError,
 ) -> CheckResult:
-    """Return the result of a setting without a plan: a fault unless the defaults have a plan."""
+    """Return the result of a setting that the algorithm refuses.
+
+    It is a fault if the algorithm refuses the setting with its default parameters, too.
+    """
     setting = f"{unit}, {trust} (refused)"
     try:
         subject(name, [], unit, trust)
@@ -198,9 +210,12 @@ def _result_of_refusal(
 
 
 def check_subject(subject: Subject) -> list[CheckResult]:
-    """Run every check in one setting, each in a process in which nothing has trained."""
+    """Run every check in one setting and return the results.
+
+    Each check runs in its own fork, so that it finds nothing that another check left in memory.
+    """
     results: list[CheckResult] = []
-    # For each check that failed or was not run: the failed check that is the reason.
+    # Maps each check that failed, or that was not run, to the failed check that is the reason.
     first_failure: dict[str, str] = {}
     for check in CHECKS:
         failures = [first_failure[need] for need in check.needs if need in first_failure]
@@ -218,7 +233,7 @@ def check_subject(subject: Subject) -> list[CheckResult]:
 def guarded(run: Callable[[Subject], str], subject: Subject) -> CheckResult:
     """Run one check in a fork and return its result.
 
-    An exception of the algorithm is a fault, and so is the end of the process.
+    The result is a fault if the algorithm raises an exception or ends the process.
     """
     try:
         return forked(_result_of, run, subject)
@@ -254,12 +269,13 @@ def check_lines(
 ) -> list[dict[str, Any]]:
     """Return the lines of a run folder that say how a check ended, at most one per setting.
 
-    A setting has a line if all its checks passed, or if one of :data:`OF_PRIVACY` failed.
+    A setting has a line if none of its checks failed, or if one of :data:`OF_PRIVACY` failed. A
+    setting that was refused has none, and an algorithm without privacy has no lines.
 
     Args:
         name: the algorithm, as in a grid file.
-        params: all parameters that were asked for.
-        given: the ``key=YAML`` texts of the check, which decide the parameters that it tried.
+        params: all parameters of the cells that the check is about.
+        given: the ``key=YAML`` texts that the check was given. It shortens all other parameters.
         findings: the results of all checks.
         quick: whether the check was quick.
     """
@@ -291,7 +307,7 @@ MARKS = {True: Text("passed", "green"), False: Text("failed", "red"), None: Text
 
 
 def in_a_line(name: str, findings: Sequence[CheckResult]) -> str:
-    """Say on one line how many checks of an algorithm passed, and in which settings."""
+    """Say on one line how many checks of an algorithm passed, and which settings were checked."""
     settings = dict.fromkeys(finding.setting for finding in findings)
     outcomes = Counter(finding.passed for finding in findings)
     checks = counted(outcomes[True] + outcomes[False], "check")

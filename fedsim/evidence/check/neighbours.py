@@ -3,6 +3,9 @@
 A *world* is a small data set in the hands of clients. Two worlds are neighbours if they differ in
 one unit: an example, a group of examples, or a client. A :class:`Draw` says how two worlds differ,
 :func:`pair_of` makes both of them, and :func:`begin_training` starts a training in one of them.
+
+The *small cell* is the cell on which an algorithm is checked. It gives the data from which worlds
+are made (:mod:`fedsim.evidence.check.subject`).
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ FEW_FEATURES = 16
 MAGNITUDES = (0.0, 0.01, 1.0, 100.0)
 """What a unit adds, in clip norms: nothing, far below one, just below one, and far above."""
 NEAR_ZERO = 0.01
-"""The factor on the initial weights at which the gradient of an example points along it."""
+"""A factor on the initial weights, so small that an example's gradient points along the example."""
 MORE_ROUNDS = 2
 """The number of rounds that a random pair runs besides the first round of every phase."""
 FINITE_FIX = "bound every number before it is sent, so that no example makes it infinite or NaN"
@@ -77,11 +80,12 @@ class Draw:
     """How two worlds differ; the defaults describe an ordinary difference in one unit.
 
     Attributes:
-        way: how the other world is made. ``removed`` takes the unit out, so the claimed bound
-            holds. ``replaced`` swaps a client, or half of a client's examples, for others, so the
-            worlds are no neighbours and no bound holds. But those examples are in no Poisson
-            sample, or in the first one only, so nothing may change outside these samples.
-            ``resampled`` has the same data and draws other samples of clients.
+        way: how the second world is made from the first. ``removed`` takes the unit out, so the
+            claimed bound holds. ``replaced`` swaps examples for others, so the worlds are no
+            neighbours and no bound holds. If the unit is a client, all examples of the client are
+            swapped. Otherwise half of the client's examples are swapped. No Poisson sample holds
+            this half, or only the first sample does, so steps without it may not change.
+            ``resampled`` keeps the data and draws other samples of clients.
         client: the number of the client that is the unit or holds it.
         size: the number of examples beside the unit, or of the client that is the unit.
         others: the numbers of examples of the other clients, by turns.
@@ -93,17 +97,20 @@ class Draw:
         label: the label of the unit. None takes the label of the last example beside it, or for a
             client the labels of the data.
         alike: whether all examples beside the unit have its label.
-        direction: where the examples of the unit point.
-        magnitude: the most that an ordinary unit adds, in units of the clip norm. At 0 the examples
-            of the unit are zero.
+        direction: where the examples of the unit point. ``class mean`` leaves the examples of a
+            client as they are.
+        magnitude: the most that an ordinary unit adds to the first step, in units of the clip norm.
+            The parameter ``clip`` is set accordingly; an algorithm without it ignores the value. At
+            0 the examples of the unit are zero.
         position: where the unit stands among its client's: 0 is first, 1 is last.
         sampled: the Poisson samples that hold the unit. With ``alone`` every sample is all examples
             of its client and of no other.
-        client_rate: the rate at which clients are sampled, where an algorithm has this parameter
-            and its default samples all of them.
-        weights: the share of the initial weights that the server starts from; a bound holds for
+        client_rate: the rate at which clients are sampled. It is used only if the unit is a client
+            and the algorithm's own parameter ``client_rate`` is 1.
+        weights: the factor on the initial weights, from which the server starts. A bound holds for
             any weights.
-        rounds: the rounds that are run beside the first of every phase, modulo their number.
+        rounds: the numbers of the rounds that are run beside the first of every phase. A number
+            counts modulo the number of rounds of the training.
         seed: the seed of examples, noise and samples.
         clients: the number of clients of the task, each with examples.
         features: the number of features; None for that of the data.
@@ -243,20 +250,20 @@ CORPUS: dict[str, dict[str, Draw]] = {
         ),
     },
 }
-"""Draws that found known faults (``tests/broken``), by their names and by what the unit is.
+"""Draws that found known faults (``tests/broken``), by unit and then by name.
 
 The key ``row`` is for units that are an example or a group. Every search begins with these draws.
 """
 
 
 def draw_of(number: int, unit: str, classes: int) -> Draw:
-    """Return the random draw with that number.
+    """Return the random draw with a number.
 
-    A draw depends on nothing else, so the order in which values are drawn here must stay.
+    The arguments alone decide the draw, so the order in which values are drawn here must stay.
 
     Args:
-        number: any integer from 0.
-        unit: what the unit is: ``example``, ``group`` or ``client``.
+        number: the number of the draw, any integer from 0.
+        unit: the unit: ``example``, ``group`` or ``client``.
         classes: the number of classes of the data.
     """
     is_client = unit == "client"
@@ -266,7 +273,7 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
         return values[stream.integers(len(values))]
 
     def between(low: float, high: float) -> float:
-        """Draw from log-uniform numbers."""
+        """Return a number that is log-uniform between ``low`` and ``high`` + 1."""
         return float(np.exp(stream.uniform(math.log(low), math.log(high + 1))))
 
     few = stream.integers(TRIED_ROWS + 1)
@@ -298,6 +305,7 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
         label=choose(None, int(stream.integers(classes))),
         alike=choose(True, False),
         direction=choose("class mean", "batch mean", "random", "opposite", "one-hot"),
+        # Half of all draws have a magnitude that is log-uniform between 1 and 6.
         magnitude=choose(
             *MAGNITUDES,
             *(math.exp(stream.uniform(0, math.log(6))) for _ in MAGNITUDES),
@@ -353,13 +361,13 @@ class World:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two neighbouring worlds and how to train in them.
+    """The two worlds of a draw, and how to train in them.
 
     Attributes:
         draw: how they differ.
         subject: the small cell with the parameters for this pair.
-        whole: the world with the unit.
-        other: the world without it, whose training is given the noisy outputs of the first.
+        whole: the first world; if a unit is removed, it is the world with the unit.
+        other: the second world, whose training is given the noisy outputs of the first.
         rounds: the rounds that are run.
     """
 
@@ -386,8 +394,8 @@ class Levels(NamedTuple):
     Attributes:
         x: examples ``[n, d]``.
         y: their labels ``[n]``.
-        norms: what each example adds in units of the clip norm; what each client adds if the unit
-            is a client.
+        norms: the norm of what each of these examples adds, in units of the clip norm. If the unit
+            is a client, it is what each client of the small cell adds instead.
     """
 
     x: FloatRows
@@ -452,7 +460,7 @@ def _norm_added(
 ) -> float:
     """Return the norm of what the examples of a world change in the first step."""
     with_unit = _first_step(subject, weights, world, first)
-    # Compared with clients without examples, so that constants are not counted as a unit's.
+    # What the same clients send without examples is subtracted, so that constants do not count.
     empty = World({client: (x[:0], y[:0]) for client, (x, y) in world.rows.items()})
     without = _first_step(subject, weights, empty, first)
     return math.hypot(*norms_apart(with_unit, without).values())
@@ -507,11 +515,12 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
         params["client_rate"] = draw.client_rate
     clip = clip_of(subject)
     if clip is not None and levels is not None:
-        most = float(levels.norms.max())
+        largest_norm = float(levels.norms.max())
         if unit == "group":
-            most *= draw.copies
+            largest_norm *= draw.copies
         # Beside a unit of zeros, ordinary examples are clipped.
-        params["clip"] = BARELY * clip * most / (draw.magnitude or MAGNITUDES[-1])
+        magnitude = draw.magnitude or MAGNITUDES[-1]
+        params["clip"] = BARELY * clip * largest_norm / magnitude
     changed = with_params(subject, **params)
     schedule = list(changed.algorithm.schedule())
     chosen = {round_.number for round_ in schedule if round_.step == 0}
@@ -637,7 +646,8 @@ def _directed(
 
     Args:
         draw: names the direction.
-        class_rows: examples ``[n, d]`` for the direction ``class mean``; as many are returned.
+        class_rows: the examples ``[n, d]`` for the direction ``class mean``: the mean of a class,
+            or all examples of a client. As many examples are returned.
         mean: the mean example ``[d]`` of the batch.
         stream: random numbers.
     """

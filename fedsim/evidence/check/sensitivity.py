@@ -50,15 +50,16 @@ LevelsByStart = Mapping[tuple[float, int | None], Levels | None]
 BOUND_SLACK = 1e-3
 """The relative excess over the bound that may be due to rounding."""
 TOGETHER = 8
-"""The number of pairs whose first worlds share one process, and whose second worlds share another.
+"""The number of pairs that two processes train together.
 
-What a module remembers of earlier worlds then differs between the two worlds of a pair, too.
+One process trains all first worlds, the other all second worlds. So what a module remembers of
+earlier worlds also differs between the two worlds of a pair.
 """
 ROUNDING = 1e-6
 """The change of a tensor, relative to its norm, that may be due to rounding.
 
-It is never more than this share of what all units together may add, so that a large constant in a
-tensor hides nothing.
+At most this share of what all units together may add is put down to rounding. So a large constant
+in a tensor does not hide a change.
 """
 CLIP_FIX = (
     "clip the whole contribution of every unit jointly, by public norms and weights, and give it "
@@ -90,14 +91,15 @@ FEW_FIX = "give parameters (--param) with which a few examples matter, such as a
 def sensitivity(subject: Subject) -> str:
     """Check that every query changes by at most the plan's sensitivity, and nothing else changes.
 
-    The largest change that is seen is a lower bound of the true sensitivity: that no pair breaks
-    the claim is no proof of it.
+    The largest change that is seen is a lower bound of the true sensitivity. So a check that finds
+    no fault does not prove the claim.
 
     Returns:
-        The largest change seen, relative to the claimed bound.
+        The largest change that was seen, relative to the claimed bound, in words.
 
     Raises:
-        Fault: a pair of neighbouring worlds breaks a claim that is a theorem.
+        Fault: a Poisson sample is not as planned, whatever the claim is, or a pair of worlds breaks
+            a claim that is a theorem.
         Idle: the algorithm claims no theorem.
     """
     claim = subject.algorithm.claim()
@@ -147,11 +149,11 @@ def check_samples(subject: Subject) -> None:
 
 
 def _check_no_sample_twice(schedule: Sequence[Round], samples: Sequence[Sample]) -> None:
-    """Raise a fault if the Poisson sample of a step is drawn in two places."""
+    """Raise a fault if one Poisson sample is drawn again, so that two steps may share it."""
     round_of_step: dict[int, int] = {}
     for sample in samples:
         earlier = round_of_step.get(sample.step)
-        # In a round of one step, which adds noise once, asking again gives the same sample.
+        # A round of one step adds noise once, so it may ask for its sample several times.
         is_same_step = earlier == sample.round and schedule[sample.round].release.per_round == 1
         if earlier is not None and not is_same_step:
             raise Fault(
@@ -163,7 +165,7 @@ def _check_no_sample_twice(schedule: Sequence[Round], samples: Sequence[Sample])
 
 
 def search_pairs(subject: Subject, draws: Sequence[Draw]) -> str:
-    """Train in both worlds of every draw and say which one changes a release most.
+    """Train in both worlds of every draw, and return in words the largest change and its draw.
 
     Raises:
         Fault: a pair breaks the claim, or nothing depends on any unit.
@@ -264,7 +266,7 @@ def observe(
     answers = {"what the result generates or predicts": product}
     if trained.shares is not None:
         answers["label_counts"] = torch.from_numpy(trained.shares)
-    # Diagnostics are not compared, and may be what cannot be pickled.
+    # Diagnostics are not compared, and some cannot be pickled.
     for number, message in tape.messages.items():
         tape.messages[number] = replace(message, diagnostics={})
     return Observation(tape, answers, trained.state, trained.ledger)
@@ -307,12 +309,12 @@ def largest_change(
     limit = plan.sensitivity * math.sqrt(worst.steps)
     ratio = worst.norm / limit
     if pair.draw.way == "removed" and not ratio <= 1 + BOUND_SLACK:
-        share = f" ('{worst.most}')"
+        tensor = f" ('{worst.most}')"
         if len(worst.norms) > 1:
-            share = f"; '{worst.most}' alone changes by {worst.norms[worst.most]:.3g}"
+            tensor = f"; '{worst.most}' alone changes by {worst.norms[worst.most]:.3g}"
         raise Fault(
             f"round {worst.round}: removing {words} changes what is released by "
-            f"{worst.norm:.3g}, which is {ratio:.2f} times the claimed bound {limit:.3g}{share}",
+            f"{worst.norm:.3g}, which is {ratio:.2f} times the claimed bound {limit:.3g}{tensor}",
             CLIP_FIX,
         )
     return ratio
@@ -323,7 +325,7 @@ def _check_observations(
     first: Observation,
     second: Observation,
 ) -> None:
-    """Raise a fault if anything differs between two worlds that no noise can cover."""
+    """Raise a fault if the two worlds differ in anything that no noise covers."""
     words = pair.words
     for observation in (first, second):
         _check_finite(words, observation.tape)
@@ -364,11 +366,11 @@ def _check_finite_tensors(where: str, tensors: Tensors) -> None:
 
 def _check_envelopes(where: str, sums: Tensors, other_sums: Tensors) -> None:
     """Raise a fault if names, shapes or types of what is sent differ: no noise covers these."""
-    shapes, other_shapes = (
+    envelopes, other_envelopes = (
         {(name, value.shape, str(value.dtype)) for name, value in tensors.items()}
         for tensors in (sums, other_sums)
     )
-    for name, *_ in sorted(shapes ^ other_shapes):
+    for name, *_ in sorted(envelopes ^ other_envelopes):
         raise Fault(f"{where} changes the name, shape or type of '{name}' in a message", PUBLIC_FIX)
 
 
@@ -389,12 +391,11 @@ def _check_results(words: str, first: Observation, second: Observation) -> None:
     """Raise a fault if what a training leaves differs, though all noisy outputs are equal."""
     if first.ledger != second.ledger:
         raise Fault(f"{words} changes the ledger", FREE_FIX)
-    state = first.state, second.state
-    differing = [
-        f"'{name}' in what is kept of a training" for name in _differing(*state, bits=True)
-    ]
+    differing_state = _differing(first.state, second.state, bits=True)
+    differing = [f"'{name}' in what is kept of a training" for name in differing_state]
     differing += _differing(first.answers, second.answers, bits=False)
-    for name in differing:
+    if differing:
+        name = differing[0]
         raise Fault(f"{words} changes {name}, although all noisy outputs are equal", FREE_FIX)
 
 
@@ -402,10 +403,10 @@ def _differing(tensors: Tensors, others: Tensors, *, bits: bool) -> list[str]:
     """Return the names of tensors that differ, or that one side lacks.
 
     Args:
-        tensors: those of one world.
-        others: those of the other one.
-        bits: whether they must be equal bit by bit; otherwise rounding may change them. NaN equals
-            itself.
+        tensors: the tensors of one world.
+        others: the tensors of the other world.
+        bits: whether they must be equal bit by bit. If not, they may differ by rounding, and NaN
+            equals itself.
     """
     differing = []
     for name in {**tensors, **others}:
@@ -436,7 +437,7 @@ class Change:
         round: the number of the round.
         norms: L2 norms of the change by tensor, less what rounding may have changed there.
         steps: the number of steps that the sum is over.
-        sampled: whether the unit is in the Poisson sample of any of them.
+        sampled: whether the unit is in the Poisson sample of any of these steps.
         rate: the sampling rate that the plan claims.
     """
 
@@ -458,17 +459,19 @@ class Change:
 
 
 def _changes(pair: Pair, first: Tape, second: Tape) -> Iterator[Change]:
-    """Yield what changed: in every query, or in every round's sum if the server adds the noise."""
+    """Yield the change in every query; if the server adds the noise, in the sum of every round."""
     queries = list(zip(first.queries, second.queries, strict=True))
     if pair.subject.algorithm.noise_at_clients():
         for query, other in queries:
-            sent = Tensors(), Tensors()
+            sums = Tensors()
+            other_sums = Tensors()
             if pair.subject.task.trust == "silo":
-                sent = query.plain.sent, other.plain.sent
-            yield _change(pair, query.round, *sent, [(query, other)], 1)
+                sums = query.plain.sent
+                other_sums = other.plain.sent
+            yield _change(pair, query.round, sums, other_sums, [(query, other)], 1)
         return
     for number, message in first.messages.items():
-        of_round = [both for both in queries if both[0].round == number]
+        of_round = [(query, other) for query, other in queries if query.round == number]
         steps = 1
         if of_round:
             steps = of_round[0][0].release.per_round
@@ -559,11 +562,11 @@ def _norms_beyond_rounding(
     """
     assert pair.subject.plan is not None
     units = pair.whole.units(pair.subject.task.unit)
-    most = pair.subject.plan.sensitivity * units * steps
+    largest_sum = pair.subject.plan.sensitivity * units * steps
     beyond = norms_apart(tensors, others)
     for name, norm in beyond.items():
         size = float(tensors.get(name, torch.zeros(())).double().norm())
-        rounding = ROUNDING * min(size, most)
-        # Written so that a norm that is not a number stays one.
+        rounding = ROUNDING * min(size, largest_sum)
+        # This comparison is false for NaN, so NaN stays NaN.
         beyond[name] = 0.0 if norm <= rounding else norm - rounding
     return beyond

@@ -1,7 +1,9 @@
 """The small cell that an algorithm is checked on.
 
 It has 200 examples of digits and 4 clients, and its training takes a moment. Its public examples
-are made up, and the same in all worlds.
+are made up. A check may give the clients other examples: each such data set is a *world*
+(:mod:`fedsim.evidence.check.neighbours`). Two worlds that are compared have the same public
+examples.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ NARROW: Mapping[str, Any] = {
     "candidates": 40,
     "votes": 4,
 }
-"""Small values of the parameters that make a step slow; quick checks use these, too."""
+"""Small values of the parameters that make a step slow; only quick checks use these."""
 EPSILON = 4.0
 """The ε of the small cell."""
 DELTA = 1e-4
@@ -102,9 +104,9 @@ class Subject:
     Attributes:
         trial: the cell, its task, plan and partition.
         data: the data set.
-        draws: numbers of the random pairs of neighbouring worlds that are tried.
-        rounds: the rounds of a training that is not shortened; None if the algorithm has no such
-            parameter, or if it was given.
+        draws: the numbers of the random pairs of neighbouring worlds that the check of the
+            sensitivity tries.
+        rounds: the default of the parameter ``rounds`` if the small cell shortens it; else None.
     """
 
     trial: Trial
@@ -124,14 +126,14 @@ class Subject:
 
     @property
     def setting(self) -> str:
-        """Unit and trust, as a table names them."""
+        """Unit and trust, as a table names them; ``not private`` if there is no plan."""
         if self.plan is not None:
             return f"{self.task.unit}, {self.task.trust}"
         return "not private"
 
     @cached_property
     def algorithm(self) -> Algorithm:
-        """An instance for questions that change nothing."""
+        """An instance of the algorithm that all callers share, so none may change it."""
         return self.build()
 
     def build(self) -> Algorithm:
@@ -147,7 +149,7 @@ class Subject:
         sizes: tuple[int, ...] = (CHECKED_CLIENTS,),
         seed: int = 0,
     ) -> list[Cohort]:
-        """Return the clients of the cell in cohorts of ``sizes``, each with its own tape."""
+        """Return the clients of the cell in cohorts of ``sizes``, which record what they do."""
         specs = replace(self.trial, sizes=sizes).cohorts(Seeds(seed))
         return [watched(spec, self.data.x_train, self.data.y_train) for spec in specs]
 
@@ -157,7 +159,7 @@ class Subject:
         seed: int = 0,
         resume: Checkpoint | None = None,
     ) -> Training:
-        """Run all rounds of a training, with every global random state at a fixed start.
+        """Run a whole training, before which all global random generators are seeded with 0.
 
         Args:
             pool: the clients; None for all of them in one new cohort.
@@ -191,7 +193,7 @@ class Subject:
 
         Args:
             product: the generator or classifier.
-            personal: whether the versions of all clients answer, too, if it has some.
+            personal: whether the version of every client answers, too, if the product has versions.
 
         Returns:
             Synthetic embeddings ``[n, d]``, or class probabilities ``[n, C]``.
@@ -217,7 +219,7 @@ def shortened(
     *,
     quick: bool,
 ) -> dict[str, Any]:
-    """Return the parameters that a check of an algorithm changes, with their values there.
+    """Return the parameters that a check of an algorithm changes, with their small values.
 
     Args:
         name: the algorithm, as in a grid file.
@@ -260,7 +262,8 @@ def subject(
     texts += [f"{key}={value}" for key, value in brief.items()]
     unit_of_data = unit
     if unit == "group":
-        unit_of_data = "example"  # the data set has no groups; they are made up below
+        # The data set has no groups. They are made up below.
+        unit_of_data = "example"
     grid = one_cell(name, texts, unit=unit_of_data, trust=trust, **CELL)
     ((key, data),) = loaded(grid).items()
     data = replace(data, public=PublicRows.made_up(data.dim, data.classes))
@@ -297,9 +300,10 @@ def subject(
 
 
 def with_params(subject: Subject, **params: Any) -> Subject:
-    """Return the subject with other parameters, as far as its algorithm has them.
+    """Return the subject with other parameters; those that its algorithm lacks are ignored.
 
-    The noise multiplier stays as it was solved.
+    The plan keeps its noise multiplier, and takes releases, clip norm and sensitivity from the
+    algorithm with the new parameters.
     """
     cell = subject.trial.cell
     changes = {key: value for key, value in params.items() if key in cell.params}
@@ -328,7 +332,7 @@ def with_size(subject: Subject, clients: int, features: int | None) -> Subject:
         features: the number of features; None for that of its data.
     """
     if features is not None and features != subject.data.dim:
-        data = _rotated(subject.data, features)
+        data = _projected(subject.data, features)
         task = replace(subject.task, dim=features)
         if task.public is not None:
             task = replace(task, public=data.public)
@@ -338,8 +342,8 @@ def with_size(subject: Subject, clients: int, features: int | None) -> Subject:
     return subject
 
 
-def _rotated(data: Embeddings, features: int) -> Embeddings:
-    """Return the data set on ``features`` random orthogonal axes, with examples of norm 1."""
+def _projected(data: Embeddings, features: int) -> Embeddings:
+    """Return the data set projected to ``features`` random axes and scaled to norm 1."""
     stream = np.random.default_rng(0)
     orthogonal, _ = np.linalg.qr(stream.standard_normal((data.dim, features)))
     axes = orthogonal.astype(np.float32)

@@ -1,6 +1,7 @@
-"""Per-example clipping: the sum of the clipped per-example gradients of any model.
+"""The sum of the clipped gradients of all units in a batch: of examples, groups or clients.
 
-Two engines compute the same sum.
+Two engines compute the same sum, up to rounding. Bookkeeping is fast and covers the layers of
+:data:`fedsim.privacy.clipping.norms.RULES`. ``vmap`` is slow and serves models with other layers.
 """
 
 from __future__ import annotations
@@ -63,14 +64,15 @@ def vmap(
         dict(batch.draws),
     )
     units = len(batch)
-    unit_of_row = {"group": batch.groups, "client": batch.layout}.get(norms.unit)
-    if unit_of_row is not None:
-        units = unit_of_row.clients
+    # A layout says which group, or which client, each row belongs to. Examples need none.
+    unit_layout = {"group": batch.groups, "client": batch.layout}.get(norms.unit)
+    if unit_layout is not None:
+        units = unit_layout.clients
         for name, gradient in gradients.items():
             zeros = gradient.new_zeros(units, *gradient.shape[1:])
             gradients[name] = zeros.index_add(
                 0,
-                unit_of_row.client,
+                unit_layout.client,
                 gradient,
             )
     clipped, unit_norms = clip_units(gradients, norms, units)
@@ -123,8 +125,8 @@ EngineName = Literal["bookkeeping", "vmap"]
 ENGINES = {"bookkeeping": bookkeeping, "vmap": vmap}
 """The engines by name.
 
-Each adds the clipped sum in place to its last argument, which holds every trainable parameter; see
-:func:`clipped_sum`.
+Each adds the clipped sum in place to its last argument, which has one tensor for every trainable
+parameter. It returns the units' norms and the examples' losses. See :func:`clipped_sum`.
 """
 
 
@@ -137,7 +139,8 @@ class ClippedSum:
             the parameter's shape.
         norms: each unit's joint norm before clipping, ``[N]`` examples, ``[G]`` groups or ``[K]``
             clients: private, for diagnostics only.
-        loss: each example's loss ``[N]`` or ``[N, parts]``: private, for diagnostics only.
+        loss: each example's loss ``[N]`` or ``[N, parts]``, and ``[0]`` for an empty batch:
+            private, for diagnostics only.
     """
 
     sums: dict[str, Tensor]
@@ -146,9 +149,10 @@ class ClippedSum:
 
 
 EXAMPLES_AT_ONCE = 256
-"""The number of examples in a chunk.
+"""The approximate number of examples in a chunk of a batch.
 
-The activations of so many fit a processor's cache, and memory does not grow with the batch.
+The activations of one chunk fit a processor's cache, and memory does not grow with the batch. A
+group stays in one chunk, so a large group makes a larger chunk.
 """
 
 
@@ -161,22 +165,24 @@ def clipped_sum(
 ) -> ClippedSum:
     """Returns the sum of the clipped gradients of all units in a batch.
 
-    For the gradient g_u of a unit's loss by all parameters jointly, it is
+    Let g_u be the gradient of the loss of unit u with respect to all parameters, w the weights of
+    the parameters and C the clip norm (:class:`Norms`). The sum is
 
         sum_u min(1, C / |w * g_u|) * w * g_u
 
-    (Abadi et al. 2016, algorithm 1). Removing one unit changes it by at most C in L2 norm over all
-    parameters that are not free: the sensitivity that the Gaussian mechanism needs. A unit whose
-    gradient is not finite counts as 0: a nan in the sum would reveal the unit.
+    (Abadi et al. 2016, algorithm 1). Parameters in :attr:`Norms.free` do not count in the norm and
+    are not clipped. Over all other parameters, removing one unit changes the sum by at most C in L2
+    norm. This is the sensitivity that the Gaussian mechanism needs. A unit whose gradient is not
+    finite counts as 0, because a nan in the sum would reveal the unit.
 
     Args:
         model: the model.
         loss: the per-example loss. Unless the unit is a client, it is called on one chunk of the
             batch at a time.
         batch: rows sorted by client, and by group if that is the unit.
-        norms: the clip norm, the unit and the weights.
-        engine: ``bookkeeping`` takes one forward and one backward pass; ``vmap`` holds every
-            per-example gradient, for layers that bookkeeping does not cover.
+        norms: the clip norm, the unit, the weights and the free parameters.
+        engine: ``bookkeeping`` takes one forward and one backward pass. ``vmap`` keeps every
+            per-example gradient in memory, and covers layers that bookkeeping does not.
 
     Raises:
         ValueError: the model, the batch or the loss breaks an assumption of the bound.
@@ -197,8 +203,8 @@ def clipped_sum(
         losses = loss(model, batch)
         if losses.dim() not in (1, 2) or len(losses) != len(batch):
             raise ValueError(
-                f"the loss has shape {list(losses.shape)}, not a number or a row of parts "
-                f"for each of {len(batch)} examples"
+                f"the loss has shape {list(losses.shape)}; it must have shape [n] or [n, parts] "
+                f"for a batch of n = {len(batch)} examples"
             )
         return losses
 
@@ -220,11 +226,14 @@ def _check_layers(
     modules: Mapping[str, nn.Module],
     clients: int,
 ) -> None:
-    """Raises ValueError if a layer makes a gradient depend on other examples or on chance.
+    """Raises ValueError if the model has a layer that the bound or the batch does not allow.
+
+    Such layers are batch norms, dropout in training mode, and per-client layers whose weights are
+    for another number of clients.
 
     Args:
         modules: the model's modules by name.
-        clients: the number of clients in the batch, for which per-client layers need weights.
+        clients: the number of clients in the batch.
     """
     for path, module in modules.items():
         if isinstance(module, ClientLinear | ClientCode) and len(module.weight) != clients:
@@ -233,17 +242,21 @@ def _check_layers(
             )
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ValueError(
-                f"'{path}' normalises by batch statistics: an example's gradient would "
-                "depend on the others"
+                f"'{path}' is a batch norm: while it trains, an example's gradient depends on the "
+                "other examples; use a layer that normalises each example by itself"
             )
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise ValueError(
-                f"'{path}' draws from the global generator; take its draws from the batch's noise"
+                f"'{path}' draws from the global generator; use numbers of batch.draws instead"
             )
 
 
 def _check_batch(batch: Batch, norms: Norms) -> None:
-    """Raises ValueError if the rows of a batch do not fit together, or are not sorted by client."""
+    """Raises ValueError if a batch is not one that :func:`clipped_sum` can read.
+
+    Its tensors must have equal lengths, its rows must be sorted by client, and it must have groups
+    if the unit is a group.
+    """
     if not len(batch) == len(batch.y) == len(batch.layout.client):
         raise ValueError(
             f"{len(batch)} rows, {len(batch.y)} labels and {len(batch.layout.client)} client "
@@ -289,5 +302,6 @@ def _check_unchanged(
         new_tensor, new_version = after.get(name, missing)
         if old_tensor is not new_tensor or old_version != new_version:
             raise ValueError(
-                f"the loss changed '{name}' of the model, which would be released without noise"
+                f"the loss changed '{name}' of the model, and such a change would be released "
+                "without noise"
             )

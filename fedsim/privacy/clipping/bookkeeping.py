@@ -1,9 +1,11 @@
 """The bookkeeping engine: clipped sums from the inputs and output gradients of one backward pass.
 
-An example's norm and its part of the sum come from the same numbers
-(:mod:`fedsim.privacy.clipping.norms`), so the gradient that is clipped is the one that was
-measured. The engine assumes that row n of every layer belongs to example n, and raises where that
-is visibly false.
+The engine records the inputs of every layer in the forward pass, and asks the backward pass for the
+gradients of the layers' outputs. Both together are called the *use* of a layer
+(:class:`fedsim.privacy.clipping.norms.Use`). An example's norm and its part of the sum are computed
+from the same use, so the gradient that is clipped is the one that was measured. The engine assumes
+that row n of every layer's output belongs to example n. It raises ValueError if a shape shows that
+this is false.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ class Call(NamedTuple):
     Attributes:
         args: the positional arguments.
         version: the version of the first argument's tensor when the layer read it.
-        edge: the place of the output in the graph of gradients.
+        edge: the output's edge in autograd's graph, by which its gradient can be asked for.
         shape: the shape of the output.
     """
 
@@ -83,7 +85,7 @@ def bookkeeping(
                     batch.layout,
                 )
                 units = batch.groups.clients
-            unit_norms = _clip_units(
+            unit_norms = _clip_examples_or_groups(
                 uses,
                 norms,
                 units,
@@ -128,7 +130,10 @@ def _is_covered(module: nn.Module, name: str) -> bool:
 
 @contextmanager
 def _recorded_calls(layers: dict[str, nn.Module]) -> Iterator[Calls]:
-    """Records every call of ``layers`` that a gradient can flow through."""
+    """Records the calls of ``layers`` inside a ``with`` block, by the name of the layer.
+
+    A call through which no gradient can flow is left out.
+    """
     calls: Calls = defaultdict(list)
 
     def recorder(path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
@@ -214,7 +219,10 @@ def _uses(
     losses: Tensor,
     layout: Layout,
 ) -> dict[str, Use]:
-    """Runs the backward pass; returns the uses of every layer that has a gradient, by name."""
+    """Runs the backward pass and returns the use of every layer that has a gradient, by name.
+
+    The calls of one layer are joined into one use.
+    """
     edges = [call.edge for path in layers for call in calls[path]]
     if not losses.requires_grad or not edges:
         return {}
@@ -248,7 +256,11 @@ def _check_call(
     rows: int,
     layout: Layout,
 ) -> None:
-    """Raises ValueError if a call's gradient is visibly not per example."""
+    """Raises ValueError if a call shows that its use would give a wrong gradient.
+
+    The output must have one row per example, the input must not have changed after the call, and a
+    layout among the positional arguments must be that of the batch.
+    """
     if len(call.shape) < 2 or call.shape[0] != rows:
         raise ValueError(
             f"layer '{path}' gave {list(call.shape)} for {rows} examples: its gradient is "
@@ -267,7 +279,7 @@ def _check_call(
 
 
 def _join(values: list[Tensor]) -> Tensor:
-    """Concatenates the uses ``[N, T, m]`` of several calls."""
+    """Concatenates the inputs or the gradients ``[N, T, m]`` of several calls along T."""
     if len(values) == 1:
         return values[0]
     return torch.cat(values, 1)
@@ -278,9 +290,10 @@ def _as_uses_of_groups(
     groups: Layout,
     layout: Layout,
 ) -> dict[str, Use]:
-    """Returns the uses by group instead of by example.
+    """Returns uses in which row n is a group instead of an example.
 
-    A group's gradient is that of one example that uses the layer once for every row of the group.
+    The gradient of a group is the sum over its rows. So a rule may treat the group as one example
+    that uses the layer once for every row.
     """
     sizes = torch.bincount(groups.positions, minlength=groups.clients)
     first_rows = sizes.cumsum(0) - sizes
@@ -299,7 +312,7 @@ def _as_uses_of_groups(
     }
 
 
-def _clip_units(
+def _clip_examples_or_groups(
     uses: dict[str, Use],
     norms: Norms,
     units: int,
@@ -309,7 +322,7 @@ def _clip_units(
     """Clips the gradients of examples or groups and adds them to ``sums``.
 
     Args:
-        uses: the uses of every layer.
+        uses: the use of every layer, with one row per unit.
         norms: the clip norm and the weights.
         units: the number of examples or groups.
         sums: the sums by parameter name, changed in place.
@@ -325,7 +338,8 @@ def _clip_units(
         sums,
         like,
     )
-    # Reading a value from another device would wait for it.
+    # On the CPU the copies are avoided if all gradients are finite. On another device they are
+    # always made, because reading `is_finite` there would make the CPU wait.
     if is_finite.device != CPU or not bool(is_finite.all()):
         uses = {path: use.keep_only(is_finite) for path, use in uses.items()}
     clip_factor = norms.factors(squared)
@@ -354,6 +368,7 @@ def _joint_squared_norms(
     like: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Returns the units' squared joint norms and whether each gradient is finite, ``[units]``."""
+    # The zeros are the squared norms if no parameter counts.
     squared_norms = [like.new_zeros(units)]
     squared_weights = [1.0]
     is_finite = torch.ones(
@@ -403,7 +418,11 @@ def _clip_clients(
         batch.layout.clients,
     )
     for name, gradient in clipped.items():
-        sums[name] += gradient if name in per_client else gradient.sum(0)
+        # Slice k of a per-client parameter has a gradient from client k alone, so none are summed.
+        if name in per_client:
+            sums[name] += gradient
+        else:
+            sums[name] += gradient.sum(0)
     return unit_norms
 
 

@@ -1,13 +1,18 @@
-"""Gradient norms: the joint norm to which a unit is clipped, and the rules of bookkeeping.
+"""Gradient norms: how a unit's gradient is clipped, and the rules of the bookkeeping engine.
 
-A rule computes the norms and the weighted sums of one kind of layer. For a linear layer with input
-a_n and output gradient g_n, the weight's gradient of example n is ``g_n a_n^T``. Its squared norm
-and the clipped sum are
+The bookkeeping engine (:mod:`fedsim.privacy.clipping.bookkeeping`) makes no per-example gradients.
+It has one rule for each kind of layer, which computes the gradients' norms and their weighted sums.
+For a linear layer with input a_n and output gradient g_n, the weight's gradient of example n is
+``g_n a_n^T``. Its squared norm is
 
-    |g_n|^2 |a_n|^2    and    (c * g)^T a
+    |g_n|^2 |a_n|^2
+
+and, for factors c_n that clip the examples, the clipped sum is
+
+    sum_n c_n g_n a_n^T = (c * g)^T a
 
 (Goodfellow 2015, arXiv 1510.01799; Bu et al. 2023, "book-keeping", arXiv 2210.00038). If an example
-uses the layer T times, the squared norm is
+uses the layer T times, with inputs a_1 .. a_T and output gradients g_1 .. g_T, the squared norm is
 
     sum_st <g_s, g_t> <a_s, a_t>
 
@@ -40,12 +45,13 @@ Parts are added. Row n of the result is a function of row n of the batch alone.
 class Norms:
     """The clip norm, the unit, and the weights of parameters in the joint norm.
 
-    Prefixes of parameter names end where a module's name ends: ``decoder`` covers
-    ``decoder.weight``, not ``decoder2.weight``.
+    A prefix is the name of a module or of a parameter: ``decoder`` covers ``decoder.weight``, not
+    ``decoder2.weight``.
 
     Attributes:
         clip: C, the largest joint L2 norm that one unit's gradient keeps; ``inf`` clips nothing.
-        unit: an example, whose gradient is clipped, or a group or client, whose summed gradient is.
+        unit: what is clipped: the gradient of one example, or the sum of the gradients of all
+            examples of one group or client.
         weights: the factor of each parameter, by the longest matching name prefix, 1 if none
             matches. It is applied before the joint norm is taken and stays in the sum: the caller
             divides by it after the noise, which is post-processing.
@@ -79,7 +85,7 @@ class Norms:
         return any(_covers(prefix, name) for prefix in self.free)
 
     def factors(self, squared: Tensor) -> Tensor:
-        """Returns ``min(1, C / norm)`` for squared norms ``[units]``; 0 if one is not finite."""
+        """Returns ``min(1, C / norm)`` for squared norms ``[units]``; 0 for those not finite."""
         factor = (self.clip / squared.sqrt().clamp_min(1e-12)).clamp_max(1.0)
         return factor.masked_fill(~squared.isfinite(), 0.0)
 
@@ -89,7 +95,7 @@ def _covers(prefix: str, name: str) -> bool:
 
 
 Measured = tuple[Tensor, Tensor]
-"""The units' joint norms before clipping ``[units]``, and the examples' losses ``[N]``."""
+"""The units' joint norms before clipping ``[units]``, and the losses ``[N]`` or ``[N, parts]``."""
 
 
 def clip_units(
@@ -97,16 +103,18 @@ def clip_units(
     norms: Norms,
     units: int,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Weighs and clips the gradient of every unit.
+    """Multiplies the gradient of every unit by the weights and clips it.
+
+    A unit whose gradient is not finite gets the gradient 0.
 
     Args:
         gradients: the gradients by parameter name, ``[units, ...]`` each.
-        norms: the clip norm and the weights.
+        norms: the clip norm, the weights and the free parameters.
         units: the number of units.
 
     Returns:
-        The clipped gradients by name ``[units, ...]``, which the caller sums, and the units' joint
-        norms before clipping ``[units]``.
+        The weighted and clipped gradients by name ``[units, ...]``, which the caller sums, and the
+        units' joint norms ``[units]`` after weighting and before clipping.
     """
     any_gradient = next(iter(gradients.values()), torch.zeros(units))
     squared = any_gradient.new_zeros(units)
@@ -129,16 +137,17 @@ def clip_units(
         unit_factor = keep_factor if norms.is_free(name) else clip_factor * keep_factor
         factor = norms.weight(name) * unit_factor
         factor = factor.view(-1, *[1] * (gradient.dim() - 1))
-        # 0 times a nan is a nan, so a broken unit is set to 0, not multiplied by it.
+        # 0 times a nan is a nan, so where the factor is 0 the gradient is overwritten with 0.
         clipped[name] = (gradient * factor).masked_fill_(factor == 0, 0)
     return clipped, squared.sqrt()
 
 
 GRAM_SLACK = 1e-6
-"""The share of the Gram products' absolute sum that is added to their sum.
+"""The slack that is added to a squared norm, as a share of the sum of its terms' absolute values.
 
-Uses that cancel leave a small difference of large float32 numbers. If rounding made a norm too
-small, a gradient would pass unclipped.
+The terms are the products of Gram matrices in :meth:`LinearRule.squared`. If an example's uses of a
+layer cancel, the squared norm is a small difference of large float32 numbers. Without the slack,
+rounding could make it too small, and the gradient would pass unclipped.
 """
 
 
@@ -148,9 +157,10 @@ class Use:
 
     Attributes:
         layer: the layer.
-        inputs: what the layer read, ``[N, T, in]``: the gradient of its weight is the outer product
-            of ``grads`` and these. Their last dimension is empty for a layer that has no inputs.
-        grads: the gradient of the summed loss by the layer's output, ``[N, T, out]``.
+        inputs: the layer's inputs, ``[N, T, in]``, where T is the number of times that an example
+            uses the layer. The gradient of a linear layer's weight is the sum over T of the outer
+            products of ``grads`` and ``inputs``. For a layer without inputs, ``in`` is 0.
+        grads: the gradient of the summed loss with respect to the layer's output, ``[N, T, out]``.
         layout: the client of each row.
     """
 
@@ -221,8 +231,8 @@ class LinearRule:
         g = use.grads
         bias = _squared_norm(_over_uses(g))
         if g.shape[1] == 1:
-            # The slack is that of several uses: one group of many rows pads every group to several
-            # uses, and the same gradient must have the same norm.
+            # The slack is the same as for several uses. If one group of a batch has many rows, all
+            # groups are padded to several uses, and that must not change the norm of a group.
             return {
                 "weight": _squared_norm(a[:, 0]) * bias * (1 + GRAM_SLACK),
                 "bias": bias,
@@ -302,9 +312,10 @@ class ShiftRule(LinearRule):
     names = ("weight",)
 
     def gradients(self, use: Use) -> Tensor:
-        """Returns the per-example gradients ``[N, size]``, those of the output.
+        """Returns each example's gradient ``[N, size]``, which is that of the output.
 
-        A single number shifts every column, so its gradient is their sum.
+        If the weight is a single number, it shifts every column of the output. Its gradient is then
+        the sum over the columns.
         """
         assert isinstance(use.layer, Shift)
         gradient = use.grads.sum(1)
@@ -372,7 +383,7 @@ PER_CLIENT = (ClientLinear, ClientCode)
 
 
 def by_use(values: Tensor) -> Tensor:
-    """Reshapes ``[N, ..., m]`` to ``[N, T, m]``."""
+    """Reshapes ``[N, ..., m]`` to ``[N, T, m]``, where T is the number of uses per example."""
     if values.dim() == 2:
         return values.unsqueeze(1)
     return values.flatten(1, -2)
@@ -392,5 +403,9 @@ def _squared_norm(rows: Tensor) -> Tensor:
 
 
 def _by_client(use: Use, values: Tensor) -> Tensor:
-    """Pads ``[N, T, m]`` to ``[clients in the span, width * T, m]``."""
+    """Returns ``[N, T, m]`` by client, ``[clients in the span, width * T, m]``, filled with zeros.
+
+    The span is the clients from the first to the last one with a row, and the width is the largest
+    number of rows of one client (:class:`fedsim.batch.Layout`).
+    """
     return use.layout.pad(values).flatten(1, 2)

@@ -1,8 +1,9 @@
 """Class-conditional Gaussians from noisy moments: the statistics and their estimates.
 
-Rows are embeddings, or vectors made from them. They are centred first: rows of unit norm share a
-large mean, and what remains after it is small. It can be clipped to a small ball, and the noise
-shrinks with the ball's radius. The estimates take the noise of the statistics into account.
+Rows are embeddings, or vectors made from them. Rows of unit norm share a large mean. They are
+centred first, so they are short and can be clipped to a small ball, and the noise shrinks with the
+radius of the ball. The estimates take the noise of the statistics into account. The means of
+clients and the histogram of distances from the mean are here too.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ class ReleasedMean:
     """A released mean and how well it is known.
 
     Attributes:
-        mean: ``[d]``, shrunk to 0 by its noise (James and Stein 1961): for few rows in many
-            dimensions the noise is longer than the mean.
+        mean: the estimate ``[d]``. It is shrunk towards 0, the more the larger its noise is (James
+            and Stein 1961), because for few rows in many dimensions the noise is longer than the
+            mean.
         error: the expected squared distance of ``mean`` from the true one.
         rows: the number of rows, at least 1.
     """
@@ -69,13 +71,14 @@ def released_mean(
     """
     rows = sums["count"].clamp_min(1.0)[0]
     mean = sums["sum"][0] / rows
-    noise = len(mean) * (std["sum"] / rows[0]).square()  # its expected squared norm
+    # The expected squared norm of the noise, and what the mean's squared norm has beyond it.
+    noise_square = len(mean) * (std["sum"] / rows[0]).square()
     # Rows have norm at most 1, and so has their mean.
-    signal = (mean.square().sum() - noise).clamp(0, 1)
-    shrinkage = signal / (signal + noise).clamp_min(1e-30)
+    signal_square = (mean.square().sum() - noise_square).clamp(0, 1)
+    shrinkage = signal_square / (signal_square + noise_square).clamp_min(1e-30)
     return ReleasedMean(
         shrinkage * mean,
-        shrinkage * noise,
+        shrinkage * noise_square,
         rows[0],
     )
 
@@ -111,7 +114,8 @@ def class_mean_products(
 def counts_above_noise(counts: Tensor, std: float) -> Tensor:
     """Returns released counts that it is safe to divide by.
 
-    None is below 1, or below twice the standard deviation ``std`` of its noise.
+    A smaller count is raised to 1, or to twice the standard deviation ``std`` of its noise if that
+    is more.
     """
     return counts.clamp_min(max(1.0, 2 * std))
 
@@ -136,9 +140,10 @@ def client_means(
 ) -> Tensor:
     """Returns every client's mean ``[K, d]``, shrunk towards the mean that the clients share.
 
-    A mean is shrunk by its noise against the variance between the true means. That variance is
-    DerSimonian and Laird's estimate (1986, "Meta-analysis in clinical trials"), in which noisy
-    clients count little. If no client stands out of the noise, all get the same mean.
+    A mean is shrunk the more, the larger its noise is beside the variance between the true means.
+    That variance is estimated as by DerSimonian and Laird (1986, "Meta-analysis in clinical
+    trials"): noisy clients count little. If no client stands out of the noise, all get the same
+    mean.
 
     Args:
         sums: the released sum of every client, ``[K, d]``.
@@ -147,7 +152,8 @@ def client_means(
     """
     rows = counts_above_noise(counts, std["client_counts"]).double()
     means = sums.double() / rows
-    # Noise in a count rescales the whole mean; this error is spread evenly over the directions.
+    # Noise in a count rescales the whole mean. This error is counted as if all directions had the
+    # same share of it.
     sum_noise = (std["client_sums"] / rows).square()
     count_noise = (std["client_counts"] / rows).square()
     mean_square = means.square().mean(1, keepdim=True)
@@ -166,7 +172,7 @@ def client_means(
 
 @dataclass(frozen=True)
 class Gaussians:
-    """Noisy moments of the centred rows, in units of the radius.
+    """Noisy moments of centred rows, in units of the radius of the ball to which they are clipped.
 
     Attributes:
         counts: the number of rows per class, ``[C]``, at least 1 each.
@@ -200,9 +206,9 @@ def gaussians(
 ) -> Gaussians:
     """Estimates class means and the second moment from the sums of :func:`moment_products`.
 
-    The trace of the second moment estimates the rows' mean squared norm, too. It and the prior
-    belief ``squared_norm`` are weighted by their precision: for few rows in many dimensions the
-    trace is noise.
+    The trace of the second moment is an estimate of the rows' mean squared norm. For few rows in
+    many dimensions it is mostly noise. So if ``squared_norm`` is given, the trace is replaced by
+    the mean of both, weighted by their precision.
 
     Args:
         sums: the released sums, their weights divided out.
@@ -236,15 +242,15 @@ def within(
 ) -> Tensor:
     """Returns the covariance within classes ``[d, d]``.
 
-    It is the second moment without the part that the class means add to it; the noise of the means
-    is corrected for:
+    The part that the class means add to the second moment is subtracted. The noise of the means is
+    subtracted with it, so its expected part is added again:
 
         moment - sum_c share_c mean_c mean_c^T + (sum_c share_c noise_c) I.
 
     Args:
         moment: the second moment ``[d, d]``.
         means: the class means ``[C, d]``.
-        noise: the variance of the noise on each of them ``[C]``.
+        noise: the variance of the noise on each entry of a class mean ``[C]``.
         counts: the number of rows per class ``[C]``.
     """
     share = counts / counts.sum()
@@ -259,11 +265,12 @@ def principal(
     noise: float,
     most: int,
 ) -> tuple[Tensor, Tensor, float]:
-    """Returns the leading directions of a noisy covariance.
+    """Returns the leading directions of a noisy covariance, and white noise for all the rest.
 
     A symmetric matrix of independent noise has its largest eigenvalue near ``2 noise sqrt(d)``.
-    Eigenvalues above half of that are kept: directions below the edge carry little signal, but
-    leaving them white costs the probe more than it saves (seen on BloodMNIST).
+    Eigenvalues above half of that are kept. Directions with less than ``2 noise sqrt(d)`` carry
+    little signal, but to replace all of them by white noise costs the probe more than it saves
+    (seen on BloodMNIST).
 
     Args:
         covariance: ``[d, d]``.
@@ -272,7 +279,9 @@ def principal(
 
     Returns:
         An orthonormal basis ``[d, k]`` that depends on its span alone, the covariance in it
-        ``[k, k]``, and the variance of every other direction.
+        ``[k, k]``, and the variance of white noise. The white noise is to be added in all d
+        directions: in total it has the variance of the eigenvalues that are not kept, but at least
+        a thousandth of the largest eigenvalue.
     """
     dim = len(covariance)
     floor = max(noise * math.sqrt(dim), 1e-9)
@@ -281,19 +290,22 @@ def principal(
     on_cpu = torch.cat([values, covariance.double().trace()[None]]).cpu()
     kept_values = on_cpu[:-1]
     trace = float(on_cpu[-1])
-    largest = float(kept_values[0]) if len(kept_values) else trace / dim
+    largest = trace / dim
+    if len(kept_values):
+        largest = float(kept_values[0])
     remaining = trace - float(kept_values.sum())
-    rest = max(remaining, 1e-3 * max(largest, 1e-6)) / dim
+    white_variance = max(remaining, 1e-3 * max(largest, 1e-6)) / dim
     basis = spectral.steady(vectors)
     rotation = basis.T @ vectors
     inner = (rotation * values) @ rotation.T
-    return basis.float(), inner.float(), rest
+    return basis.float(), inner.float(), white_variance
 
 
 BINS = 30
 """The number of bins of the histogram of distances.
 
-Each is half an octave of distance wide, below a distance of 2; the last has all smaller distances.
+The largest distance of the first bin is 2, and that of each further bin is 1 / sqrt(2) of the one
+before. The first bin has all larger distances too, and the last one all smaller ones.
 """
 SEEN = 3.0
 """The number of standard deviations of noise that a bin's count must exceed to be used."""
@@ -305,6 +317,7 @@ def distance_products(r: Tensor) -> Products:
     A row is in one bin, so its removal changes one count by 1.
     """
     is_below = exact_squares(r) <= largest_squares(r.device)  # [N, BINS]
+    # A row is below the limits of its own bin and of all bins before it.
     bins = is_below.sum(1) - 1
     ones = r.new_ones(len(r), 1)
     return {"bins": OuterProduct(ones, one_hot(bins.clamp_min(0), BINS))}
@@ -325,12 +338,13 @@ def released_distances(
     Args:
         bins: the released counts ``[1, BINS]``.
         std: the standard deviation of the noise on each.
-        square: the mean squared distance expected before. It is kept within the bounds that the
-            bins set, or as it is if no bin stands out of the noise.
+        square: the mean squared distance that was expected before this release.
 
     Returns:
-        The mean squared distance, the bins' counts ``[BINS]``, which are 0 where noise hides them,
-        and their largest squared distances ``[BINS]``.
+        The mean squared distance, the counts of the bins ``[BINS]``, and the largest squared
+        distances of the bins ``[BINS]``. The mean squared distance is the expected one, moved into
+        the bounds that the bins set, or unchanged if no bin stands out of the noise. A count that
+        noise hides is 0.
     """
     counts = torch.where(bins[0] > SEEN * std, bins[0], 0.0)
     squares = largest_squares(counts.device)

@@ -1,7 +1,7 @@
 """Clipped sums of statistics, and products that do not depend on other rows.
 
-A statistic is a sum of outer products of two vectors per row (example or embedding). All statistics
-of a release are clipped jointly.
+A statistic is a sum over rows (examples), to which each row adds the outer product of two vectors.
+All statistics of a release are clipped jointly.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from fedsim.device import CPU, to_device
 from fedsim.privacy.clipping.norms import Norms
 
 ROWS = 1024
-"""The number of rows that are converted to float64 at a time on the CPU, to stay within its cache.
+"""The number of rows that are computed with together in float64.
 
-Another device converts all at once.
+In weighted sums this holds on the CPU only, where so many rows fit the cache; another device takes
+all rows at once. In the norms of groups it holds on every device: it keeps Gram matrices small.
 """
-
-
 BLOCK = 32_768
-"""The number of rows whose products are computed together, so that memory does not grow with rows.
+"""The number of rows whose products are in memory together.
+
+So memory does not grow with the number of rows.
 """
 
 
@@ -38,8 +39,8 @@ class OuterProduct:
     number of cells.
 
     Attributes:
-        left: ``[N, p]``.
-        right: ``[N, q]``.
+        left: the left vector of every row ``[N, p]``.
+        right: the right vector of every row ``[N, q]``.
         cell: the cell of every row, int64 ``[N]``; None if there is only one cell.
         cells: the number of cells M. The statistic is ``[M p, q]``.
     """
@@ -85,28 +86,29 @@ def clipped_statistics(
     groups: Layout | None = None,
     totals: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns the jointly clipped sum of every statistic.
+    """Returns the jointly clipped sum of every statistic, and the joint norms of the units.
 
-    In every cell it is
+    In every cell the sum is
 
         sum_n c_n w left_n right_n^T    with    c_n = min(1, C / joint norm of the unit of row n).
 
-    Class sums are (1, x) with the label as the cell, second moments (x, x). Removing one unit
-    changes all sums together by at most C in L2 norm. A unit that is not finite counts as 0.
+    For class sums, left_n is 1, right_n is x_n and the cell is the label. For a second moment, both
+    left_n and right_n are x_n. Removing one unit changes all sums together by at most C in L2 norm.
+    A unit that is not finite counts as 0.
 
     Args:
         products: the statistics by name.
         norms: the clip norm C and the weights w by name.
         groups: the unit of each row; None if every row is a unit.
-        totals: the sums over the units of earlier blocks, by name, which are added to in place.
-            It is empty, or None, if these are the first rows.
+        totals: the sums over the units of earlier blocks, by name. The sums of these rows are added
+            to them in place. It is empty, or None, if these are the first rows.
 
     Returns:
-        The weighted sums by name ``[M p, q]``, float64, so that they depend neither on the order of
-        the rows nor on a processor's products; and the joint norms of these rows' units before
-        clipping, private and for diagnostics only. Round the sums only after their noise is added:
-        before, a unit could change the rounding of sums of many rows by more than it changes the
-        sums.
+        The weighted sums by name ``[M p, q]``, and the joint norms of these rows' units before
+        clipping, which are private and for diagnostics only. The sums are float64, so the order of
+        the rows and the processor change them in their last bits at most. Round them only after
+        their noise is added. Sums of many rows are large, and one unit could change their rounding
+        by more than it changes the sums.
     """
     unit_squared = _joint_squared_norms(products, norms, groups)
     factor = norms.factors(unit_squared)
@@ -157,7 +159,7 @@ def _add_weighted_sum(
         is_broken: whether a row is left out, ``[N, 1]``.
         weight: the weight of the statistic.
     """
-    # 0 times a nan is a nan: a broken row is filled with 0, not multiplied by it.
+    # 0 times a nan is a nan. So a row of a broken unit is filled with 0, not multiplied by it.
     left = product.left.masked_fill(is_broken, 0)
     right = product.right.masked_fill(is_broken, 0)
     if product.cell is None:
@@ -210,9 +212,9 @@ def _squared_norms_of_groups(
 
     Args:
         product: the statistic of N rows.
-        of_rows: the squared norm of each row ``[N]``. A group of one row takes its row's: rounded
-            in another way it would be clipped a little differently.
-        groups: the group of each row.
+        of_rows: the squared norm of each row ``[N]``. A group of one row takes the value of its
+            row, so that it is clipped exactly like a single example.
+        groups: the group of each row. The rows of a group follow each other.
     """
     device = of_rows.device
     sizes = torch.bincount(groups.positions, minlength=groups.clients)
@@ -229,8 +231,8 @@ def _squared_norms_of_groups(
             left = product.left[rows].double()
             right = product.right[rows].double()
             cell = product.cell_of_rows[rows]
-            norms = _squared_norms_of_sums(left, right, cell).to(squared.dtype)
-            squared[to_device(some_groups, device)] = norms
+            of_sums = _squared_norms_of_sums(left, right, cell)
+            squared[to_device(some_groups, device)] = of_sums.to(squared.dtype)
     return squared
 
 
@@ -243,7 +245,8 @@ def _squared_norms_of_sums(left: Tensor, right: Tensor, cell: Tensor) -> Tensor:
         cell: the cell of every row ``[B, n]``.
     """
     if left.shape[1] > ROWS:
-        # The sums themselves have fewer entries than the Gram matrices of so many rows.
+        # The Gram matrices of so many rows would be too large. The size of the sums themselves does
+        # not depend on the number of rows.
         return torch.stack(list(map(_squared_norm_of_long_sum, left, right, cell)))
     same_cell = cell[:, :, None] == cell[:, None, :]
     terms = (left @ left.transpose(1, 2)) * (right @ right.transpose(1, 2)) * same_cell
@@ -251,7 +254,13 @@ def _squared_norms_of_sums(left: Tensor, right: Tensor, cell: Tensor) -> Tensor:
 
 
 def _squared_norm_of_long_sum(left: Tensor, right: Tensor, cell: Tensor) -> Tensor:
-    """Returns the squared norm of the sum of n rows ``[n, p]`` and ``[n, q]``, a scalar."""
+    """Returns the squared norm of one unit's sum in all cells, a scalar.
+
+    Args:
+        left: ``[n, p]``.
+        right: ``[n, q]``.
+        cell: the cell of every row ``[n]``.
+    """
     order = torch.argsort(cell, stable=True)
     sizes = torch.unique_consecutive(cell[order], return_counts=True)[1].tolist()
     squared = left.new_zeros(())
@@ -276,6 +285,8 @@ def _to_integers(
         x: the values.
         largest: a bound on their absolute values.
     """
+    # A product of two integers is at most 2^(2 bits), so d of them add up to less than
+    # 2^(2 bits + d.bit_length()).
     bits = (53 - x.shape[-1].bit_length()) // 2
     unit = largest.double().clamp_min(1e-300) * 2.0**-bits
     return (x.double() / unit).round(), unit
@@ -284,11 +295,11 @@ def _to_integers(
 def exact_products(x: Tensor, fixed: Tensor) -> Tensor:
     """Returns ``x fixed^T`` ``[N, K]`` in float64, each row independent of all other rows.
 
-    Both are rounded to integers first.
+    All entries are rounded to integers first, so that the product of the integers is exact.
 
     Args:
-        x: rows ``[N, d]``.
-        fixed: fixed rows ``[K, d]``.
+        x: rows ``[N, d]``, each of which is rounded by itself.
+        fixed: rows that are public or released ``[K, d]``, which are rounded together.
     """
     integers, unit = _to_integers(x, x.abs().amax(1, keepdim=True))
     fixed_integers, fixed_unit = _to_integers(fixed, fixed.abs().max())

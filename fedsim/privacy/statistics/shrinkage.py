@@ -1,7 +1,8 @@
 """Estimates that take the noise of released values into account.
 
-They are for eigenvalues under symmetric noise, for the means of many groups, and for the
-covariances of many classes. All are post-processing of released values and their public noise.
+Here are estimates of eigenvalues under symmetric noise, of the means of many groups, and of the
+covariances of many classes. All are computed from released values and the public size of their
+noise, so they cost no privacy.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ STEPS = 8
 def free_eigenvalues(values: Tensor, noise: float) -> Tensor:
     """Returns the eigenvalues of a covariance, estimated from those of a noisy version.
 
-    Entry j is what the covariance has, on average, along the j-th eigenvector of itself plus
-    symmetric Gaussian noise:
+    Entry j is the expected variance of the true covariance along the j-th eigenvector of the noisy
+    one, which has the eigenvalue y:
 
         y - 2 tau^2 h(y),
 
@@ -65,10 +66,11 @@ def shrunk_along(
 ) -> Tensor:
     """Returns class means shrunk to their common centre, direction by direction, ``[C, d]``.
 
-    It is the posterior mean under a normal prior whose variance is estimated from neighbouring
-    directions together (empirical Bayes, as Morris 1983). A class counts by the precision that its
-    noise leaves it, so for a rare class the frequent ones decide how much of a direction is signal.
-    Directions whose variances cannot be told apart share one estimate, however they are rotated.
+    It is the posterior mean under a normal prior, whose variance is estimated from neighbouring
+    directions together (empirical Bayes, as Morris 1983). Classes with much noise count little in
+    this estimate. So the frequent classes decide how much of a direction is signal, for rare
+    classes too. Directions whose variances cannot be told apart share one estimate, so that a
+    rotation among them changes nothing.
 
     Args:
         means: class means ``[C, d]``, in directions of falling variance.
@@ -79,16 +81,17 @@ def shrunk_along(
     neighbourhood = _neighbourhoods(values)
     noise = noise[:, None]
 
-    def smooth(weighted: Tensor) -> Tensor:
-        """Sums ``[C, d]`` over classes and neighbouring directions; one sum per neighbourhood."""
+    def neighbourhood_sums(weighted: Tensor) -> Tensor:
+        """Returns the sum over classes and directions of each neighbourhood, padded to ``[d]``."""
         by_direction = group_means(weighted.sum(0), group)
         zeros = torch.zeros_like(values)
         return zeros.index_add(0, neighbourhood, by_direction)
 
     def shared_mean(terms: Tensor, weight: Tensor) -> Tensor:
         """Returns the weighted mean over classes and neighbouring directions, ``[d]``."""
-        total_weight = smooth(weight * torch.ones_like(terms))
-        mean = smooth(weight * terms) / total_weight
+        total_weight = neighbourhood_sums(weight * torch.ones_like(terms))
+        # There are fewer neighbourhoods than directions: the entries behind them are 0 / 0.
+        mean = neighbourhood_sums(weight * terms) / total_weight
         return group_means(mean[neighbourhood], group)
 
     # The unbiased variance between classes, less the noise.
@@ -126,7 +129,10 @@ def shrunk_along(
 
 
 def _neighbourhoods(values: Tensor) -> Tensor:
-    """Returns the number of the group of neighbouring directions of each direction, ``[d]``."""
+    """Returns the number of the neighbourhood of each direction, ``[d]``.
+
+    A neighbourhood has consecutive directions, and the next one is wider by :data:`GROWTH`.
+    """
     numbers: list[int] = []
     width = 1.0
     number = 0
@@ -143,18 +149,19 @@ def james_stein(
     rank: int | None = None,
     steps: int = 0,
 ) -> Tensor:
-    """Returns groups' estimates ``[G, k]`` shrunk to 0 by their noise against the signal.
+    """Returns groups' estimates ``[G, k]``, shrunk towards 0 by signal / (signal + noise).
 
-    All groups estimate the variance of the signal together. Nothing is left if nothing stands out
-    of the noise.
+    The variance of the signal is estimated from all groups together. If it does not stand out of
+    the noise, it is 0, and so are all results.
 
     Args:
         estimates: one estimate per group, ``[G, k]``.
         noise: the variance of its noise in every direction, ``[G]``, independent between them.
         rank: the dimension of the space in which the estimates lie; None for k.
-        steps: fixed-point steps, which need float64. With them a group counts by how well its
-            square shows the signal, with a variance of (signal + noise)^2. With 0 steps it counts
-            by 1 / noise, which is cautious: groups of little noise then decide for all.
+        steps: the number of fixed-point steps, which need float64. With steps, a group has the
+            weight 1 / (signal + noise)^2 in the estimate of the signal: its square has about that
+            precision. With 0 steps it has the weight 1 / noise, which is cautious, because groups
+            of little noise then decide for all.
     """
     noise = noise.clamp_min(1e-30)
     if rank is None:
@@ -181,7 +188,7 @@ def of_two(
 ) -> tuple[Tensor, Tensor]:
     """Returns the precision-weighted mean of two independent estimates, and its variance.
 
-    Estimates without noise count alike.
+    If neither has noise, both count alike.
 
     Args:
         first: estimates of G groups ``[G, ...]``.
@@ -209,12 +216,13 @@ def pooled_and_own(
     counts: Tensor,
     std: float,
 ) -> Tensor:
-    """Returns the covariances of all classes ``[C, k, k]``, each shrunk to the pooled one.
+    """Returns the covariances of all classes ``[C, k, k]``, each shrunk towards the pooled one.
 
-    The pooled covariance is itself shrunk to a multiple of the identity. Each keeps the share that
-    its squared distance to the target has beyond the noise and, for a class, beyond the sampling
-    error (Ledoit and Wolf 2004); and no more than leaves a class a fifth of the pooled variance in
-    every direction.
+    The pooled covariance is first shrunk towards a multiple of the identity, and its eigenvalues
+    are raised to at least a tenth of their mean. A matrix keeps a share of its difference from its
+    target: the part of the difference's square that noise does not explain (Ledoit and Wolf 2004).
+    For a class, the sampling error counts as noise. A class keeps less if it would otherwise have
+    less than a fifth of the pooled variance in some direction.
 
     Args:
         second: the classes' second moments per row ``[C, k, k]``, symmetric.
@@ -225,8 +233,9 @@ def pooled_and_own(
     """
     size = second.shape[1]
     total = counts.sum()
-    # A diagonal entry has no second triangle to average with, so it has twice the variance.
-    entries = size * (size - 1) + 2 * size
+    # There are k (k - 1) entries off the diagonal. The k entries on it have twice the variance,
+    # because they have no second triangle to average with.
+    entries = size * (size + 1)
     # The covariances of a thousand classes are as large as a data set, so few copies are made.
     covariances = second - means.unsqueeze(2) * means.unsqueeze(1)
     class_shares = (counts / total)[:, None, None]
@@ -264,10 +273,10 @@ def relative_covariances(
     counts: Tensor,
     std: float,
 ) -> Tensor:
-    """Returns groups' covariances ``[G, k, k]`` relative to the expected ones, shrunk to I.
+    """Returns groups' covariances ``[G, k, k]`` relative to the expected ones, shrunk towards I.
 
-    They have a mean variance of 1. Each keeps the share that its squared distance to the identity
-    has beyond the noise and the sampling error (Ledoit and Wolf 2004).
+    Each is scaled first so that its mean variance is 1. It keeps the share of its difference from
+    the identity that noise and sampling error do not explain (Ledoit and Wolf 2004).
 
     Args:
         second: the groups' second moments per row about their means ``[G, k, k]``, symmetric.
@@ -322,7 +331,7 @@ def affordable(
     noise: float,
     resolution: float,
 ) -> int:
-    """Returns the most directions k in which a covariance is seen within ``resolution``.
+    """Returns the largest number of directions k in which noise hides no more than ``resolution``.
 
     Args:
         rows: the number of rows.
