@@ -1,8 +1,8 @@
-"""The commands of ``fedsim``: what the command line reads, and which function of the API it calls.
+"""The commands of ``fedsim``: each reads its options and calls one function of the Python API.
 
-A command has the parameters of its API function, so it can pass on all its values (``locals()``).
-It returns what that function returns, and :mod:`fedsim.cli` prints it. The package ``fedsim``
-imports the function when a command uses it, so that ``fedsim --help`` shows at once.
+Most commands have the parameters of their API function and pass all of them on with ``locals()``.
+A command returns a result, which :mod:`fedsim.cli` prints, or an exit code. The package ``fedsim``
+imports an API function only when a command uses it, so that ``fedsim --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -19,15 +19,20 @@ from fedsim.plugins.registry import find_in_working_folder
 from fedsim.words import Printed
 
 T = TypeVar("T")
+# Unit and Trust repeat fedsim.privacy.plan, because an import of it would load numpy for the help.
 Unit = Literal["example", "group", "client"]
 Trust = Literal["aggregate", "silo"]
 
 
 def path_of(kind: Any, tokens: Sequence[Token]) -> Path:
-    """Return the path that a text names.
+    """Return the path that a text of the command line names.
+
+    Args:
+        kind: the type of the parameter, which cyclopts passes to every converter; not used.
+        tokens: the texts of the option; a path has one.
 
     Raises:
-        ValueError: the text is empty, as an unset variable of a shell is.
+        ValueError: the text is empty, such as that of an unset shell variable.
     """
     text = tokens[0].value
     if not text:
@@ -36,7 +41,10 @@ def path_of(kind: Any, tokens: Sequence[Token]) -> Path:
 
 
 def shown_default(value: Any) -> Any:
-    """Return what the help shows as an option's default: nothing for flags and absent values."""
+    """Return the default that the help shows for an option, or None if it shows no default.
+
+    It shows none for a missing value, a flag, an empty value, and the number 0, which equals False.
+    """
     if value in (None, False, "", ()):
         return None
     return value
@@ -86,8 +94,8 @@ def command(group: Group, arguments: str = "") -> Callable[[Callable[..., T]], C
 
     Args:
         group: the heading under which ``fedsim --help`` lists the command.
-        arguments: what follows the options in the first line of its help; default: the names of
-            the required arguments.
+        arguments: the arguments in the usage line of its help, such as ``RUN [BESIDE...]``. By
+            default they are the required arguments.
     """
 
     def add(function: Callable[..., T]) -> Callable[..., T]:
@@ -258,7 +266,7 @@ def algorithms(name: str | None = None) -> Printed:
 def new(name: str, *, out: Folder = Path()) -> str:
     """Write the files of a new method: its code, its test and its grid.
 
-    They work at once, and you can change what you like.
+    The new method works at once, and you can change what you like.
 
     Example: fedsim new my-method && fedsim bench my_method.yaml
 
@@ -322,9 +330,10 @@ def audit(
 
     A method is trained many times, in pairs: with one unit (such as one example) and without it.
     An adversary who sees every noisy output guesses which training had the unit. The exit code is
-    1 if the bound, at 95 % confidence, is above the ε to test. A lower bound never proves ε. You
-    can interrupt the command at any time. The same command then continues, and a larger --pairs
-    adds pairs.
+    1 if the bound, at 95 % confidence, is above the ε to test. It is also 1 if the unit adds more
+    to a sum than the sensitivity of a proved or stated claim allows. A lower bound never proves ε.
+    You can interrupt the command at any time. The same command then continues, and a larger
+    --pairs adds pairs.
 
     The generators of a run folder are attacked by membership inference from their synthetic
     examples. This gives no bound of ε. The run folder keeps the AUC of the attacks, which the
@@ -344,8 +353,9 @@ def audit(
             Parameters that you do not set get small values, so that a training is short.
         pairs: The number of pairs of trainings.
         out: The folder for the results of the audit.
-        trust_plugin: Run the code of plug-ins, which are methods in files or modules that are not
-            installed. Use this option only if you trust that code.
+        trust_plugin: For a run folder: run the code of its plug-ins, which are methods in files or
+            modules that are not installed. Use this option only if you trust that code. A method
+            that you name yourself always runs.
     """
     if trust_plugin:
         find_in_working_folder()
@@ -390,8 +400,8 @@ def verify(
     """Recompute every ε of a run with a second, independent accountant.
 
     An accountant computes ε from the noise and the steps of a training. The exit code is 0 if every
-    claimed ε is proved, and if all results that were compared are equal to the last bit. Otherwise
-    it is 1.
+    claimed ε is proved and all cells that ran again have equal results, to the last bit. With
+    --with it is 0 if the results of the two folders are equal. Otherwise it is 1.
 
     Example: fedsim verify runs/quickstart
 
@@ -409,7 +419,7 @@ def verify(
 
 @command(PRIVACY)
 def statement(run: Folder, *, cell: CellId | None = None, trust_plugin: bool = False) -> str:
-    """Write the privacy statement of a paper: what the ε of each method covers, and what not.
+    """Print a privacy statement for a paper: what the ε of each method covers and what it does not.
 
     Example: fedsim statement runs/quickstart
 
@@ -519,7 +529,10 @@ def release(
 
 
 def _loaded(folder: Path, trust_plugin: bool) -> fedsim.Run:
-    """Return the run of a folder; plug-ins of the working folder are found if they are trusted."""
+    """Return the run of a folder.
+
+    If its plug-ins are trusted, those in the working folder can be imported afterwards.
+    """
     if trust_plugin:
         find_in_working_folder()
     return fedsim.load(folder, trust_plugin=trust_plugin)

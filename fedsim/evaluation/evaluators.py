@@ -35,15 +35,17 @@ DIRECTIONS = 64
 NEIGHBOURS = 5
 """The number of neighbours, k, of density and coverage; a class needs more real embeddings."""
 MOST_ROWS_COMPARED = 1000
-"""The approximate largest number of embeddings of each kind that fidelity uses.
+"""The approximate largest number of embeddings that two parts of fidelity use.
 
-It bounds those that the directions are computed from, and those of the two-sample probe.
+It bounds the real embeddings that the leading directions are computed from, and the real and the
+synthetic embeddings of the two-sample accuracy. All other parts use all embeddings.
 """
 
 WIDTHS = (1.0, 10.0, 100.0)
 """The widths of the MMD's kernels, in medians of the squared distance of real embeddings."""
 
 Rows = NDArray[np.float64]
+"""Embeddings in the leading directions, float64 ``[n, k]``; or the directions ``[d, k]``."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def nearest_neighbours(
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    # Embeddings are ordered by class, so every k-th of them keeps the frequencies of the classes.
+    # Embeddings are ordered by class, so every k-th of them keeps the frequencies of the classes if
+    # there are at most MOST_NEIGHBOURS classes.
     step = -(-len(synthetic.x) // MOST_NEIGHBOURS)
     x = synthetic.x[::step]
     y = synthetic.y[::step]
@@ -105,7 +108,7 @@ def small_network(synthetic: Labelled, real: Labelled, probe_c: float) -> Scores
         n_iter_no_change=30,
     )
     with warnings.catch_warnings():
-        # The number of epochs is part of the definition, so that no convergence is expected.
+        # The number of epochs is part of the definition, so the network need not converge.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit((synthetic.x - mean) / deviation, synthetic.y)
     predicted = model.predict((real.x - mean) / deviation)
@@ -121,8 +124,8 @@ def fidelity(synthetic: Labelled, real: Labelled, probe_c: float) -> Scores:
         probe_c: the inverse penalty of the probe that tells them apart.
 
     Returns:
-        Fréchet distance, squared MMD, density, coverage, and two-sample accuracy; empty if no class
-        has enough real embeddings.
+        Fréchet distance, squared MMD, density, coverage, and two-sample accuracy. The scores are
+        empty if no class has both a synthetic embedding and more than :data:`NEIGHBOURS` real ones.
     """
     basis = leading_directions(real.x)
     counts = np.bincount(real.y)
@@ -150,13 +153,14 @@ def fidelity(synthetic: Labelled, real: Labelled, probe_c: float) -> Scores:
 
 
 def left_out(data: Embeddings, site: str | None = None) -> str | None:
-    """Return a warning if classes have too few test rows for fidelity; None if none has.
+    """Return a warning if a class has too few test rows for fidelity, else None.
 
     Args:
         data: the data set whose test rows are counted.
-        site: the site that alone the test rows come from, if they are those of one site.
+        site: the only site that the test rows come from; None if they come from all sites.
     """
-    enough = int((np.bincount(data.y_test, minlength=data.classes) > NEIGHBOURS).sum())
+    counts = np.bincount(data.y_test, minlength=data.classes)
+    enough = int((counts > NEIGHBOURS).sum())
     if enough == data.classes:
         return None
     owner = data.name
@@ -205,8 +209,9 @@ def frechet(synthetic: Rows, real: Rows) -> float:
 def squared_mmd(synthetic: Rows, real: Rows) -> float:
     """Return the unbiased squared MMD (Gretton et al. 2012) of two sets of rows, ``[n, k]`` each.
 
-    The Gaussian kernels are as wide as real rows are apart, and wider, so that differences in the
-    size of the rows count.
+    The kernel is the mean of Gaussian kernels of different widths (:data:`WIDTHS`). The narrowest
+    has the median squared distance of real rows as its width. The wider ones also react to
+    differences between distant rows, such as a wrong norm of all rows.
     """
     from scipy.spatial.distance import cdist, pdist
 
@@ -214,7 +219,7 @@ def squared_mmd(synthetic: Rows, real: Rows) -> float:
 
     def kernel(first: Rows, second: Rows) -> Rows:
         distances = cdist(first, second, "sqeuclidean") / width
-        return np.asarray(np.mean([np.exp(-distances / wider) for wider in WIDTHS], axis=0))
+        return np.asarray(np.mean([np.exp(-distances / factor) for factor in WIDTHS], axis=0))
 
     def mean_kernel(rows: Rows) -> float:
         """Return the mean over all pairs of different rows."""
@@ -245,10 +250,11 @@ def two_sample_accuracy(
 ) -> float:
     """Return the accuracy of a probe that tells real from synthetic rows; 0.5 is a guess.
 
-    Each class has as many synthetic as real rows, and at least one of each. There are at most about
-    :data:`MOST_ROWS_COMPARED` rows of either kind. The probe sees features and squared norm. Two
-    folds take turns in training and testing. Rows go to the folds in consecutive pairs, because
-    some generators draw rows in pairs, and a test row's partner must not be a training row.
+    Each class that has both kinds of rows gives equally many of both, at least one. There are at
+    most about :data:`MOST_ROWS_COMPARED` rows of either kind. The features of the probe are the
+    embedding and its squared norm. Two folds take turns in training and testing. Two consecutive
+    rows of a class are in the same fold, because some generators draw rows in pairs, and the
+    partner of a test row must not be a training row.
 
     Args:
         synthetic: the synthetic embeddings, ordered by class.
@@ -267,15 +273,15 @@ def two_sample_accuracy(
     synthetic_rows = synthetic.x[_first_rows(synthetic.y, counts)]
     real_rows = real.x[_first_rows(real.y, counts)]
     x = np.concatenate([synthetic_rows, real_rows])
-    # A linear probe does not see how long rows are, so that the squared norm is a feature.
+    # A linear probe cannot compute the norm of a row, so the squared norm is one more feature.
     x = np.hstack([x, np.square(x).sum(axis=1, keepdims=True)])
     y = np.repeat([0, 1], [len(synthetic_rows), len(real_rows)])
     fold = np.tile(_pair_numbers(counts), 2) % 2
     if len(np.unique(fold)) < 2:
         return 0.5
     correct = 0.0
-    for value in (0, 1):
-        training = fold == value
+    for training_fold in (0, 1):
+        training = fold == training_fold
         probe = fit_probe(x[training], y[training], probe_c)
         correct += float((probe.predict(x[~training]) == y[~training]).sum())
     return correct / len(y)
@@ -294,8 +300,8 @@ def _first_rows(
 def _pair_numbers(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the number of the pair that each row belongs to, class by class.
 
-    Two consecutive rows of a class form a pair. The last row of an odd class is alone in its pair,
-    so that the next class starts with a new one.
+    Two consecutive rows of a class form a pair. If a class has an odd number of rows, its last row
+    is alone in a pair, and the next class starts a new pair.
     """
     pairs = (counts + 1) // 2
     starts = np.cumsum(pairs) - pairs

@@ -1,7 +1,7 @@
-"""Turns predictions into scores, and scores real data as a reference.
+"""Turns predictions into scores, and computes the scores of real data as references.
 
-The references are the ceiling, which a linear probe of all real rows reaches, and what each client
-reaches by itself.
+The references are the ceiling and local-only. The ceiling is the best score of a linear probe of
+the real training rows. Local-only is the score of probes that each client trains on its own rows.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ def at_shares(
     predictions: Predictions,
     shares: NDArray[np.float64] | None,
 ) -> Predictions:
-    """Return predictions adapted to label frequencies.
+    """Return predictions whose labels are adapted to label frequencies.
 
-    The classifier was trained on uniform labels. Its probabilities are multiplied by the
-    frequencies, by Bayes' rule (Saerens, Latinne and Decaestecker 2002, equation 4), so that it
-    need not be trained again.
+    The classifier was trained on uniform labels. By Bayes' rule (Saerens, Latinne and Decaestecker
+    2002, equation 4), the adapted label has the largest product of probability and frequency. So
+    the classifier need not be trained again. The probabilities of the result are not adapted.
 
     Args:
         predictions: the predictions for uniform labels.
@@ -138,14 +138,17 @@ def scores_of_clients(
     own: Sequence[Scores | None],
     shared: Sequence[Scores | None],
 ) -> Scores:
-    """Return mean, worst client and spread (best less worst) of the clients' balanced accuracy.
+    """Return mean, worst and spread (best minus worst) of the clients' balanced accuracies.
 
     Args:
-        own: every client's scores by its own product; None for a client without a test row.
-        shared: every client's scores by the shared product; None also if nothing is shared.
+        own: every client's scores by its own generator or classifier; None for a client without a
+            test row.
+        shared: every client's scores by the generator or classifier that all clients share; None
+            for a client without a test row, or if nothing is shared.
 
     Returns:
-        The scores; empty if no client has a test row.
+        The scores, with the mean of ``shared`` if something is shared. They are empty if no client
+        has a test row.
     """
     own_accuracies = [scores.balanced_accuracy for scores in own if scores]
     shared_accuracies = [scores.balanced_accuracy for scores in shared if scores]
@@ -163,9 +166,10 @@ def scores_of_clients(
 
 
 def personal_scores(clients: Sequence[Predictions]) -> Scores:
-    """Return the mean over clients of each client's scores at its own label frequencies.
+    """Return the scores of the clients' personal predictors, as means over the clients.
 
-    A client whose test rows have no class that it holds is left out.
+    Each score counts only the classes that the client holds, and accuracy weighs them by the
+    client's label frequencies. A client that holds no class of its test rows is left out.
 
     Args:
         clients: every client's predictions, with its label frequencies.
@@ -204,7 +208,8 @@ def predictions_of(
     Args:
         probabilities: the probabilities of the classes ``[m, C]``, on any device.
         y: the true labels ``[m]``.
-        shares: the label frequencies of its client ``[C]``; None if it is no single client's.
+        shares: the label frequencies of the client that uses the classifier ``[C]``; None if it is
+            not the classifier of a single client.
     """
     on_cpu = probabilities.cpu()
     return Predictions(y, on_cpu.argmax(1).numpy(), on_cpu.numpy(), shares)
@@ -236,10 +241,11 @@ def score_classifier(
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The best scores that a linear probe of all real training rows reaches.
+    """The best scores that a linear probe of the real training rows reaches.
 
-    They are the same for every partition. Each score is that of the probe which is best for it,
-    among probes with the natural and with equal frequencies of the classes.
+    They are the same for every partition. Several probes are tried, with different penalties, and
+    with the natural and with equal weights of the classes. Each score is the best one among all
+    probes, so two scores may belong to different probes.
 
     Attributes:
         balanced_accuracy: the best balanced accuracy.
@@ -308,9 +314,10 @@ class LocalOnly:
     Each client's probe is trained on its own real rows, with equal frequencies of the classes.
 
     Attributes:
-        mean: the mean over clients, each on all test rows; of very many clients it is the mean
-            over every k-th one (:func:`fedsim.evaluation.subset.probed_clients`).
-        clients: every client's on its own test rows; None if it has none, or has no probe.
+        mean: the mean over clients, each on all test rows. If there are very many clients, it is
+            the mean over every k-th one (:func:`fedsim.evaluation.subset.probed_clients`).
+        clients: the balanced accuracy of every client on its own test rows; None for a client
+            without test rows or without a probe.
         reference_rows: the number of training rows of all probes, which is bounded
             (:func:`fedsim.evaluation.subset.client_rows`).
         seconds: the wall time in seconds.
@@ -328,7 +335,10 @@ def local_only(
     spec: PartitionSpec,
     probe_c: float | None,
 ) -> LocalOnly:
-    """Return what the clients reach by themselves, at the penalty that is best for their mean.
+    """Return the balanced accuracy that the clients reach by themselves.
+
+    All clients have the same penalty, the one with the best mean over clients. It is chosen twice:
+    on all test rows for :attr:`LocalOnly.mean`, and on own test rows for :attr:`LocalOnly.clients`.
 
     Args:
         data: the data set.
@@ -347,16 +357,18 @@ def local_only(
     on_own = np.full_like(on_all, np.nan)
     probed = probed_clients(partition)
     predictions = _predictions_of_clients(data, rows, data.x_test[test], tried)
-    for number, position, predicted in predictions:
+    for penalty, position, predicted in predictions:
         client = probed[position]
-        if is_large(data) and client == 0 and _is_past_best(number, on_all, on_own):
+        # Of large data, a new penalty begins with client 0.
+        if is_large(data) and client == 0 and _is_past_best(penalty, on_all, on_own):
             break
-        on_all[number, client] = balanced_accuracy_of(y_test, predicted)
+        on_all[penalty, client] = balanced_accuracy_of(y_test, predicted)
         own = own_test_rows[client]
         if len(own) == len(test):
-            on_own[number, client] = on_all[number, client]
+            on_own[penalty, client] = on_all[penalty, client]
         elif len(own):
-            on_own[number, client] = balanced_accuracy_of(y_test[own], predicted[own])
+            on_own[penalty, client] = balanced_accuracy_of(y_test[own], predicted[own])
+    # NaN stands for a client without own test rows or without a probe, and counts as 0.
     totals = [sum(scores) for scores in np.nan_to_num(on_own)]
     best = on_own[int(np.argmax(totals))].tolist()
     return LocalOnly(
@@ -368,11 +380,11 @@ def local_only(
 
 
 def _is_past_best(number: int, *tables: NDArray[np.float64]) -> bool:
-    """Return whether the last penalty before ``number`` was no better than the one before it.
+    """Return whether penalty ``number - 1`` was no better than ``number - 2`` in every table.
 
     Args:
-        number: the number of a penalty.
-        tables: scores ``[penalties, clients]``; the answer is for all of them together.
+        number: the number of the penalty that would be next; the answer is False for the first two.
+        tables: scores ``[penalties, clients]``, which are added up over the clients.
     """
     sums = np.nansum(tables, axis=2)
     return number > 1 and bool((sums[:, number - 1] <= sums[:, number - 2]).all())
@@ -384,10 +396,12 @@ def _predictions_of_clients(
     x_test: NDArray[np.float32],
     tried: Sequence[float],
 ) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
-    """Yield the number of a penalty, the place of a client and its probe's predictions.
+    """Yield the predictions of each client's probe at each penalty.
 
-    Small data yield all penalties of a client at a time. Large data yield all clients of a penalty
-    at a time, so that the caller may stop before the weak penalties, which take longest.
+    Each item is the number of the penalty, the position of the client in ``rows``, and the
+    predicted labels ``[m]``. For small data, all penalties of one client come together. For large
+    data, all clients of one penalty come together, so that the caller may stop before the weak
+    penalties, which take longest.
 
     Args:
         data: the data set.
@@ -414,5 +428,11 @@ def _predictions_of_clients(
 
 
 def _strengths_to_try(dim: int, probe_c: float | None) -> list[float]:
-    """Return all inverse penalties for embeddings of ``dim`` dimensions, and ``probe_c``."""
-    return sorted({*strengths(dim), probe_c or strengths(dim)[0]})
+    """Return the inverse penalties to try, ascending.
+
+    They are all :func:`strengths` for embeddings of ``dim`` dimensions, and ``probe_c`` if given.
+    """
+    tried = set(strengths(dim))
+    if probe_c:
+        tried.add(probe_c)
+    return sorted(tried)

@@ -1,8 +1,9 @@
-"""Trains a tuned cell.
+"""Trains a tuned cell: several trainings with different parameters, of which the best is kept.
 
-A tuned cell makes several trainings and keeps the best one, chosen by a noisy score on private
-examples that none of the trainings sees. The cell's budget pays for all trainings and their scores
-(:mod:`fedsim.privacy.selection`), as :mod:`fedsim.evaluation.plans` plans them.
+A private search chooses the best training by a noisy score on private examples that no training
+sees. The cell's budget pays for all trainings and scores (:mod:`fedsim.privacy.selection`). A free
+search chooses it by the score on test examples, for which no budget pays.
+:mod:`fedsim.evaluation.plans` plans both kinds.
 """
 
 from __future__ import annotations
@@ -98,15 +99,22 @@ class _Search:
         )
 
     @classmethod
-    def of(cls, progress: Checkpoint) -> tuple[_Search, Checkpoint]:
-        """Return the search and the training's checkpoint that :meth:`beside` has joined."""
-        ledger = json.loads(progress.ledger)
+    def of(cls, whole: Checkpoint) -> tuple[_Search, Checkpoint]:
+        """Return the two parts of a cell's checkpoint, which :meth:`beside` has joined.
+
+        Args:
+            whole: the checkpoint of the cell.
+
+        Returns:
+            The search, and the checkpoint of the training under way.
+        """
+        ledger = json.loads(whole.ledger)
         tensors = {
-            name: value for name, value in progress.tensors.items() if not name.startswith("best.")
+            name: value for name, value in whole.tensors.items() if not name.startswith("best.")
         }
         runs = tuple(map(_read_scored_run, ledger["runs"]))
-        search = cls(runs, below("best", progress.tensors) or None)
-        return search, replace(progress, tensors=tensors, ledger=ledger["training"])
+        search = cls(runs, below("best", whole.tensors) or None)
+        return search, replace(whole, tensors=tensors, ledger=ledger["training"])
 
 
 def _read_scored_run(values: dict[str, Any]) -> ScoredRun:
@@ -167,8 +175,9 @@ def run_tuned(
 ) -> Iterator[RoundRecord | Outcome]:
     """Train a tuned cell and keep its best training.
 
-    The number of trainings, their parameters and their keys are drawn from a secret stream, with
-    which an interrupted cell continues.
+    For a private search, the number of trainings, their parameters and the keys of their noise are
+    drawn from a secret stream. Checkpoints keep the key of this stream, so an interrupted cell
+    continues with the same draws.
 
     Args:
         trial: the cell with its candidates.
@@ -197,20 +206,21 @@ def run_tuned(
     held = None
     if not tuning.free:
         partition, held = held_out(trial, tuning.held_out, seeds)
-    rounds = [_count_rounds(trial, candidate) for candidate in drawn]
+    rounds = [_count_rounds(trial, position) for position in drawn]
     for number in range(len(search.runs), len(drawn)):
         candidate = trial.candidates[drawn[number]]
         plan = _without_score(candidate.plan)
-        run = replace(
+        training = replace(
             trial.of(candidate.params, plan),
             partition=partition,
             candidates=(),
         )
         run_seeds = seeds if tuning.free else seeds.run(number)
         stored = _CheckpointsOfRun(checkpoints, search, seeds.secret, progress)
-        for step in run_trial(run, data, make_pool, stored, device, run_seeds):
+        for step in run_trial(training, data, make_pool, stored, device, run_seeds):
             if isinstance(step, RoundRecord):
                 values = {**step.values, "training": number + 1}
+                # Rounds are numbered through all trainings of the cell.
                 yield RoundRecord(
                     sum(rounds[:number]) + step.round,
                     sum(rounds),
@@ -220,11 +230,11 @@ def run_tuned(
             state = step.state
             if held is None:
                 # A search that no budget pays for may look at the test rows.
-                score = _score_on_test_rows(run, state, data, device)
+                score = _score_on_test_rows(training, state, data, device)
                 multiplier = 0.0
             else:
                 score, multiplier = held.noisy(
-                    run,
+                    training,
                     state,
                     data,
                     candidate.plan,
@@ -242,9 +252,14 @@ def run_tuned(
     yield _outcome(trial, search, time.perf_counter() - started)
 
 
-def _count_rounds(trial: Trial, candidate: int) -> int:
-    """Return the number of rounds of a training with a candidate's parameters."""
-    params = trial.candidates[candidate].params
+def _count_rounds(trial: Trial, position: int) -> int:
+    """Return the number of rounds of a training with the parameters of one candidate.
+
+    Args:
+        trial: the tuned cell.
+        position: the position of the candidate.
+    """
+    params = trial.candidates[position].params
     algorithm = build_algorithm(trial.cell.algorithm, params, trial.task)
     return sum(release.rounds for release in algorithm.releases())
 
@@ -255,7 +270,10 @@ def _score_on_test_rows(
     data: Embeddings,
     device: torch.device,
 ) -> float:
-    """Return a training's balanced accuracy on all test rows, as the mean over its classifiers."""
+    """Return the balanced accuracy of a training on the test rows.
+
+    If every client has its own classifier, it is the mean over these classifiers.
+    """
     predicted = cell_evaluator(trial, state, data, device).predictions()
     return float(np.mean([balanced_accuracy(predictions) for predictions in predicted]))
 
@@ -312,7 +330,8 @@ class HeldOut:
     ) -> tuple[float, float]:
         """Return the noisy score of a training: the number of units that are predicted right.
 
-        One unit changes the number by at most 1, the sensitivity of the noise.
+        Of a group, the share of its examples that are predicted right counts. So one unit changes
+        the number by at most 1, which is the sensitivity of the noise.
 
         Args:
             trial: the training.
@@ -365,17 +384,21 @@ class HeldOut:
 def scored_classifier(
     trial: Trial, state: Tensors, device: torch.device
 ) -> tuple[Classifier, torch.device]:
-    """Return the classifier that held-out examples score a training by, and its device.
+    """Return the classifier whose predictions for held-out examples score a training.
 
-    A generator's classifier is a linear probe of its synthetic embeddings. Only the training and
-    public numbers decide it, as no private example is an argument. The evaluation's probe has a
-    penalty that depends on the number of private examples; this one goes by the number of synthetic
-    embeddings. A held-out unit therefore changes the score by its own prediction alone.
+    For a generator it is a linear probe of synthetic embeddings. The classifier depends only on the
+    training and on public numbers, because no private example is an argument. The penalty of the
+    evaluation's probe depends on the number of private examples. The penalty of this probe depends
+    on the number of synthetic embeddings instead. So a held-out unit changes the score only by the
+    predictions for its own examples.
 
     Args:
         trial: the training.
         state: its state at the end.
         device: the device of the training.
+
+    Returns:
+        The classifier, and the device on which it computes.
     """
     cell = trial.cell
     task = trial.task
@@ -401,9 +424,10 @@ def held_out(
 ) -> tuple[Partition, HeldOut]:
     """Divide the private examples into those for training and those for scores.
 
-    A coin decides for every unit of privacy, so that a group stays whole. It is drawn from a secret
-    stream by the unit's place, whatever its examples are. Units in training and units in scores are
-    therefore disjoint parts that no data decides (:mod:`fedsim.privacy.selection`).
+    A secret coin for each unit decides to which part the unit belongs, so a group stays whole. The
+    coin depends on the position of the unit within its client, and not on its examples. So the two
+    parts are disjoint, and no data decides which unit is in which part
+    (:mod:`fedsim.privacy.selection`).
 
     Args:
         trial: the tuned cell.
@@ -411,7 +435,7 @@ def held_out(
         seeds: the seeds of the cell.
 
     Returns:
-        The partition without the held-out examples, and these.
+        The partition without the held-out examples, and the held-out examples.
     """
     partition = trial.partition
     left_out = []
@@ -443,11 +467,12 @@ def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
     winner = search.winner
     outcomes = [run.outcome for run in search.runs]
     chosen = trial.candidates[winner.candidate]
+    differences = (of_run.unaccounted for of_run in outcomes if of_run.unaccounted)
     outcome = replace(
         winner.outcome,
-        unaccounted=next((each.unaccounted for each in outcomes if each.unaccounted), ""),
-        uplink_bytes=sum(outcome.uplink_bytes for outcome in outcomes),
-        downlink_bytes=sum(outcome.downlink_bytes for outcome in outcomes),
+        unaccounted=next(differences, ""),
+        uplink_bytes=sum(of_run.uplink_bytes for of_run in outcomes),
+        downlink_bytes=sum(of_run.downlink_bytes for of_run in outcomes),
         seconds=seconds,
         state=search.best or {},
         chosen=chosen,
@@ -456,8 +481,9 @@ def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
     plan = chosen.plan
     if plan is None or plan.selection is None:
         return outcome
-    ran = [outcome.mechanisms for outcome in outcomes if outcome.mechanisms is not None]
-    spent = replace(
+    ran = [of_run.mechanisms for of_run in outcomes if of_run.mechanisms is not None]
+    # The planned trainings count as well, because the search could have drawn any of them.
+    selection = replace(
         plan.selection,
         trainings=distinct([*plan.selection.trainings, *ran]),
         score=min(run.multiplier for run in search.runs),
@@ -467,7 +493,7 @@ def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
         mechanisms = (*mechanisms, Mechanism(winner.multiplier, release=SCORE))
     return replace(
         outcome,
-        epsilon_spent=spent.epsilon(plan.delta),
+        epsilon_spent=selection.epsilon(plan.delta),
         accountant=plan.accountant,
         mechanisms=mechanisms,
     )

@@ -21,27 +21,33 @@ STRENGTHS = (0.4, 1.28, 4.0, 12.8, 128.0)
 The factor d is the squared norm of a standardised embedding.
 """
 MAX_ITERATIONS = 200
-"""The largest number of L-BFGS iterations of a fit to many embeddings."""
+"""The largest number of L-BFGS iterations of a fit to many embeddings.
+
+There are many if there are more embeddings than half of the features, and few otherwise.
+"""
 TOLERANCE = 1e-4
-"""The largest entry of the gradient at which a fit to many embeddings ends."""
+"""The largest entry of the gradient of the mean loss at which a fit to many embeddings ends."""
 PATH_ITERATIONS = 50
 """The largest number of L-BFGS iterations for each penalty of :func:`fit_path`."""
 PATH_TOLERANCE = 3e-4
 """The largest entry of the preconditioned gradient at which :func:`fit_path` ends a fit."""
 _SMALLEST_VALUE = 1e-6
-"""The smallest eigenvalue of the examples' products that counts, relative to the largest."""
+"""The smallest eigenvalue that counts as above 0, relative to the largest one.
+
+The eigenvalues are those of the matrix of the examples' inner products.
+"""
 _EXACT_ITERATIONS = 1000
 """The largest number of L-BFGS iterations of a fit to few embeddings."""
 _EXACT_TOLERANCE = 1e-7
-"""The largest entry of the gradient at which a fit to few embeddings ends.
+"""The largest entry of the gradient of the mean loss at which a fit to few embeddings ends.
 
 At :data:`TOLERANCE`, up to 2 in 1,000 predictions would depend on the last bit of the data.
 """
 SCALE_FLOOR = 1e-3
 """The smallest scale of a feature, in units of the root mean square of all scales.
 
-A feature that hardly varies in training has no scale of its own: divided by it, its test values
-would drown those of other features.
+A feature that hardly varies in training is divided by this smallest scale. Divided by its own
+scale, its test values would be so large that they drown those of other features.
 """
 
 
@@ -53,9 +59,9 @@ class Probe:
         mean: the mean of each feature over the training examples, ``[d]``.
         scale: the scale of each feature over the training examples, ``[d]``.
         classes: the labels that occurred in training, ascending.
-        weight: weights of the standardised features, ``[d, k]``. k is the number of labels, but 1
-            for two labels (then it is the logit of the second) and 0 for one label, which is always
-            predicted.
+        weight: weights of the standardised features, ``[d, k]``. k is the number of labels, except
+            for one or two labels. For two labels k is 1: there is only the logit of the second
+            label. For one label k is 0, and that label is always predicted.
         bias: the biases, ``[k]``.
     """
 
@@ -66,7 +72,7 @@ class Probe:
     bias: NDArray[np.float32]
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Returns the predicted label of every row of ``x`` ``[n, d]``, ``[n]``.
+        """Returns the predicted labels ``[n]`` of the rows of ``x`` ``[n, d]``.
 
         Only labels that occurred in training are predicted.
         """
@@ -122,7 +128,8 @@ def predict_each(
 ) -> list[NDArray[np.int64]]:
     """Returns the predictions of several probes of the same training examples.
 
-    The probes come from :func:`fit_probes`, so ``x`` ``[n, d]`` is standardised only once.
+    The probes share the mean and the scale of these examples, so ``x`` ``[n, d]`` is standardised
+    only once.
     """
     features = _standardise(x, probes[0].mean, probes[0].scale)
     return [probe._predict_standardised(features) for probe in probes]
@@ -141,9 +148,11 @@ def fit_probe(
 
         sum_i -log softmax(W s(x_i) + b)[y_i] + ||W||^2 / (2 probe_c)
 
-    with L-BFGS, where s subtracts the mean and divides by the standard deviation of each feature
-    over ``x``. If there are more embeddings than half of the features, it stops at a gradient of
-    :data:`TOLERANCE` or after :data:`MAX_ITERATIONS`; with fewer it continues to the minimum.
+    with L-BFGS, where s subtracts the mean and divides by the scale of each feature over ``x``. The
+    scale is the standard deviation, but at least :data:`SCALE_FLOOR`. For two labels the weights
+    and the bias of the first one are 0. If there are more embeddings than half of the features, the
+    fit stops at a gradient of :data:`TOLERANCE` or after :data:`MAX_ITERATIONS`. With fewer it
+    continues until the gradient is almost 0.
 
     Args:
         x: embeddings ``[n, d]``.
@@ -161,9 +170,9 @@ def fit_probes(
     *,
     balanced: bool = False,
 ) -> Iterator[Probe]:
-    """Yields :func:`fit_probe` of the same examples for each of several penalties.
+    """Yields one probe for each of several penalties, as :func:`fit_probe` fits it.
 
-    A probe is fitted when it is asked for.
+    All probes have the same examples. Each probe is fitted only when the caller asks for it.
 
     Args:
         x: embeddings ``[n, d]``.
@@ -223,9 +232,10 @@ def fit_path(
 ) -> Iterator[Probe]:
     """Yields nearly the probes of :func:`fit_probes`, for large data in a fraction of the time.
 
-    Each fit starts at the last one, so strengths should ascend. Coordinates are the principal axes
-    of the standardised examples, scaled so that the loss is about equally curved along each. L-BFGS
-    then needs few iterations, which are computed in float32.
+    Each fit starts from the weights of the fit before it, so the strengths should ascend. The
+    weights are fitted along the principal axes of the standardised examples. Their units are chosen
+    so that the loss is about equally curved along each axis, and L-BFGS then needs few iterations.
+    They are computed in float32.
 
     Args:
         x: embeddings ``[n, d]``.
@@ -280,11 +290,12 @@ def fit_path(
 def _principal_axes(
     features: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
-    """Returns the principal axes of features ``[n, d]``, their coordinates and their squares.
+    """Returns the principal axes of features ``[n, d]``, and the features' coordinates along them.
 
     Returns:
-        Axes ``[d, r]`` where r is the smaller of n and d, coordinates ``[n, r]`` and the sum of
-        squares along each axis ``[r]``.
+        Axes ``[d, r]``, coordinates ``[n, r]`` and the sum of squares along each axis ``[r]``. r is
+        d if n is at least d. Otherwise r is at most n, because axes along which the examples hardly
+        vary are left out.
     """
     if len(features) >= features.shape[1]:
         feature_products = features.T @ features
@@ -318,7 +329,8 @@ def _minimise(
         target: the number of each example's class ``[n]``.
         importance: the weight of each example in the loss ``[n]``, 1 in sum.
         penalty: the factor of half the squared norm of the weights.
-        step: the unit of the weights along each axis ``[r]``.
+        step: the unit in which L-BFGS measures the weights along each axis ``[r]``. With these
+            units the loss is about equally curved along all axes.
         weight: the weights to start from.
         bias: the biases to start from.
     """
@@ -335,6 +347,7 @@ def _minimise(
 
     def loss_and_gradient(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float32]]:
         parameters = flat.astype(np.float32).reshape(shape)
+        # To save memory, one array holds the logits, then their exponentials, then the gradient.
         scores = scaled @ parameters
         scores -= scores.max(axis=1, keepdims=True)
         of_target = scores[rows, target]
@@ -356,7 +369,7 @@ def _minimise(
         options={
             "maxiter": PATH_ITERATIONS,
             "gtol": PATH_TOLERANCE,
-            "ftol": 1e-6,
+            "ftol": 1e-6,  # a fit also ends if the loss falls by less than this share
             "maxcor": 5,
         },
     )

@@ -1,9 +1,10 @@
-"""The privacy statement of a method: what is protected from whom, and how that was counted.
+"""The privacy statement of a method: what is protected from whom, and how ε was computed.
 
 A statement is a list of terms (claim, unit, budget, noise, …), each with a sentence. It is printed
 by ``fedsim statement`` and shown in the report page and in the card of a released data set. If ε is
-a guarantee, the first term is a sentence that an author can paste into a paper. The last term,
-"not covered", lists what a reader could believe to be protected and is not.
+a guarantee, the first term is "for a paper", a text that an author can paste into a paper. The last
+term of a private method is "not covered". It lists what a reader could believe to be protected and
+is not.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ NOISES = {
     "seeded": "it is computed from a seed that is written in the results. This measures what "
     "privacy costs; nothing made here may be released",
     "secret": "it comes from AES-256 under a random key that is not kept. A generator may be "
-    "released under its ε if its claim is a theorem",
+    "released under its ε if its claim is proved, or if it is stated and has passed a full fedsim "
+    "check",
 }
 """What the randomness of the noise permits, by the kind of noise."""
 CLAIMS = {
@@ -85,7 +87,7 @@ _CITED_ACCOUNTANTS: dict[AccountantName, str] = {
     "rdp": "Rényi differential privacy (Mironov, Talwar & Zhang, 2019)",
 }
 """How epsilon was computed, in the sentence for a paper."""
-_NONE = {
+_WHY_INVALID = {
     "failed": "no experiment with it has finished",
     "unaccounted": "what ran differs from what was planned, so its ε is not known",
     "refuted": "an audit refutes its claim",
@@ -105,7 +107,7 @@ _SETTING = attrgetter(
     "noise",
     "status",
 )
-"""The columns that private results of one statement have in common."""
+"""The columns of a private result's setting: results that differ in one have two statements."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +159,12 @@ def public_sentence(name: str | None, licence: str | None) -> str:
 def statements(
     rows: Sequence[Row], proofs: Sequence[Proof] = (), only: Collection[str] | None = None
 ) -> list[Statement]:
-    """Return one statement for every method, and for each unit, trust, claim and noise of it.
+    """Return one statement for each method, or several if its private results differ in setting.
 
-    Results that failed, are unaccounted or refuted are left out. A method that has no other
-    results, or that has a result which is not proved, gets a statement that it has no guarantee.
+    Two private results have the same setting if they agree in the columns of :data:`_SETTING`.
+    Results that failed, are unaccounted or are refuted are left out. A method without other
+    results, or with a result that ``fedsim verify`` did not prove, has one statement, which says
+    that there is no guarantee.
 
     Args:
         rows: The results of a run.
@@ -175,20 +179,18 @@ def statements(
     refuted = {(row.label, row.unit, row.trust): row for row in rows if row.status == "refuted"}
     asked = [row for row in rows if only is None or row.cell_id in only]
     valid = [row for row in asked if row.status in ("ok", "overspent")]
-    stated = [
-        _statement(
-            group,
-            refuted.get((group[0].label, group[0].unit, group[0].trust)),
-        )
-        for group in _settings([row for row in valid if row.label not in unproved])
-    ]
+    stated = []
+    for group in _settings([row for row in valid if row.label not in unproved]):
+        first = group[0]
+        refuted_row = refuted.get((first.label, first.unit, first.trust))
+        stated.append(_statement(group, refuted_row))
     labels = {statement.method for statement in stated}
     statuses = {row.label: row.status for row in asked if row.label not in labels}
     for label, status in statuses.items():
         if label in unproved:
             why = f"{_UNPROVED[unproved[label].verdict]}: {unproved[label].why}"
         else:
-            why = _NONE[status]
+            why = _WHY_INVALID[status]
         stated.append(
             Statement(
                 label,
@@ -199,10 +201,10 @@ def statements(
 
 
 def _settings(rows: Sequence[Row]) -> list[list[Row]]:
-    """Return the results of each statement: same method, and same setting if they are private.
+    """Return the results in groups, one group for each statement.
 
-    A method that ran without noise beside finite budgets has no statement of its runs without
-    noise.
+    The private results of a method are grouped by their setting (:data:`_SETTING`), and its other
+    results are left out. Without a private result, all results of a method are one group.
     """
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
@@ -340,7 +342,8 @@ def _budget(row: Row) -> str:
     """Return the epsilon that a training spent, rounded up, its target, delta, and sigma."""
     spent = (
         f"ε = {at_most(row.epsilon_spent)} (target {number(row.epsilon_target)}) at δ "
-        f"= {number(row.delta)}; noise multiplier σ = {number(row.plan['sigma'], 5)} in all rounds"
+        f"= {number(row.delta)}; the noise multiplier of each mechanism is a fixed multiple of σ = "
+        f"{number(row.plan['sigma'], 5)}"
     )
     if row.status == "overspent":
         return f"overspent: {spent}"
@@ -374,7 +377,7 @@ def _clip(rows: Sequence[Row]) -> str:
 
 
 def _accountant(rows: Sequence[Row]) -> str:
-    """Return how epsilon was computed, by which revision of the code, and whether as planned."""
+    """Return how epsilon was computed, if it is the planned one, and which code computed it."""
     accountants = [row.accountant for row in rows if row.accountant]
     names = _once(
         (f"{name.upper()}, {ACCOUNTANTS[name]}" for name in accountants),
@@ -413,7 +416,7 @@ def _external(row: Row) -> tuple[str, str]:
 
 
 def _trust(row: Row) -> str:
-    """Return who may see what of a training for its epsilon to hold."""
+    """Return who may see which messages of a training if its epsilon is to hold."""
     if _is_tuned(row):
         return (
             f"{row.trust}: a trusted party sees every training of the search and shows only the "
@@ -437,7 +440,7 @@ def _tuning(row: Row) -> Iterator[str]:
         f"{name} from {', '.join(map(spelled, values))}" for name, values in tuning["space"].items()
     )
     if tuning["free"] or selection is None:
-        yield f"{space}: the best scores on test data; ε does not include this search"
+        yield f"{space}: the values with the best score on test data; ε does not cover this search"
         return
     yield (
         f"ε = {number(row.epsilon_target)}: the best of a random number of trainings "
@@ -453,7 +456,7 @@ def _tuning(row: Row) -> Iterator[str]:
 
 def _uncovered(row: Row) -> Iterator[str]:
     """Yield what a reader could believe to be protected and is not."""
-    searched = "parameters"
+    choices = "parameters"
     if row.unit == "example":
         yield (
             "a person with several examples (k examples are a group of k: up to k times the ε, at "
@@ -462,7 +465,7 @@ def _uncovered(row: Row) -> Iterator[str]:
     if row.scope not in ("joint", None):
         yield "what stays with a client (encoder, codes), which is trained without noise"
     if _is_tuned(row):
-        searched = "the search space and of all other parameters"
+        choices = "the search space and of all other parameters"
         yield (
             "anybody who sees a message or a score of a training that was not the best, and the "
             "number of trainings, which must not be published"
@@ -485,7 +488,7 @@ def _uncovered(row: Row) -> Iterator[str]:
             "the validation examples: the weight of personal scores was chosen on them without "
             "noise, and ε covers neither that nor which examples they are"
         )
-    yield f"the choice of {searched} after looking at these"
+    yield f"the choice of {choices} after looking at such scores or diagnostics"
     yield "the choice of training examples and of their clients, if it depends on the examples"
     yield (
         "the number of classes and of clients, the number of units to within a factor of two, the "

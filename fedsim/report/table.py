@@ -51,23 +51,29 @@ _LATEX = str.maketrans(
         "σ": r"$\sigma$",
     }
 )
-"""LaTeX for every character that has a meaning in LaTeX or is not in its default fonts."""
+"""The LaTeX code of characters with a meaning in LaTeX, and of symbols in fedsim's own texts."""
 
 
 @dataclass(frozen=True, repr=False)
 class Table(Printed):
     """A table of texts, with one block per place and one line per method.
 
+    A place is what the results of a block have in common, in words, such as data set and partition.
+    It is an empty text if all results have it in common.
+
     Attributes:
-        name: A short name without blanks, used in LaTeX labels.
-        title: The title. After the measure's name it says what is the same in the whole table.
-        texts: The texts. The index has two levels, place and method; the columns are the heads.
+        name: A short name without blanks, such as that of the measure. LaTeX labels use it, and
+            :func:`show_briefly` finds the command for the table by it.
+        title: The title. Its first part names the content, such as the measure. Further parts,
+            after " · ", say what all results of the table have in common.
+        texts: The texts. The index has two levels, place and method. The columns have the names
+            that are shown as heads.
         notes: The sentences that are shown below the table.
         numbers: The same results as numbers, one line per value, for CSV.
-        best: Which texts are the best of their column and kind, in the shape of ``texts``. None if
-            the measure has no best value.
-        caption: The sentences of the LaTeX caption behind the title. A note that is one of them is
-            not repeated below the LaTeX table.
+        best: Whether each text is marked as best, in the shape of ``texts``. None if nothing is
+            marked.
+        caption: The sentences that follow the title in the LaTeX caption. A note that is one of
+            them is not repeated below the LaTeX table.
     """
 
     fits_width: ClassVar[bool] = True
@@ -81,7 +87,7 @@ class Table(Printed):
 
     @property
     def short_title(self) -> str:
-        """The title without what is the same in the whole table."""
+        """The first part of the title, such as the name of the measure."""
         return self.title.split(" · ")[0]
 
     def text(self, as_: TableFormat) -> str:
@@ -166,14 +172,16 @@ class Table(Printed):
             console.print(part)
 
     def show_beginning(self, console: Console, most_lines: int) -> str:
-        """Print as many places as fit into a number of lines, and at least the first one.
+        """Print the title, the blocks that fit into a number of lines, and the notes.
+
+        The first block is always printed.
 
         Args:
             console: Where the table is printed.
-            most_lines: How many lines title, places and notes may take together.
+            most_lines: How many lines title, blocks and notes may take together.
 
         Returns:
-            How many places are left out, in words; empty if all are shown.
+            How many blocks are left out, in words; an empty text if all are printed.
         """
         title, *blocks, notes = self._parts(console)
         room = most_lines - _lines_of(console, title, notes)
@@ -197,13 +205,15 @@ class Table(Printed):
     def _parts(self, console: Console) -> list[Any]:
         """Return what :meth:`show` prints: the title, one block per place, and the notes.
 
-        Columns that do not fit the console's width are left out, and a note counts them.
+        Each block leaves out the columns that do not fit the console's width. A note says how many
+        columns are left out in the block that lacks most.
         """
         blocks: list[Any] = []
         most_left_out = 0
         for place, texts in _blocks(self.texts):
             whole = texts.reset_index()
             fitting = fitting_columns(whole, console.width)
+            # Columns without any text do not count as left out.
             filled_columns = int(whole.astype(bool).any().sum())
             most_left_out = max(
                 most_left_out,
@@ -226,23 +236,23 @@ class Table(Printed):
         title = Text(self.title, style="bold")
         return [title, *blocks, Text("\n".join([*notes, ""]), style="dim")]
 
-    def _marked(self, escaped: Callable[[str], str], strong: str) -> pd.DataFrame:
-        """Return the texts with their heads, escaped, and the best of them marked.
+    def _marked(self, escape_text: Callable[[str], str], strong: str) -> pd.DataFrame:
+        """Return the texts with places, methods and heads, all escaped, and the best texts marked.
 
         Args:
-            escaped: Escapes one text for the format.
+            escape_text: Escapes one text for the format.
             strong: A format string such as ``<b>{}</b>``, applied to the best texts.
         """
-        marked = self.texts.map(escaped)
+        marked = self.texts.map(escape_text)
         if self.best is not None:
             marked = marked.where(~self.best, marked.map(strong.format))
-        levels = [marked.index.get_level_values(level).map(escaped) for level in (0, 1)]
+        levels = [marked.index.get_level_values(level).map(escape_text) for level in (0, 1)]
         marked.index = pd.MultiIndex.from_arrays(
             levels,
             names=[None, None],
         )
         return marked.set_axis(
-            [escaped(str(name)) for name in marked.columns],
+            [escape_text(str(name)) for name in marked.columns],
             axis=1,
         )
 
@@ -252,10 +262,11 @@ def show_briefly(tables: Sequence[Table], folder: Path, console: Console) -> Non
 
     Args:
         tables: The tables, the main one first. They share :data:`MOST_LINES` lines.
-        folder: The run folder, for the command that prints a table which is left out.
+        folder: The run folder. The command that prints a table which is left out names it.
         console: Where the tables are printed.
     """
     main, *others = tables
+    # What is left out, in words, by the name of the table; the text is empty for a whole table.
     left_out = {main.name: main.show_beginning(console, MOST_LINES)}
     room = MOST_LINES - main.lines(console)
     for table in others:
@@ -295,7 +306,7 @@ def notebook_html(body: str) -> str:
 
 
 def _blocks(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield every place with its part of a frame of texts, in their order."""
+    """Yield every place with the lines of that place, in the order of the frame."""
     for place, texts in frame.groupby(level=0, sort=False):
         yield str(place), texts.droplevel(0)
 
@@ -324,8 +335,8 @@ def latex_text(text: str) -> str:
 def inert(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a frame whose texts a spreadsheet does not run as formulas.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe in front, and carriage
-    returns become blanks, so that no text ends a line.
+    A text that a spreadsheet would take for a formula gets an apostrophe in front. Carriage returns
+    become blanks, because a spreadsheet may take them for the end of a line.
     """
 
     def inert_value(value: Any) -> Any:
