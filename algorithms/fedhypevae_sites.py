@@ -70,6 +70,12 @@ class FedHypeVAESites(FedHypeVAEWarm):
         """Returns False: each client has its own code."""
         return False
 
+    def statistic_numbers(self) -> int:
+        """Returns the size of the statistics, with a mean, a matrix and class sums per site."""
+        directions = self.most_directions()
+        of_a_site = self.dim + directions * (directions + self.task.classes)
+        return super().statistic_numbers() + self.task.clients * of_a_site
+
     def statistics(self) -> tuple[Statistic, ...]:
         """Returns the statistics of the warm form, then the site moments in the block."""
         site_moments = Statistic(

@@ -190,8 +190,12 @@ class DPCGAN(DPSGD):
         return {**values, "loss_generator": loss.detach()}
 
     def _labels(self, device: torch.device) -> Tensor:
-        """Returns the labels of a step's generated rows, all classes in turn, ``[fakes]``."""
-        return torch.arange(self.params.fakes, device=device) % self.task.classes
+        """Returns the labels of a step's generated rows, all classes in turn.
+
+        There are as many as the parameter ``fakes`` says, or one of each class if that is more.
+        """
+        count = max(self.params.fakes, self.task.classes)
+        return torch.arange(count, device=device) % self.task.classes
 
     def generator(self, server: Server) -> ConditionalSampler:
         """Returns the generator with the parameters that the model now has.

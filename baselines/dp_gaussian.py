@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from fedsim.methods import (
@@ -352,6 +352,16 @@ class DPGMMParams(DPGaussianParams):
     em_share: float = Field(0.1, gt=0, lt=0.9)
     em_rank: int = Field(32, ge=1)
     spread: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _leaves_budget_for_moments(self) -> Self:
+        share = self.coordinates_share + self.em_share
+        if share >= 1:
+            raise ValueError(
+                f"coordinates_share and em_share add up to {share:g}; give shares below 1 in sum, "
+                "so that budget is left for the moments"
+            )
+        return self
 
 
 @register("dp-gmm")

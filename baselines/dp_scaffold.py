@@ -86,6 +86,7 @@ class Scaffold(LocalDPSGD):
         broadcast: Tensors,
     ) -> None:
         """Corrects the drift of every client's steps, in place."""
+        super().pull(clients, gradients, parameters, broadcast)
         for name in gradients:
             control = f"{CONTROL}{name}"
             if control in broadcast:

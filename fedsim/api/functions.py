@@ -237,8 +237,9 @@ def _note_check(store: ResultStore, lines: list[dict[str, Any]]) -> str:
     """Write the lines of a check into a run folder, and return their effect in words.
 
     Returns:
-        How many of the folder's results with the checked code passed, failed, or are unchecked.
+        How many of the folder's results of the checked class passed, failed, or are unchecked.
     """
+    from fedsim.plugins.claims import is_of
     from fedsim.results.join import read_results
 
     if lines:
@@ -248,7 +249,7 @@ def _note_check(store: ResultStore, lines: list[dict[str, Any]]) -> str:
     ends = Counter(
         row.check or "unchecked"
         for row in results.rows
-        if lines and row.source == lines[0]["source"]
+        if lines and is_of(lines[0], row.values)
     )
     words = ", ".join(f"{count} {end}" for end, count in ends.items())
     return f"{store.folder.path}: results with this code: {words or 'none'}"

@@ -191,12 +191,14 @@ class LocalTraining(Algorithm):
         """
         shared, local_parameters = self.stacked(clients, broadcast)
         parameters = shared | local_parameters
+        trainable = {name for name, p in clients.model.named_parameters() if p.requires_grad}
+        trained = {name: value for name, value in parameters.items() if name in trainable}
         state = Tensors()
         losses = Tensors()
         if clients.members:
             minibatches = Minibatches(self, clients, round_)
             for step in range(self.params.local_steps):
-                gradients, losses = minibatches.gradients(step, parameters, {})
+                gradients, losses = minibatches.gradients(step, trained, parameters)
                 self.pull(clients, gradients, parameters, broadcast)
                 self.local_step(parameters, gradients, state)
         return shared, losses
@@ -277,9 +279,10 @@ class LocalTraining(Algorithm):
         """
         if not self.params.mu:
             return
-        for name, value in broadcast.items():
-            distance = parameters[name] - value
-            gradients[name] = gradients[name] + self.params.mu * distance
+        for name, gradient in gradients.items():
+            if name in broadcast:
+                distance = parameters[name] - broadcast[name]
+                gradients[name] = gradient + self.params.mu * distance
 
     def local_step(self, parameters: Tensors, gradients: Tensors, state: Tensors) -> None:
         """Take one local Adam step, in place; ``state`` is empty in the first step of a round."""
@@ -455,8 +458,9 @@ class LocalDPSGD(LocalTraining):
             results = self._clipped_sums(clients.model, parameters, batches)
             norms += [result.norms for result in results]
             losses += [result.loss for result in results]
+            trainable = results[0].sums
             sums = {
-                name: torch.stack([result.sums[name] for result in results]) for name in parameters
+                name: torch.stack([result.sums[name] for result in results]) for name in trainable
             }
             noised = clients.add_noise(release, step, {}, sums)
             gradients = {
@@ -473,7 +477,7 @@ class LocalDPSGD(LocalTraining):
             {
                 "loss": torch.cat(losses),
                 "gradient_norm": Diagnostic(all_norms, "quantiles"),
-                "clipped_fraction": (all_norms > self.clip()).float(),
+                "clipped_fraction": (~(all_norms <= self.clip())).float(),
             },
             size,
             size,
@@ -539,7 +543,9 @@ def clip_updates(updates: Tensors, clip: float) -> tuple[Tensors, Tensor]:
     Returns:
         The clipped updates, and the norms ``[K]`` before clipping.
     """
-    squares = [update.flatten(1).double().square().sum(1) for update in updates.values()]
+    # A parameter that is one number has the update [K], which the added dimension makes [K, 1].
+    rows = [update.unsqueeze(1).flatten(1) for update in updates.values()]
+    squares = [row.double().square().sum(1) for row in rows]
     norms = torch.stack(squares).sum(0).sqrt().float()
     broken = ~norms.isfinite()
     factor = (clip / norms.clamp_min(1e-12)).clamp_max(1.0)

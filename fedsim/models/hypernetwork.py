@@ -227,7 +227,7 @@ class ConditionalPrior(nn.Module):
         self.log_var = ZeroLinear(self.inputs, latent, bias=False)
         self.below: ZeroLinear | None = None
         place = torch.diag(torch.arange(1, latent + 1))
-        if full:
+        if full and latent > 1:
             row, column = torch.tril_indices(latent, latent, -1)
             self.below = ZeroLinear(self.inputs, len(row), bias=False)
             place[row, column] = latent + 1 + torch.arange(len(row))

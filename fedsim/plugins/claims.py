@@ -94,6 +94,21 @@ def check_of(
     return None
 
 
+def is_of(check: Mapping[str, Any], cell: Mapping[str, Any]) -> bool:
+    """Return whether a line of a check is about the class of a cell.
+
+    Classes of one file have one source. A file is given by any path that leads to it, so that only
+    the names of the classes after it are compared.
+    """
+    same_class = _class_name(check["algorithm"]) == _class_name(cell["algorithm"])
+    return same_class and bool(check["source"] == cell["source"])
+
+
+def _class_name(algorithm: str) -> str:
+    """Return the name of a class in its file, ``FILE:CLASS``; or the name of a shipped method."""
+    return algorithm.rpartition(":")[2]
+
+
 def compared(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters that a check of a result must have tried: all but numbers of steps."""
     return {name: value for name, value in params.items() if name not in NUMBERS_OF_STEPS}

@@ -20,7 +20,7 @@ from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.grid.models import Published, points_of
 from fedsim.json_lines import dump, load, plain_json
-from fedsim.plugins.claims import Check, check_of
+from fedsim.plugins.claims import Check, check_of, is_of
 from fedsim.results.columns import Line, Row, row_of
 from fedsim.results.store import ResultStore, RunFolder, unreadable
 
@@ -130,7 +130,7 @@ class RunResults:
         only if all of them passed.
         """
         cell = training["cell"]
-        checks = [check for check in self.checks if check["source"] == cell["source"]]
+        checks = [check for check in self.checks if is_of(check, cell)]
         if training["plan"] is None or not checks:
             return None
         space = (cell.get("tuning") or {}).get("space", {})

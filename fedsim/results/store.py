@@ -43,6 +43,7 @@ _KEYS: dict[Kind, dict[str, Any]] = {
     "pairs": {"audit": str, "pair": int},
     "memberships": {"training_id": str, "auc": float},
     "checks": {
+        "algorithm": str,
         "source": str,
         "unit": str,
         "trust": str,

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from cells import centred_at
-from exact import rows_of, server_of
+from exact import exact_sums, rows_of, server_of
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -176,3 +176,15 @@ def test_matrices_of_many_classes_are_smaller(classes: int, directions: int) -> 
 
 def test_ten_classes_have_many_rows_in_a_block() -> None:
     assert sites_statistic(768, 10).block == MOST_PRODUCTS // 64**2
+
+
+def test_statistics_of_many_sites_stay_within_the_bound_of_their_size() -> None:
+    sites = FedHypeVAESites(FedHypeVAESitesParams(block=4), Task(DIM, CLASSES, 200))
+    rows = rows_of_sites(0.05)
+    server = sites.initial_server(Seeds(0))
+    numbers = 0
+    for statistic in sites.statistics():
+        sums = exact_sums(statistic, rows, sites.broadcast(server))
+        statistic.receive(server, sums, dict.fromkeys(sums, 0.0))
+        numbers += sum(value.numel() for value in sums.values())
+    assert 0.3 * sites.statistic_numbers() < numbers < 1.1 * sites.statistic_numbers()

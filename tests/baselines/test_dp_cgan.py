@@ -38,3 +38,13 @@ def test_public_terms_are_the_loss_and_the_slope_on_generated_rows() -> None:
         found["fake"],
         -(1 - real).log().mean(),
     )
+
+
+def test_every_step_generates_rows_of_all_classes() -> None:
+    params = DPCGANParams(fakes=4, discriminator_hidden=(8,))
+    algorithm = DPCGAN(params, Task(DIM, 10, 1))
+    model: Any = algorithm.initial_server(Seeds(0)).model
+    seen: list[torch.Tensor] = []
+    model.generator.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    algorithm.public_terms(model, torch.Generator().manual_seed(0))
+    assert torch.cat(seen).unique().tolist() == list(range(10))

@@ -6,7 +6,7 @@ from exact import rows_of, server_of
 from torch import Tensor
 
 from baselines.dp_gaussian import DPGMM, DPGMMParams, MixtureGenerator
-from fedsim.methods import Coordinates, Task
+from fedsim.methods import Coordinates, Task, mixture
 
 DIM = 6
 CLASSES = 2
@@ -63,3 +63,16 @@ def test_the_scatter_between_components_is_not_in_the_covariance(
     basis = coordinates.apart(RADIUS * components.basis.T)
     within = basis.T @ components.covariance @ basis
     assert within.diagonal().max() < 0.1 * APART**2
+
+
+def test_shares_that_leave_nothing_for_the_moments_are_refused() -> None:
+    with pytest.raises(ValueError, match="add up to 1.1"):
+        DPGMMParams(coordinates_share=0.5, em_share=0.6)
+
+
+def test_classes_without_a_kept_direction_have_their_means_alone() -> None:
+    std = {"component_sums": 1.0, "component_counts": 1.0}
+    sums = torch.zeros(CLASSES * 3, 0)
+    counts = torch.full((CLASSES * 3, 1), 5.0)
+    found = mixture.maximise(sums, counts, torch.zeros(CLASSES, 3), std)
+    assert found["offsets"].shape == (CLASSES, 3, 0)

@@ -65,3 +65,16 @@ def test_the_servers_control_variate_is_the_mean(trained: tuple[Any, Server, Any
         atol=1e-6,
         rtol=1e-3,
     )
+
+
+def test_fedprox_pulls_beside_the_control_variates(trained: tuple[Any, Server, Any]) -> None:
+    _, server, clients = trained
+    trial, _, algorithm = one_cell(quick("dp-scaffold", **EXACT, mu=2.0), epsilon=math.inf)
+    assert trial.cell.params["mu"] == 2.0
+    broadcast = algorithm.broadcast(server)
+    parameters, _ = algorithm.stacked(clients, broadcast)
+    parameters["head.weight"] += 1.0
+    gradients = {"head.weight": torch.zeros_like(parameters["head.weight"])}
+    algorithm.pull(clients, gradients, parameters, broadcast)
+    controls = broadcast[WEIGHT] - clients.state[WEIGHT]
+    torch.testing.assert_close(gradients["head.weight"], 2.0 + controls)

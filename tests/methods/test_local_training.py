@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import torch
 from cells import one_cell, quick
+from torch import nn
 
+from baselines.fedavg_linear import SoftmaxRegression
+from fedsim.methods.local_training import clip_updates
 from fedsim.methods.messages import Task
 from fedsim.privacy.plan import Unit
 from fedsim.seeds import Seeds
@@ -82,3 +85,38 @@ def test_diverged_client_sends_what_an_absent_one_sends() -> None:
             atol=1e-6,
             rtol=1e-5,
         )
+
+
+class Scaled(nn.Module):
+    """A linear head with a scale, which is one number, and a shift that is not trained."""
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(dim, classes)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.shift = nn.Parameter(torch.ones(classes), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.scale * self.head(x) + self.shift
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("name", "unit"),
+    [("fedavg-linear", "example"), ("dp-fedavg-linear", "client")],
+)
+def test_scalar_parameters_train_and_frozen_ones_stay(
+    monkeypatch: pytest.MonkeyPatch, name: str, unit: str
+) -> None:
+    def build(self: SoftmaxRegression, clients: int) -> nn.Module:
+        return Scaled(self.task.dim, self.task.classes)
+
+    monkeypatch.setattr(SoftmaxRegression, "build", build)
+    cohort, algorithm = cohort_of(name, unit)
+    broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
+    active = cohort.clients.only([0, 1, 2, 3])
+    shared, _ = algorithm._train(active, next(algorithm.schedule()), broadcast)
+    clipped, _ = clip_updates({"scale": shared["scale"] - broadcast["scale"]}, 1e-3)
+    assert clipped["scale"].abs().max() <= 1.001e-3
+    assert (shared["scale"] != broadcast["scale"]).all()
+    assert torch.equal(shared["shift"], broadcast["shift"].expand_as(shared["shift"]))

@@ -68,9 +68,11 @@ def test_penalty_of_a_layer_is_its_squared_jacobian(seed: int) -> None:
     assert torch.allclose(layer.lipschitz(), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_penalty_of_the_prior_is_the_squared_jacobian_over_all_classes(full: bool) -> None:
-    prior = randomised(ConditionalPrior(LATENT, CLASSES, CODE, full))
+@pytest.mark.parametrize(("latent", "full"), [(LATENT, False), (LATENT, True), (1, True)])
+def test_penalty_of_the_prior_is_the_squared_jacobian_over_all_classes(
+    latent: int, full: bool
+) -> None:
+    prior = randomised(ConditionalPrior(latent, CLASSES, CODE, full))
     with torch.no_grad():
         # Inside the clamp the Jacobian is that of the linear map.
         prior.log_var.weight *= 0.1

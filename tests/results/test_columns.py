@@ -245,11 +245,14 @@ def test_failed_evaluation_makes_a_failed_row() -> None:
         ({"ended": "failed"}, "failed"),
         ({"full": False}, None),
         ({"source": "of other code", "ended": "failed"}, None),
+        ({"algorithm": "other/tiny:Tiny"}, "passed"),
+        ({"algorithm": "broken.tiny:Other"}, None),
     ],
 )
 def test_row_shows_how_checks_of_its_code_ended(change: dict[str, Any], check: str | None) -> None:
     trial = make_trial("broken.tiny:Tiny")
     line = {
+        "algorithm": trial.cell.algorithm,
         "unit": "example",
         "trust": "aggregate",
         "full": True,

@@ -262,6 +262,7 @@ def test_generator_of_a_plug_in_is_released_after_a_full_check(tmp_path: Path) -
     trial, *_ = save(tmp_path, PLUGIN, **SECRET)
     cell = trial.cell
     check = {
+        "algorithm": cell.algorithm,
         "source": cell.source,
         "unit": cell.unit,
         "trust": cell.trust,

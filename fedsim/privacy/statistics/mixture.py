@@ -136,7 +136,7 @@ def maximise(
         counts.view(*shares.shape, 1),
         std["component_counts"],
     )
-    offsets = sums.view(*shares.shape, -1) / rows
+    offsets = sums.view(*shares.shape, sums.shape[1]) / rows
     noise = (std["component_sums"] / rows).square()
     shares = rows[..., 0] / rows.sum(1)
     signal = (offsets.square() - noise).mean((0, 1)).clamp_min(0)  # of each direction, [k]
