@@ -66,7 +66,7 @@ def test_the_scatter_between_components_is_not_in_the_covariance(
 
 
 def test_shares_that_leave_nothing_for_the_moments_are_refused() -> None:
-    with pytest.raises(ValueError, match="add up to 1.1"):
+    with pytest.raises(ValueError, match=r"add up to 1\.1"):
         DPGMMParams(coordinates_share=0.5, em_share=0.6)
 
 
