@@ -133,7 +133,7 @@ def bench(
             from fedsim.runs.job_list import claim_audits
             from fedsim.runs.plan_view import Plan
 
-            return Plan(prepared, folder, claim_audits(prepared))
+            return Plan(prepared, folder, claim_audits(prepared), retry_failed=retry_failed)
         # A cluster starts only if there is something to run on it.
         prepared, engine = engine_for(prepared, address, in_process=in_process)
         code = run_bench(
@@ -247,9 +247,7 @@ def _note_check(store: ResultStore, lines: list[dict[str, Any]]) -> str:
     results = read_results(store.folder.path)
     results.write()
     ends = Counter(
-        row.check or "unchecked"
-        for row in results.rows
-        if lines and is_of(lines[0], row.values)
+        row.check or "unchecked" for row in results.rows if lines and is_of(lines[0], row.values)
     )
     words = ", ".join(f"{count} {end}" for end, count in ends.items())
     return f"{store.folder.path}: results with this code: {words or 'none'}"

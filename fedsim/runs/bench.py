@@ -22,7 +22,7 @@ from fedsim.plugins.registry import NOTEBOOK
 from fedsim.results.join import Entry, RunResults, read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display
-from fedsim.runs.engine import ClusterLost, Engine, InProcess
+from fedsim.runs.engine import ClusterLost, Engine, in_this_process
 from fedsim.runs.job_list import claim_audits, entries_of, missing_jobs
 from fedsim.runs.jobs import CellJob, Job, RunContext
 from fedsim.runs.manifest import earlier_entries, write_manifest
@@ -67,8 +67,8 @@ def engine_for(
     if in_process or from_notebook or prepared.short:
         check_memory(prepared, in_process=True)
         # Where the user asked for this process, what a method prints goes to the terminal.
-        here = InProcess(prepared.nodes[0], capture=not in_process)
-        return replace(prepared, parallel=1), nullcontext(here)
+        here = in_this_process(prepared.nodes[0], capture=not in_process)
+        return replace(prepared, parallel=1), here
     check_memory(prepared, in_process=False)
     if "ray" not in sys.modules:
         _protect_new_cluster()  # Ray reads the variables that this sets when it is imported

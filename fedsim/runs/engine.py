@@ -6,11 +6,13 @@ and :class:`fedsim.runs.ray.RayEngine` runs them on the actors of a Ray cluster.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from fedsim.errors import RunLost
 from fedsim.grid.models import Device
@@ -119,6 +121,23 @@ class Engine(Protocol):
         ...
 
 
+@contextmanager
+def in_this_process(node: Node, *, capture: bool) -> Iterator[InProcess]:
+    """Yield an :class:`InProcess` for the block.
+
+    Afterwards, this process has the threads and torch's data type that it had before.
+    """
+    threads = torch.get_num_threads()
+    dtype = torch.get_default_dtype()
+    with threadpool_limits():  # Its end sets the threads of BLAS as they were.
+        try:
+            yield InProcess(node, capture)
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_default_dtype(dtype)
+            torch.set_flush_denormal(False)
+
+
 @dataclass
 class InProcess(Engine):
     """Runs jobs in this process, so that breakpoints and profilers work.
@@ -147,13 +166,11 @@ class InProcess(Engine):
         return Slot(need, Worker(need, device, capture=self.capture))
 
     def close(self, slot: Slot) -> None:
-        """End the slot's job, and give this process fedsim's settings and torch's defaults again.
+        """End the slot's job, and give this process the worker's folder and torch's defaults again.
 
-        Threads and working folder become those of the worker, not those before the bench. Other
-        changes of a plug-in stay.
+        Other changes of a plug-in stay. See :func:`in_this_process` for the settings before.
         """
         if slot.stream is not None:
-            # Until its stream is closed, a job sends what is printed to the log of its cell.
             slot.stream.close()
         slot.worker.make_ready()
         torch.set_flush_denormal(False)

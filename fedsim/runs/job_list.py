@@ -5,6 +5,7 @@ A job computes a cell, a reference, an audit or a check.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -86,7 +87,8 @@ def _job_for_cell(
         return None
     if isinstance(state, Trained):
         return CellJob(run, trial, [state.training])
-    is_release = cell.noise == "secret" and trial.plan is not None
+    has_noise = trial.plan is not None and math.isfinite(trial.plan.epsilon_target)
+    is_release = cell.noise == "secret" and has_noise
     if is_release and is_trained(cell.training_id, lines):
         what = (
             f"{cell.label} (cell {cell.cell_id}) cannot be evaluated, because what its training "
@@ -225,7 +227,9 @@ def _checked_code(facts: Mapping[str, Any]) -> str:
             that checks as ``check``.
     """
     key = {name: facts.get(name) for name in ("source", "unit", "trust", "check")}
-    return identity(key | {"params": compared(facts["params"])})
+    # Classes of one file have one source. A file may be given by several paths.
+    _, _, class_name = facts["algorithm"].rpartition(":")
+    return identity(key | {"class": class_name, "params": compared(facts["params"])})
 
 
 def _check_job(run: RunContext, trial: Trial, key: str, *, quick: bool) -> Job:

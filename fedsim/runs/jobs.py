@@ -91,6 +91,11 @@ class Job:
         """
         return self.run.prepared.need
 
+    @property
+    def may_run_again(self) -> bool:
+        """Whether the job can be asked for again after the loss of its worker."""
+        return True
+
     @cached_property
     def plug_in(self) -> str:
         """The name of the algorithm that the job runs if it is not shipped, else an empty text."""
@@ -159,6 +164,11 @@ class CellJob(Job):
         if self.trains:
             return self.run.prepared.need_of(self.trial)
         return self.run.prepared.need
+
+    @property
+    def may_run_again(self) -> bool:
+        """Whether the cell is not trained yet, or what its training left was saved."""
+        return self.trains or self.trainings[0]["state"] is not None
 
     @property
     def trials(self) -> list[Trial]:

@@ -23,11 +23,11 @@ from fedsim import __version__
 from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.grid.cells import evaluation_id
-from fedsim.grid.models import Grid, Published
+from fedsim.grid.models import Grid, Published, Resources
 from fedsim.json_lines import decode, dump, encode
 from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins.registry import check_installed, lookup, source_of_today
-from fedsim.results.join import FORMAT, Entry, RunResults, read_manifest
+from fedsim.results.join import FORMAT, Entry, RunResults, claim_of, read_manifest
 from fedsim.results.store import RESTORE, RunFolder
 from fedsim.runs.prepare import Prepared, prepare, this_machine
 
@@ -54,19 +54,24 @@ PAGE_FIELDS = (
 
 They must be those of some cell of the grid.
 """
-METHOD_FIELDS = ("algorithm", "params", "tuning")
-"""The fields of a cell that say which method it runs, and with which parameters."""
 PACKAGES = ("ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
 """The packages whose versions are recorded, because they compute or move numbers."""
 
 
-def prepared_again(folder: RunFolder, *, trust_plugin: bool) -> Prepared:
+def prepared_again(
+    folder: RunFolder,
+    *,
+    trust_plugin: bool,
+    runs_cells: bool = False,
+) -> Prepared:
     """Return the grid of a run folder, prepared for this machine.
 
     Args:
         folder: the run folder. Plug-ins that its bench refused are left out.
         trust_plugin: whether to run the code of algorithms that the grid names as a file or as a
             module that is not installed.
+        runs_cells: whether cells are to run with the resources that the grid asks for. If not, this
+            machine may have less.
 
     Raises:
         UserError: the folder has no results, its manifest cannot be read, the grid names code
@@ -89,6 +94,8 @@ def prepared_again(folder: RunFolder, *, trust_plugin: bool) -> Prepared:
             check_installed(entry.name, where)
         entries.append(entry)
     grid = grid.model_copy(update={"algorithms": tuple(entries)})
+    if not runs_cells:
+        grid = grid.model_copy(update={"resources": Resources()})
     return prepare(grid, [this_machine()])
 
 
@@ -161,7 +168,7 @@ def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry],
         ids_in_grid.add(cell.cell_id)
         evaluations.add(cell.evaluation)
         pages.add(_text_of(fields, PAGE_FIELDS))
-        methods[cell.label] = _text_of(fields, METHOD_FIELDS)
+        methods[cell.label] = _method_of(fields)
         sources[cell.algorithm] = cell.source
     kept = []
     dropped = []
@@ -173,7 +180,7 @@ def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry],
         algorithm = recorded_cell["algorithm"]
         if algorithm not in sources:
             sources[algorithm] = source_of_today(algorithm)
-        method = _text_of(recorded_cell, METHOD_FIELDS)
+        method = _method_of(recorded_cell)
         # The id of a cell says which evaluation, and which code of it, gave its scores.
         ids_of_today = {evaluation_id(entry.training_id, evaluation) for evaluation in evaluations}
         if (
@@ -192,6 +199,11 @@ def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry],
 def _text_of(cell: Mapping[str, Any], names: Sequence[str]) -> str:
     """Return the values of some fields of a cell as one text, to compare them with others."""
     return dump([cell[name] for name in names])
+
+
+def _method_of(cell: Mapping[str, Any]) -> str:
+    """Return the method of a cell and its parameters as one text, without what a search chose."""
+    return claim_of({**cell, **dict.fromkeys(("source", "unit", "trust", "epsilon", "delta"))})
 
 
 def _describe_method(label: str, cls: type[Algorithm]) -> dict[str, str]:

@@ -206,10 +206,9 @@ def memory_of_grid(prepared: Prepared, *, in_process: bool) -> GridMemory:
     data = sum(map(memory_of_data, prepared.data.values()))
     if in_process:
         return GridMemory(data, LIBRARIES + REPORT, largest, cell_memory, 1)
-    parallel = min(prepared.parallel, len(prepared.trials))
     rows = max(min(trial.train_rows, MOST_TRAIN_ROWS) * trial.task.dim for trial in prepared.trials)
     other = LIBRARIES + PROCESS + RAY + REFERENCE_BYTES * rows
-    return GridMemory(data, other, largest, cell_memory, parallel)
+    return GridMemory(data, other, largest, cell_memory, prepared.at_a_time)
 
 
 def machine_memory() -> int:

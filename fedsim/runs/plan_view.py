@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,13 @@ from fedsim.data.embeddings import Embeddings, untested
 from fedsim.evaluation.evaluators import left_out
 from fedsim.grid.models import shown
 from fedsim.privacy.plan import PrivacyPlan, large_delta
+from fedsim.privacy.selection import SCORE
 from fedsim.report.terminal import frame_table
 from fedsim.results.columns import UNVERIFIED
 from fedsim.results.join import RunResults, read_results
 from fedsim.runs.display import duration
 from fedsim.runs.memory import memory_of_grid
-from fedsim.runs.missing import Missing, is_trained, state_of, work_left
+from fedsim.runs.missing import Missing, is_trained, missing_audits, state_of, work_left
 from fedsim.runs.noise_view import Parts, parts_of, signals
 from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.training.trial import Trial
@@ -42,11 +43,13 @@ class Plan(Printed):
         prepared: the grid.
         folder: its run folder. The times of the trainings there are the basis of the estimate.
         audits: the audits of the grid's claims.
+        retry_failed: whether failed cells would run again.
     """
 
     prepared: Prepared
     folder: Path
     audits: tuple[ClaimAudit, ...] = ()
+    retry_failed: bool = False
 
     @property
     def code(self) -> int:
@@ -88,6 +91,8 @@ class Plan(Printed):
             if method not in parts_of_method:
                 parts_of_method[method] = parts_of(trial)
             for release in plan.releases:
+                if release.name == SCORE:
+                    continue  # Clients send nothing of the score of a search.
                 for signal in signals(trial, parts_of_method[method], release):
                     record = {
                         "algorithm": cell.label,
@@ -114,30 +119,35 @@ class Plan(Printed):
         records = []
         for matrix in label_matrices(self.prepared):
             for client, counts in zip(matrix.names, matrix.counts, strict=True):
-                count_of_class = dict(zip(matrix.classes, map(int, counts), strict=True))
-                records.append(
-                    {
-                        "data": matrix.dataset,
-                        "α": matrix.alpha,
-                        "clients": matrix.clients,
-                        "seed": matrix.seed,
-                        "client": client,
-                        "rows": int(counts.sum()),
-                        **count_of_class,
-                    }
-                )
+                record = {
+                    "data": matrix.dataset,
+                    "α": matrix.alpha,
+                    "clients": matrix.clients,
+                    "seed": matrix.seed,
+                    "client": client,
+                    "rows": int(counts.sum()),
+                }
+                for name, count in zip(matrix.classes, map(int, counts), strict=True):
+                    column = name
+                    if column in record:
+                        column = f"class {name}"
+                    record[column] = count
+                records.append(record)
         return pd.DataFrame(records)
 
     def show(self, console: Console) -> None:
         """Print the tables, the warnings, and the memory and time that the grid needs."""
         prepared = self.prepared
+        if prepared.short:
+            prepared = replace(prepared, parallel=1)  # It runs in one process.
+        lines = read_results(self.folder)
         self._show_tables(wide_console(console, 400))
         show_warnings(prepared, console)
         for data in prepared.data.values():
             size = f"{data.x_train.nbytes / 2**20:.1f} MiB once a machine"
             print_line(console, f"data: {data.name}, {len(data.y_train)} × {data.dim}, {size}")
         memory_of_grid(prepared, in_process=prepared.short).show(console)
-        parallel = counted(prepared.parallel, "cell")
+        parallel = counted(prepared.at_a_time, "cell")
         print_line(console, f"{parallel} at a time, actors with {prepared.need} each")
         if prepared.repeated:
             print_line(
@@ -145,11 +155,12 @@ class Plan(Printed):
                 f"{counted(prepared.repeated, 'cell')} without separate training: the results are "
                 "those of another cell, because the partition cannot change them",
             )
-        if self.audits:
-            claims = counted(len(self.audits), "claim")
-            pairs = f"{self.audits[0].run.count} pairs of trainings"
+        audits = missing_audits(self.audits, lines.audits)
+        if audits:
+            claims = counted(len(audits), "claim")
+            pairs = f"{audits[0].run.count} pairs of trainings"
             print_line(console, f"audits: {claims} would be attacked, each with {pairs}")
-        show_time_left(prepared, read_results(self.folder), console)
+        show_time_left(prepared, lines, console, retry_failed=self.retry_failed)
         print_line(console, "nothing was run")
 
     def _show_tables(self, console: Console) -> None:
@@ -307,10 +318,11 @@ def time_left(
     unknown_names = []
     for name, count in sorted(missing_counts.items()):
         if name in recorded_seconds:
-            seconds += count * fmean(recorded_seconds[name]) / prepared.parallel
+            seconds += count * fmean(recorded_seconds[name])
             known_count += count
         else:
             unknown_names.append(name)
+    seconds /= max(1, min(prepared.at_a_time, known_count))
     words = []
     if known_count or not unknown_names:
         words.append(f"about {duration(seconds)} of training for {counted(known_count, 'cell')}")

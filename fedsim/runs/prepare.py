@@ -125,6 +125,12 @@ class Prepared:
         """Return how many actors the nodes have room for."""
         return sum(self.need.fit(node) for node in nodes)
 
+    @property
+    def at_a_time(self) -> int:
+        """The most cells that can run at a time."""
+        fewest_actors = min(len(trial.sizes) for trial in self.trials)
+        return min(self.parallel, self.capacity(self.nodes) // fewest_actors, len(self.trials))
+
     def need_of(self, trial: Trial) -> Need:
         """Return what the training of a cell needs."""
         return self.need._replace(actors=len(trial.sizes))

@@ -64,14 +64,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, bytes_of, moved
 from fedsim.errors import RunLost, UserError
-from fedsim.grid.models import Device
+from fedsim.grid.models import Cell, Device
 from fedsim.interrupts import INTERRUPTED, interrupts
 from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.runs.engine import ClusterLost, Engine, Slot, WorkerLost
 from fedsim.runs.items import Failure, Item
 from fedsim.runs.prepare import Need, Node
 from fedsim.runs.process import Process
-from fedsim.runs.worker import Worker
+from fedsim.runs.worker import Worker, check_source
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
 from fedsim.training.trial import Trial
@@ -116,12 +116,7 @@ def local_cluster(node: Node) -> Iterator[RayEngine]:
         UserError: Ray is running in this process already.
         RunLost: the cluster did not start.
     """
-    if ray.is_initialized():
-        raise UserError(
-            "Ray",
-            "runs in this process already",
-            "call `ray.shutdown()` first, which also ends what Ray computes now",
-        )
+    _check_not_connected()
     # The path of a socket may have 107 bytes, of which a long TMPDIR would leave Ray too few.
     scratch = tempfile.TemporaryDirectory(
         prefix="fedsim-ray-",
@@ -135,6 +130,20 @@ def local_cluster(node: Node) -> Iterator[RayEngine]:
             raise _not_started(" ".join(str(error).split()) or type(error).__name__) from error
         with interrupts():  # Ray has replaced the handler of SIGTERM.
             yield RayEngine()
+
+
+def _check_not_connected() -> None:
+    """Check that this process is connected to no cluster; it can be connected only to one.
+
+    Raises:
+        UserError: it is connected to one.
+    """
+    if ray.is_initialized():
+        raise UserError(
+            "Ray",
+            "runs in this process already",
+            "call `ray.shutdown()` first, which also ends what Ray computes now",
+        )
 
 
 def _not_started(reason: str) -> RunLost:
@@ -198,8 +207,10 @@ def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[
             folder are sent to each machine.
 
     Raises:
-        UserError: no cluster can be reached at the address, or it does not accept this process.
+        UserError: Ray is running in this process already, no cluster can be reached at the
+            address, or it does not accept this process.
     """
+    _check_not_connected()
     if address != "auto":
         _check_reachable(address)
     with tempfile.TemporaryDirectory(prefix="fedsim-plug-ins-") as staged:
@@ -336,25 +347,18 @@ class TrialWorker(Worker):
         """Return the clients of a cell, on all actors of the slot."""
         if len(trial.sizes) == 1:
             return super().pool(engine_data, trial, data, seeds)
-        return RayPool(
-            self.cohorts,
-            trial.cohorts(seeds),
-            trial.data_key,
-            data,
-            engine_data[0],
-            self.device,
-        )
+        return RayPool(self.cohorts, trial, seeds, data, engine_data[0], self.device)
 
     def failure(self, error: Exception | SystemExit) -> Failure | None:
-        """Return why a job failed; None if another actor of the slot died.
+        """Return why a job failed; None if a process, a machine or an object was lost.
 
         Ray wraps an exception of another actor. The text of the wrapper is the traceback of the
         exception on that actor.
         """
+        if _is_loss(error):
+            return None
         if isinstance(error, ray.exceptions.RayTaskError):
             return Failure(type(error.cause).__name__, str(error.cause), str(error))
-        if isinstance(error, ray.exceptions.RayActorError):
-            return None
         return super().failure(error)
 
 
@@ -371,16 +375,18 @@ class CohortActor(Process):
         _prepare_actor()
         self.cohort: Cohort | None = None
 
-    def host(self, spec: CohortSpec, key: str, data: Embeddings) -> None:
+    def host(self, cell: Cell, spec: CohortSpec, key: str, data: Embeddings) -> None:
         """Replace the clients of this actor.
 
         Args:
+            cell: the cell of the new clients.
             spec: the new clients.
             key: the key of their data set.
             data: their data set.
         """
         self.cohort = None
         self.make_ready()
+        check_source(cell)
         data = self.same(key, data)
         self.cohort = Cohort(spec.given(data.public), data.x_train, data.y_train, self.device)
 
@@ -397,8 +403,8 @@ class RayPool(LocalPool):
 
     Args:
         actors: the other actors.
-        specs: the clients of this process, then those of each actor.
-        key: the key of the data set.
+        trial: the cell. Its first clients are in this process, the others on the actors.
+        seeds: the seed tree of the training.
         data: the data set.
         data_ref: Ray's reference to the data set, for the other actors.
         device: the device of this process.
@@ -407,17 +413,19 @@ class RayPool(LocalPool):
     def __init__(
         self,
         actors: Sequence[Any],
-        specs: Sequence[CohortSpec],
-        key: str,
+        trial: Trial,
+        seeds: Seeds,
         data: Embeddings,
         data_ref: Any,
         device: torch.device,
     ) -> None:
         self.actors = list(actors)
+        specs = trial.cohorts(seeds)
         self.sizes = [len(spec.members) for spec in specs]
         calls = []
         for actor, spec in zip(self.actors, specs[1:], strict=True):
-            calls.append(actor.host.remote(spec.given(None), key, data_ref))
+            sent = spec.given(None)
+            calls.append(actor.host.remote(trial.cell, sent, trial.data_key, data_ref))
         self.cohorts = [Cohort(specs[0], data.x_train, data.y_train, device)]
         ray.get(calls)
 
@@ -534,15 +542,23 @@ class RayEngine(Engine):
         return item
 
 
+def _is_loss(error: BaseException) -> bool:
+    """Return whether a process, a machine or an object was lost, which is no fault of the job."""
+    while isinstance(error, ray.exceptions.RayTaskError):
+        error = error.cause
+    # In place of an exception that cannot be pickled, a plain RayError arrives.
+    return isinstance(error, ray.exceptions.RayError) and type(error) is not ray.exceptions.RayError
+
+
 def _worker_lost(error: ray.exceptions.RayError) -> WorkerLost:
     """Return the loss of a worker that an error of Ray stands for.
 
-    If a process, a machine or an object was lost, the job is not at fault and runs again. Else
-    the job raised an exception that it could not report as a failure, and it does not run again.
+    If a process, a machine or an object was lost, the job runs again. Else the job raised an
+    exception that it could not report as a failure, and it does not run again.
     """
     cause = getattr(error, "cause", None) or error
-    raised = cause if isinstance(error, ray.exceptions.RayTaskError) else error
-    if isinstance(raised, ray.exceptions.RayError):
-        what = "a worker process of the cell died (killed, out of memory, or it crashed)"
-        return WorkerLost(Failure(type(cause).__name__, what, str(cause), goes_on=True), again=True)
-    return WorkerLost(Failure(type(cause).__name__, str(cause), str(error)), again=False)
+    kind = type(cause).__name__
+    if _is_loss(error):
+        what = "a worker process died (killed, out of memory, it crashed, or it did not start)"
+        return WorkerLost(Failure(kind, what, str(cause), goes_on=True), again=True)
+    return WorkerLost(Failure(kind, str(cause), str(error)), again=False)

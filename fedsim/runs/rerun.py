@@ -49,7 +49,7 @@ def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool 
     from fedsim.report.compare import compare
 
     run_folder = RunFolder(folder)
-    prepared = prepared_again(run_folder, trust_plugin=trust_plugin)
+    prepared = prepared_again(run_folder, trust_plugin=trust_plugin, runs_cells=True)
     cells = _cells_of_today(run_folder, prepared)
     # The cells that run again get no audits, checks or attacks, so these are not compared.
     lines = replace(read_results(folder), audits=(), checks=(), memberships={})

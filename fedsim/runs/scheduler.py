@@ -141,6 +141,7 @@ class Scheduler:
         self.running: dict[Any, Running] = {}
         self.losses: Counter[tuple[str, ...]] = Counter()
         self.looked = time.monotonic()
+        self.waiting = False
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Run all jobs.
@@ -212,7 +213,7 @@ class Scheduler:
         back or dropped. If nothing runs, this waits for a moment.
         """
         if not self.running:
-            time.sleep(LOOK_EVERY / 5)
+            self._wait()
             return
         for stream in self.engine.ready(list(self.running), LOOK_EVERY):
             running = self.running.pop(stream)
@@ -228,6 +229,16 @@ class Scheduler:
                 self.running[stream] = running
                 running.since = running.since or time.monotonic()
                 self._take(running.job, item)
+
+    def _wait(self) -> None:
+        """Wait a moment for more machines, without which no job can run; say once that it waits."""
+        if not self.waiting:
+            self.context.display.note(
+                "waiting for more machines: each job that is left needs more actors at once than "
+                f"the cluster has room for ({self.slots.capacity})"
+            )
+        self.waiting = True
+        time.sleep(LOOK_EVERY / 5)
 
     def _take(self, job: Job, item: Item) -> None:
         """Hand an item to its job.
@@ -279,7 +290,7 @@ class Scheduler:
         self.slots.drop(running.slot)
         job = running.job
         self.context.display.job_ended(job.key)
-        if not again or self.losses[job.key] >= MOST_LOSSES:
+        if not again or not job.may_run_again or self.losses[job.key] >= MOST_LOSSES:
             self._take(job, failure)
             return
         self.losses[job.key] += 1

@@ -64,16 +64,17 @@ def _job(steps: Callable[..., Iterator[Item]]) -> Callable[..., Iterator[Item]]:
     @functools.wraps(steps)
     def job(worker: Worker, *arguments: Any) -> Iterator[Item]:
         worker.make_ready()
+        # References, audits and checks have no log, so what they printed is forgotten.
+        worker.printed()
         yield Progress()
-        with worker.captured():
-            try:
-                yield from steps(worker, *arguments)
-            except (Exception, SystemExit) as error:
-                yield Progress(output=worker.printed())
-                failure = worker.failure(error)
-                if failure is None:
-                    raise
-                yield failure
+        try:
+            yield from worker.captured_items(steps(worker, *arguments))
+        except (Exception, SystemExit) as error:
+            yield Progress(output=worker.printed())
+            failure = worker.failure(error)
+            if failure is None:
+                raise
+            yield failure
         give_back_freed_memory()
 
     return job
@@ -160,6 +161,7 @@ class Worker(Process):
     @_job
     def evaluate(self, trial: Trial, state: Tensors, data: Embeddings) -> Iterator[Item]:
         """Evaluate a trained cell, from the ``state`` that its training left."""
+        check_source(trial.cell)
         yield from self._evaluate(trial, state, self.same(trial.data_key, data))
 
     def _evaluate(self, trial: Trial, state: Tensors, data: Embeddings) -> Iterator[Item]:
@@ -199,14 +201,24 @@ class Worker(Process):
             quick: whether a quick check is enough.
 
         Yields:
-            One item, the list of the check's result lines, which may be empty.
+            One item, the list of the check's result lines.
+
+        Raises:
+            RuntimeError: a check failed, but none that would refute the privacy claim, so that
+                there are no result lines.
         """
         # Few grids have checks, so their code is imported only here.
         from fedsim.evidence.check.check import check_algorithm, check_lines
 
         check_source(cell)
         findings = list(check_algorithm(cell.algorithm, params, cell.unit, cell.trust, quick=quick))
-        yield check_lines(cell.algorithm, cell.params, params, findings, quick=quick)
+        lines = check_lines(cell.algorithm, cell.params, params, findings, quick=quick)
+        if not lines:
+            raise RuntimeError(
+                "it failed in a way that says nothing about privacy; "
+                f"`fedsim check {cell.algorithm}` shows where"
+            )
+        yield lines
 
     @_job
     def reference(
@@ -229,6 +241,18 @@ class Worker(Process):
         else:
             yield local_only(data, partition, spec, probe_c)
 
+    def captured_items(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Yield the items of a job, whose output is captured.
+
+        Between two items other code may run in this process, whose output is not captured.
+        """
+        while True:
+            with self.captured():
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
     @contextlib.contextmanager
     def captured(self) -> Iterator[None]:
         """Collect what Python code prints, warns of or logs in the block, for the cell's log.
@@ -239,7 +263,6 @@ class Worker(Process):
             yield
             return
         root = logging.getLogger()
-        logging.captureWarnings(True)
         # The usual handlers, which for example opacus adds, would write to the terminal.
         usual_handlers = root.handlers
         root.handlers = [logging.StreamHandler(self.output)]

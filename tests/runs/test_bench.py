@@ -140,6 +140,16 @@ def test_page_keeps_no_other_parameters_under_one_label(bench: Bench) -> None:
     }
 
 
+def test_page_keeps_what_a_search_has_chosen(bench: Bench) -> None:
+    entry = {"name": "dp-linear", "tune": {"rounds": [1, 30]}}
+    grid = small_grid(entry, epsilon=[8.0, 16.0], tune={"curves": ["free"]})
+    whole = bench(grid)
+    assert [row.params["rounds"] for row in whole.rows] == [30, 30]
+    partial = bench(grid.model_copy(update={"epsilon": (8.0,)}))
+    assert "still shows 1 cell of an earlier grid" in partial.output
+    assert by_cell(partial.rows) == by_cell(whole.rows)
+
+
 @pytest.mark.parametrize("change", [{"evaluation": {"per_class": 11}}, {"delta": 1e-5}])
 def test_page_keeps_no_cells_of_another_setting(bench: Bench, change: dict[str, Any]) -> None:
     two_methods(bench)

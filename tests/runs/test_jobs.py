@@ -1,11 +1,13 @@
 """Which lines a grid lacks, and which cells share a reference."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cells import quick, small_cells
+from plug_ins import GOOD
 from rich.console import Console
 from rows import lines_of, ran
 
@@ -109,6 +111,23 @@ def test_failed_evaluation_runs_again_on_request(prepared: Prepared, finished: R
     failed = replace(finished, evaluations={cell_id: line})
     assert kinds(prepared, failed) == []
     assert kinds(prepared, failed, retry_failed=True) == ["evaluating"]
+
+
+def test_each_class_of_a_file_has_its_check(folder: Path) -> None:
+    (folder / "two.py").write_text(f"{GOOD}\n\nclass Other(MyMethod):\n    pass\n")
+    prepared = small_cells("two.py:MyMethod", "two.py:Other", epsilon=4.0, check="full")
+    display = Display(Console(quiet=True), 1)
+    run = RunContext(prepared, ResultStore(folder / "run"), display)
+    jobs = missing_jobs(run, (), RunResults(run.store.folder))
+    checked = [job.plug_in for job in jobs if job.key[0] == "check"]
+    assert checked == ["two.py:MyMethod", "two.py:Other"]
+
+
+def test_cell_without_noise_is_trained_again_under_secret_noise() -> None:
+    prepared = small_cells("dp-gaussian", epsilon=math.inf, privacy={"noise": "secret"})
+    (trial,) = prepared.trials
+    trained = lines_of(trial, ran(prepared, trial)[0])
+    assert kinds(prepared, trained) == ["training"]
 
 
 def test_cell_with_secret_noise_is_not_trained_twice() -> None:

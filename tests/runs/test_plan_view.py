@@ -1,6 +1,7 @@
 """The tables and warnings of a dry run."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,14 @@ import torch
 from cells import digits_of_sites, one_cell, quick, small_cells, small_grid
 
 from fedsim.api.run import Run
+from fedsim.results.join import RunResults
+from fedsim.results.store import RunFolder
+from fedsim.runs import plan_view
+from fedsim.runs.job_list import claim_audits
 from fedsim.runs.noise_view import parts_of
-from fedsim.runs.plan_view import Plan
+from fedsim.runs.plan_view import Plan, time_left
 from fedsim.training.trial import Trial, run_trial
+from fedsim.words import counted
 
 
 def noise_of(entry: Any, **keys: Any) -> tuple[Trial, dict[str, float]]:
@@ -75,6 +81,58 @@ def test_plan_warns_where_alpha_has_no_effect(tmp_path: Path, clients: int, warn
         "3 values of 'site' a single client"
     )
     assert (warning in repr(Plan(prepared, tmp_path / "run"))) == warned
+
+
+def test_plan_of_a_private_search_shows_its_noise() -> None:
+    entry = quick("dp-linear") | {"tune": {"clip": [0.5, 1.0]}}
+    _, noise = noise_of(entry, tune={"trials": 3})
+    assert set(noise) == set(noise_of("dp-linear")[1])
+
+
+@pytest.mark.parametrize(("cells", "per_actor", "most"), [(2, "all", 1), (6, "all", 4), (6, 2, 2)])
+def test_plan_says_how_many_cells_run_at_a_time(cells: int, per_actor: Any, most: int) -> None:
+    resources = {"clients_per_actor": per_actor}
+    prepared = small_cells("dp-gaussian", seeds=list(range(cells)), resources=resources)
+    assert f"\n{counted(most, 'cell')} at a time, actors" in repr(Plan(prepared, Path("none")))
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> RunResults:
+    """The lines that plans read."""
+    lines = RunResults(RunFolder(Path("none")), {}, audits=[])
+    monkeypatch.setattr(plan_view, "read_results", lambda folder: lines)
+    return lines
+
+
+def test_few_trainings_take_the_time_of_one(lines: RunResults) -> None:
+    prepared = small_cells("dp-gaussian", seeds=[0, 1], resources={"clients_per_actor": "all"})
+    cell = {"algorithm": "dp-gaussian"}
+    lines.trainings["earlier"] = {"cell": cell, "seconds": 100.0, "error": None}
+    assert time_left(prepared, lines)[0] == 100.0
+
+
+@pytest.mark.parametrize("retry_failed", [False, True])
+def test_plan_counts_failed_cells_that_run_again(lines: RunResults, retry_failed: bool) -> None:
+    prepared = small_cells("dp-gaussian")
+    lines.trainings[prepared.trials[0].cell.training_id] = {"error": "no"}
+    words = repr(Plan(prepared, Path("none"), retry_failed=retry_failed))
+    assert ("not known before a cell of dp-gaussian" in words) == retry_failed
+
+
+def test_plan_counts_only_audits_that_are_left(lines: RunResults) -> None:
+    prepared = small_cells("dp-gaussian", epsilon=[2.0, 4.0], audit={"pairs": 40})
+    audits = claim_audits(prepared)
+    lines.audits.append({"audit": audits[0].run.key, "pairs": 40})
+    assert "audits: 1 claim would be attacked" in repr(Plan(prepared, Path("none"), audits))
+
+
+def test_class_called_as_a_column_replaces_no_column() -> None:
+    prepared = small_cells("dp-gaussian")
+    (key,) = prepared.data
+    prepared.data[key] = replace(prepared.data[key], class_names=("rows", *"abcdefghi"))
+    frame = Plan(prepared, Path("none")).partitions
+    assert frame["rows"].sum() == 200
+    assert 0 < frame["class rows"].sum() < 40
 
 
 PAPER = {"name": "fedhypevae", "label": "paper", "params": {"form": "paper", "rounds": 3}}

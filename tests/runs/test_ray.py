@@ -10,13 +10,22 @@ from typing import Any
 import pytest
 import torch
 from benches import TIMES, Ran, slowness, wait_until
-from cells import NODES, WITH_GPUS, quick, small_grid
+from cells import NODES, WITH_GPUS, one_cell, quick, small_grid
 from rows import values_of
 
+from fedsim.errors import UserError
 from fedsim.evaluation.measures import MEASURES
 from fedsim.methods.parameters import ALIGNMENT
 from fedsim.runs import scheduler
-from fedsim.runs.ray import IN_THE_CALL, prepare_process, ray
+from fedsim.runs.prepare import Need
+from fedsim.runs.ray import (
+    IN_THE_CALL,
+    CohortActor,
+    TrialWorker,
+    joined_cluster,
+    prepare_process,
+    ray,
+)
 
 Bench = Callable[..., Ran]
 TENSORS = (
@@ -130,6 +139,28 @@ def test_tensor_arrives_unchanged_in_its_own_aligned_memory(as_bytes: None) -> N
         tensor.zero_()
 
 
+KILLED = ray.exceptions.OutOfMemoryError("killed by the memory monitor")
+OF_AN_ACTOR = ray.exceptions.RayTaskError("host", "a traceback", KILLED)
+
+
+@pytest.mark.parametrize("error", [KILLED, OF_AN_ACTOR.as_instanceof_cause()])
+def test_lost_process_is_no_failure_of_a_cell(error: Exception) -> None:
+    assert TrialWorker.failure(object.__new__(TrialWorker), error) is None
+
+
+def test_actor_of_further_clients_refuses_other_code(as_bytes: None) -> None:
+    trial, data, _ = one_cell("dp-gaussian")
+    cell = trial.cell.model_copy(update={"source": "0" * 16})
+    with pytest.raises(RuntimeError, match="is not what it was when the grid was read"):
+        CohortActor(Need(1.0), "cpu").host(cell, trial.cohorts()[0], "key", data)
+    torch.set_flush_denormal(False)
+
+
+def test_cluster_is_not_joined_while_ray_runs_here(ray_cluster: None) -> None:
+    with pytest.raises(UserError, match="Ray: runs in this process already"):
+        joined_cluster("auto").__enter__()
+
+
 @pytest.mark.parametrize(
     "name", ["weight-noise", pytest.param("fedhypevae", marks=pytest.mark.slow)]
 )
@@ -173,7 +204,7 @@ def test_cell_of_a_killed_worker_continues_with_the_same_result(
         undisturbed = bench(grid, f"{kind} again")
         assert disturbed.code == 0, disturbed.output
         assert (
-            "a worker process of the cell died (killed, out of memory, or it crashed); it "
+            "a worker process died (killed, out of memory, it crashed, or it did not start); it "
             "runs again" in disturbed.output
         )
         assert by_label(disturbed) == by_label(undisturbed)
@@ -206,7 +237,7 @@ def test_failed_cells_are_recorded_and_leave_no_broken_slot(
     )
     assert raised == ("ZeroDivisionError", "a client is broken")
     for kind, message in (ended, died):
-        assert (kind, "worker process of the cell died" in message) == ("ActorDiedError", True)
+        assert (kind, "worker process died" in message) == ("ActorDiedError", True)
     assert "round 1 at the server" in ran.log(ran.rows[1])
     all_free()
 

@@ -3,6 +3,7 @@
 import copy
 import io
 import sys
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from fedsim.runs.engine import InProcess, WorkerLost
 from fedsim.runs.items import Failure, Item
 from fedsim.runs.job_list import missing_jobs
 from fedsim.runs.jobs import Job, RunContext
-from fedsim.runs.prepare import Need, prepare
+from fedsim.runs.prepare import Need, Node, prepare
 from fedsim.runs.scheduler import Scheduler, Slots
+from fedsim.training.trial import Outcome
 
 ONE = Need(1.0)
 TWO = Need(1.0, actors=2)
@@ -100,6 +102,43 @@ def test_job_that_loses_its_worker_runs_again_then_fails(
     (row,) = read_results(tmp_path).rows
     assert row.status == "failed"
     assert row.error["type"] == "ActorDiedError"
+
+
+class LosingAfterTraining(InProcess):
+    """The worker of the first training is lost while it evaluates."""
+
+    lost = None
+
+    def receive(self, stream: object) -> Item:
+        if stream is self.lost:
+            raise WorkerLost(Failure("ActorDiedError", "its worker died", ""), again=True)
+        item = super().receive(stream)
+        if isinstance(item, Outcome):
+            self.lost = self.lost or stream
+        return item
+
+
+def test_lost_evaluation_without_saved_generator_ends_no_bench(tmp_path: Path) -> None:
+    resources = {"save_generators": False}
+    run = context(tmp_path, "dp-gaussian", seeds=[0, 1], resources=resources)
+    Scheduler(run, LosingAfterTraining(NODES[0])).run(jobs_of(run))
+    assert [row.status for row in read_results(tmp_path).rows] == ["failed", "ok"]
+
+
+def test_wait_for_more_machines_is_told_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scheduler, "LOOK_EVERY", 0.001)
+    run = context(tmp_path, "dp-gaussian", resources={"clients_per_actor": 2})
+    engine = InProcess(NODES[0])
+    looks = chain(repeat([Node(1.0, 0.0)], 30), repeat(NODES))
+    monkeypatch.setattr(engine, "nodes", lambda: next(looks))
+    waiting = Scheduler(run, engine)
+    waiting.slots.capacity = 1
+    waiting.run(jobs_of(run))
+    output = run.display._console.file.getvalue()  # type: ignore[attr-defined]
+    assert output.count("waiting for more machines: ") == 1
 
 
 def test_plug_in_runs_first_and_its_first_failure_is_raised(

@@ -12,7 +12,8 @@ from cells import NODES, small_grid
 from rich.console import Console
 
 from fedsim.errors import UserError
-from fedsim.results.store import Kind, ResultStore
+from fedsim.results.store import Kind, ResultStore, RunFolder
+from fedsim.runs.manifest import prepared_again
 from fedsim.runs.prepare import Node
 from fedsim.runs.rerun import run_again
 
@@ -87,6 +88,14 @@ def test_run_whose_grid_makes_other_cells_today_is_refused(bench: Bench) -> None
     path.write_text(json.dumps({**manifest, "cells": manifest["cells"][:1]}))
     with pytest.raises(UserError, match="lists 1 cell, and its grid makes 4"):
         again(folder, 1)
+
+
+def test_attack_on_a_run_needs_no_room_for_its_cells(bench: Bench) -> None:
+    grid = small_grid("dp-gaussian", resources={"clients_per_actor": 2})
+    folder = RunFolder(bench(grid).folder)
+    assert len(prepared_again(folder, trust_plugin=False).trials) == 1
+    with pytest.raises(UserError, match="need 2 actors at once"):
+        prepared_again(folder, trust_plugin=False, runs_cells=True)
 
 
 def test_a_run_that_cannot_be_repeated_is_a_mistake(bench: Bench) -> None:
