@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from cyclopts import App, Group, Parameter, Token
+from cyclopts import App, Group, Parameter, Token, validators
 
 import fedsim
 from fedsim.errors import UserError
@@ -40,6 +40,11 @@ def path_of(kind: Any, tokens: Sequence[Token]) -> Path:
     return Path(text)
 
 
+def paths_of(kind: Any, tokens: Sequence[Token]) -> list[Path]:
+    """Return the paths that several texts of the command line name, one for each text."""
+    return [path_of(kind, [token]) for token in tokens]
+
+
 def shown_default(value: Any) -> Any:
     """Return the default that the help shows for an option, or None if it shows no default.
 
@@ -53,7 +58,8 @@ def shown_default(value: Any) -> Any:
 # The help shows these words in place of Python's types.
 File = Annotated[Path, Parameter(converter=path_of, metavar="FILE")]
 Folder = Annotated[Path, Parameter(converter=path_of, metavar="FOLDER")]
-Count = Annotated[int, Parameter(metavar="N")]
+Count = Annotated[int, Parameter(metavar="N", validator=validators.Number(gte=0))]
+PositiveCount = Annotated[int, Parameter(metavar="N", validator=validators.Number(gte=1))]
 Number = Annotated[float, Parameter(metavar="NUMBER")]
 Name = Annotated[str, Parameter(metavar="NAME")]
 CellId = Annotated[str, Parameter(metavar="ID")]
@@ -119,7 +125,7 @@ def bench(
     keep_going: bool = False,
     in_process: bool = False,
     address: Annotated[str | None, Parameter(metavar="ADDRESS")] = None,
-    max_parallel: Count | None = None,
+    max_parallel: PositiveCount | None = None,
     yes: bool = False,
 ) -> Printed | int:
     """Run all experiments of a grid and draw privacy-utility curves.
@@ -202,7 +208,6 @@ def report(
         subject: The method, by its label, that the verdict compares with each rival. The default is
             the first method of the grid.
     """
-    find_in_working_folder()
     return fedsim.load(run).report(
         *beside,
         format=format,
@@ -287,7 +292,7 @@ def check(
     trust: Trust | None = None,
     quick: bool = False,
     verbose: bool = False,
-    run: Annotated[Sequence[Path], Parameter(metavar="FOLDER")] = (),
+    run: Annotated[Sequence[Path], Parameter(converter=paths_of, metavar="FOLDER")] = (),
 ) -> Printed:
     """Search a method for mistakes that break its privacy proof.
 

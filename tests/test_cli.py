@@ -94,6 +94,10 @@ def test_grid_is_an_argument_or_an_option(command: Command) -> None:
         ),
         (["bench", "g.yaml", "--dry-rnu"], "Did you mean --dry-run?"),
         (["bench", ""], "the path is empty; give a path, or leave the option out"),
+        (["check", "dp-gaussian", "--run", ""], "--run: the path is empty; give a path"),
+        (["report", "run", "--digits", "-1"], '"-1" for --digits. Must be >= 0; see'),
+        (["verify", "run", "--rerun", "-1"], '"-1" for --rerun. Must be >= 0; see'),
+        (["bench", "g.yaml", "--max-parallel", "0"], "Must be >= 1; see fedsim bench --help"),
         (["banch", "g.yaml"], "there is no command 'banch'; did you mean 'bench'?"),
         (["account", "--epsilon", "x"], "account: --epsilon: 'x' is not a number; see"),
     ],
@@ -104,6 +108,11 @@ def test_mistake_is_one_line_with_exit_code_2(
     (folder / "g.yaml").write_text("algorithms: [dp-gaussian]\n")
     assert_refused(command(*arguments), words)
     assert [path.name for path in folder.iterdir()] == ["g.yaml"]
+
+
+def test_report_imports_nothing_of_the_working_folder(folder: Path, command: Command) -> None:
+    command("report", "run")
+    assert str(folder) not in sys.path
 
 
 def test_interruption_has_one_line_and_exit_code_130(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 There are two other learners (nearest neighbours, a small network), and measures of fidelity: how
 similar synthetic embeddings are to real ones. Except for the two-sample accuracy, fidelity is the
-mean over the classes with enough real embeddings. It is computed in the leading directions of the
-real embeddings, which are the same for every algorithm. The two-sample probe sees all dimensions of
-all classes.
+mean over the classes with enough embeddings of both kinds. It is computed in the leading directions
+of the real embeddings, which are the same for every algorithm. The two-sample probe sees all
+dimensions of all classes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.measures import balanced_accuracy_of
 from fedsim.evaluation.scores import Scores
-from fedsim.models.probe import fit_probe
+from fedsim.evaluation.subset import MOST_TEST_ROWS, balanced_rows
+from fedsim.models.probe import SCALE_FLOOR, fit_probe
 
 NEAREST = 5
 """The number of nearest neighbours that vote for a label."""
 MOST_NEIGHBOURS = 1000
 """The approximate largest number of synthetic embeddings that may be neighbours.
 
-With more, the table of distances takes longer than the training of some methods.
+With more, the table of distances takes longer than the training of some methods. With more classes
+than this, each class keeps one.
 """
 HIDDEN = 64
 """The number of hidden units of the small network."""
@@ -80,7 +82,14 @@ def nearest_neighbours(
     step = -(-len(synthetic.x) // MOST_NEIGHBOURS)
     x = synthetic.x[::step]
     y = synthetic.y[::step]
-    model = KNeighborsClassifier(min(NEAREST, len(x)), algorithm="brute").fit(x, y)
+    voters = min(NEAREST, len(x))
+    _, first_rows = np.unique(synthetic.y, return_index=True)
+    if len(first_rows) > MOST_NEIGHBOURS:
+        x = synthetic.x[first_rows]
+        y = synthetic.y[first_rows]
+        # With one embedding per class, the votes of several neighbours would always tie.
+        voters = 1
+    model = KNeighborsClassifier(voters, algorithm="brute").fit(x, y)
     return Scores(knn_balanced_accuracy=balanced_accuracy_of(real.y, model.predict(real.x)))
 
 
@@ -98,7 +107,10 @@ def small_network(synthetic: Labelled, real: Labelled, probe_c: float) -> Scores
     from sklearn.neural_network import MLPClassifier
 
     mean = synthetic.x.mean(axis=0)
-    deviation = synthetic.x.std(axis=0).clip(1e-6)
+    deviation = synthetic.x.std(axis=0)
+    # The floor is that of the probe, or 1e-6 if every feature is constant.
+    floor = SCALE_FLOOR * float(np.sqrt(np.mean(deviation**2)))
+    deviation = deviation.clip(max(floor, 1e-6))
     model = MLPClassifier(
         (HIDDEN,),
         alpha=1 / (probe_c * len(synthetic.x)),
@@ -125,12 +137,15 @@ def fidelity(synthetic: Labelled, real: Labelled, probe_c: float) -> Scores:
 
     Returns:
         Fréchet distance, squared MMD, density, coverage, and two-sample accuracy. The scores are
-        empty if no class has both a synthetic embedding and more than :data:`NEIGHBOURS` real ones.
+        empty if no class has both two synthetic embeddings and more than :data:`NEIGHBOURS` real
+        ones.
     """
     basis = leading_directions(real.x)
     counts = np.bincount(real.y)
     enough = np.flatnonzero(counts > NEIGHBOURS)
-    classes = np.intersect1d(enough, synthetic.y)
+    # Neither a covariance nor the MMD can be estimated from one embedding.
+    several = np.flatnonzero(np.bincount(synthetic.y) > 1)
+    classes = np.intersect1d(enough, several)
     if not len(classes):
         return Scores()
     by_class = []
@@ -155,11 +170,14 @@ def fidelity(synthetic: Labelled, real: Labelled, probe_c: float) -> Scores:
 def left_out(data: Embeddings, site: str | None = None) -> str | None:
     """Return a warning if a class has too few test rows for fidelity, else None.
 
+    Of large data, only the rows that are scored count (:mod:`fedsim.evaluation.subset`).
+
     Args:
         data: the data set whose test rows are counted.
         site: the only site that the test rows come from; None if they come from all sites.
     """
-    counts = np.bincount(data.y_test, minlength=data.classes)
+    y_test = data.y_test[balanced_rows(data.y_test, MOST_TEST_ROWS)]
+    counts = np.bincount(y_test, minlength=data.classes)
     enough = int((counts > NEIGHBOURS).sum())
     if enough == data.classes:
         return None
@@ -167,8 +185,8 @@ def left_out(data: Embeddings, site: str | None = None) -> str | None:
     if site:
         owner = f"{site} of {data.name}"
     return (
-        f"fidelity on {owner} is over {enough} of its {data.classes} classes: the others have "
-        f"{NEIGHBOURS} test rows or fewer"
+        f"fidelity on {owner} is over {enough} of its {data.classes} classes: the others are "
+        f"scored on {NEIGHBOURS} test rows or fewer"
     )
 
 
@@ -209,6 +227,8 @@ def frechet(synthetic: Rows, real: Rows) -> float:
 def squared_mmd(synthetic: Rows, real: Rows) -> float:
     """Return the unbiased squared MMD (Gretton et al. 2012) of two sets of rows, ``[n, k]`` each.
 
+    Each set needs two rows. With one, no pair tells how similar the rows of the set are.
+
     The kernel is the mean of Gaussian kernels of different widths (:data:`WIDTHS`). The narrowest
     has the median squared distance of real rows as its width. The wider ones also react to
     differences between distant rows, such as a wrong norm of all rows.
@@ -224,7 +244,7 @@ def squared_mmd(synthetic: Rows, real: Rows) -> float:
     def mean_kernel(rows: Rows) -> float:
         """Return the mean over all pairs of different rows."""
         count = len(rows)
-        return float((kernel(rows, rows).sum() - count) / (count * max(count - 1, 1)))
+        return float((kernel(rows, rows).sum() - count) / (count * (count - 1)))
 
     return mean_kernel(synthetic) + mean_kernel(real) - 2 * float(kernel(synthetic, real).mean())
 

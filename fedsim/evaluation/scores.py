@@ -245,7 +245,8 @@ class Ceiling:
 
     They are the same for every partition. Several probes are tried, with different penalties, and
     with the natural and with equal weights of the classes. Each score is the best one among all
-    probes, so two scores may belong to different probes.
+    probes, so two scores may belong to different probes. The rows that are chosen of very many have
+    classes as equal as possible, so natural weights are then almost equal.
 
     Attributes:
         balanced_accuracy: the best balanced accuracy.

@@ -427,7 +427,8 @@ def held_out(
     A secret coin for each unit decides to which part the unit belongs, so a group stays whole. The
     coin depends on the position of the unit within its client, and not on its examples. So the two
     parts are disjoint, and no data decides which unit is in which part
-    (:mod:`fedsim.privacy.selection`).
+    (:mod:`fedsim.privacy.selection`). A client may be left without a training example: an exception
+    for its last unit would let the unit's coin depend on which other units there are.
 
     Args:
         trial: the tuned cell.

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from fedsim.evidence.audit.audit import Audit
 from fedsim.evidence.prove import Proof
 from fedsim.privacy.accountant import AccountantName
 from fedsim.privacy.plan import THEOREMS
@@ -87,12 +88,6 @@ _CITED_ACCOUNTANTS: dict[AccountantName, str] = {
     "rdp": "Rényi differential privacy (Mironov, Talwar & Zhang, 2019)",
 }
 """How epsilon was computed, in the sentence for a paper."""
-_WHY_INVALID = {
-    "failed": "no experiment with it has finished",
-    "unaccounted": "what ran differs from what was planned, so its ε is not known",
-    "refuted": "an audit refutes its claim",
-}
-"""Why a method has no guarantee, by the status of its results."""
 _UNPROVED = {
     "differs": "one of its results contradicts itself",
     "not proved": "one of its results is not proved",
@@ -176,7 +171,7 @@ def statements(
     for proof in proofs:
         if proof.verdict in _UNPROVED:
             unproved.setdefault(proof.row.label, proof)
-    refuted = {(row.label, row.unit, row.trust): row for row in rows if row.status == "refuted"}
+    refuted = {(row.label, row.unit, row.trust): row for row in rows if _is_refuted(row)}
     asked = [row for row in rows if only is None or row.cell_id in only]
     valid = [row for row in asked if row.status in ("ok", "overspent")]
     stated = []
@@ -185,12 +180,9 @@ def statements(
         refuted_row = refuted.get((first.label, first.unit, first.trust))
         stated.append(_statement(group, refuted_row))
     labels = {statement.method for statement in stated}
-    statuses = {row.label: row.status for row in asked if row.label not in labels}
-    for label, status in statuses.items():
-        if label in unproved:
-            why = f"{_UNPROVED[unproved[label].verdict]}: {unproved[label].why}"
-        else:
-            why = _WHY_INVALID[status]
+    for label in dict.fromkeys(row.label for row in asked if row.label not in labels):
+        results = [row for row in rows if row.label == label]
+        why = _why_no_guarantee(results, unproved.get(label))
         stated.append(
             Statement(
                 label,
@@ -198,6 +190,42 @@ def statements(
             )
         )
     return stated
+
+
+def _is_refuted(row: Row) -> bool:
+    """Return whether an audit refutes the claim of a result.
+
+    The status says so only if nothing else is wrong: a result that failed, or whose training was
+    overspent or unaccounted, has that status, whatever an audit found.
+    """
+    if row.status == "refuted":
+        return True
+    if row.audit_pairs is None:
+        return False
+    audit = Audit(
+        row.epsilon_target,
+        row.audit_epsilon_lower,
+        row.audit_pairs,
+        row.audit_canary_ratio,
+        row.claim == "heuristic",
+    )
+    return audit.refuted
+
+
+def _why_no_guarantee(rows: Sequence[Row], unproved: Proof | None) -> str:
+    """Return why a method has no guarantee; of several reasons, the one that says most against it.
+
+    Args:
+        rows: All results of the method.
+        unproved: The verdict on a result that ``fedsim verify`` did not prove, if there is one.
+    """
+    if any(map(_is_refuted, rows)):
+        return "an audit refutes its claim"
+    if unproved is not None:
+        return f"{_UNPROVED[unproved.verdict]}: {unproved.why}"
+    if any(row.status == "unaccounted" for row in rows):
+        return "what ran differs from what was planned, so its ε is not known"
+    return "no experiment with it has finished"
 
 
 def _settings(rows: Sequence[Row]) -> list[list[Row]]:
@@ -234,7 +262,7 @@ def _statement(rows: Sequence[Row], refuted: Row | None) -> Statement:
     else:
         parts = [("guarantee", _no_guarantee(rows[0]))]
     if refuted is not None:
-        words = "an audit refutes the claim at another budget"
+        words = f"an audit refutes the claim at ε = {number(refuted.epsilon_target)}"
         if refuted.audited_form:
             words += f", {refuted.audited_form}"
         parts.append(("audit", f"{words}: no (ε, δ) here is a guarantee"))
@@ -324,7 +352,8 @@ def _private_parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     rounds = _once(number(row.params["rounds"]) for row in rows if "rounds" in row.params)
     if rounds:
         yield "rounds", rounds
-    yield "clip", _clip(rows)
+    bounds = _once(map(_clip, rows), "; ")
+    yield "clip", f"{bounds}; the noise covers {SCOPES.get(first.scope or '', first.scope)}"
     yield "accountant", _accountant(rows)
     yield "noise", f"Gaussian, {first.noise}: {_noise_use(first)}"
     yield "not covered", "; ".join(_uncovered(first))
@@ -361,19 +390,16 @@ def _mechanisms(row: Row) -> Iterator[str]:
             yield f"ε = {number(row.epsilon_target)}: {sentence}"
 
 
-def _clip(rows: Sequence[Row]) -> str:
-    """Return to which norms contributions were clipped, and what the noise covers."""
-    first = rows[0]
-    norms = _once(number(row.plan["clip"]) for row in rows)
-    sensitivity = first.plan["sensitivity"]
-    if sensitivity == first.plan["clip"]:
-        bound = f"a unit's contribution is clipped to L2 norm {norms}"
-    else:
-        bound = (
-            f"an update is clipped to L2 norm {norms}, and one unit changes it by at most "
-            f"{number(sensitivity)}"
-        )
-    return f"{bound}; the noise covers {SCOPES.get(first.scope or '', first.scope)}"
+def _clip(row: Row) -> str:
+    """Return to which norm contributions were clipped, and how much one unit changes an update."""
+    norm = number(row.plan["clip"])
+    sensitivity = row.plan["sensitivity"]
+    if sensitivity == row.plan["clip"]:
+        return f"a unit's contribution is clipped to L2 norm {norm}"
+    return (
+        f"an update is clipped to L2 norm {norm}, and one unit changes it by at most "
+        f"{number(sensitivity)}"
+    )
 
 
 def _accountant(rows: Sequence[Row]) -> str:
@@ -451,7 +477,7 @@ def _tuning(row: Row) -> Iterator[str]:
         "units correctly; noise of standard deviation "
         f"{number(selection['score'], 5)} is added to that number"
     )
-    yield f"chosen: {parameter_words(tuning['chosen'])}"
+    yield f"ε = {number(row.epsilon_target)}: chosen {parameter_words(tuning['chosen'])}"
 
 
 def _uncovered(row: Row) -> Iterator[str]:

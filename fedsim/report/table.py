@@ -6,6 +6,7 @@ All texts in a :class:`Table` are plain. They are escaped when the table is writ
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -284,7 +285,7 @@ def show_briefly(tables: Sequence[Table], folder: Path, console: Console) -> Non
         if name in options:
             print_line(
                 console,
-                f"To print it: fedsim report {folder} {options[name]}",
+                f"To print it: fedsim report {shlex.quote(str(folder))} {options[name]}",
             )
 
 

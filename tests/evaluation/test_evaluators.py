@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from rows import ran
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.evaluation import evaluators
 from fedsim.evaluation.evaluators import (
     EVALUATORS,
     WIDTHS,
@@ -104,7 +105,7 @@ def test_squared_mmd_is_unbiased_over_kernels_of_three_widths() -> None:
     assert squared_mmd(synthetic, real) == pytest.approx(expected)
 
 
-def test_classes_with_too_few_test_rows_are_named() -> None:
+def test_classes_with_too_few_test_rows_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     x = np.eye(40, dtype=np.float32)
     y = np.repeat([0, 1, 0, 1], [10, 10, 14, 6])
     data = Embeddings.from_arrays(
@@ -118,9 +119,44 @@ def test_classes_with_too_few_test_rows_are_named() -> None:
         x_test=data.x_test[:-1],
         y_test=data.y_test[:-1],
     )
-    warning = "fidelity on few is over 1 of its 2 classes: the others have 5 test rows or fewer"
     assert left_out(data) is None
-    assert left_out(fewer) == warning
+    assert left_out(fewer) == (
+        "fidelity on few is over 1 of its 2 classes: the others are scored on 5 test rows or fewer"
+    )
+    monkeypatch.setattr(evaluators, "MOST_TEST_ROWS", 10)
+    assert "over 0 of its 2 classes" in (left_out(data) or "")
+
+
+def test_a_class_with_one_synthetic_row_has_no_fidelity() -> None:
+    real = rows(300, 1)
+    whole = rows(300, 0)
+    two_classes = Labelled(whole.x[whole.y < 2], whole.y[whole.y < 2])
+    one_more = Labelled(
+        np.concatenate([two_classes.x, whole.x[whole.y == 2][:1]]),
+        np.append(two_classes.y, 2),
+    )
+    expected = fidelity(two_classes, real, 0.1)
+    scores = fidelity(one_more, real, 0.1)
+    for name in ("frechet_distance", "squared_mmd", "density", "coverage"):
+        assert scores[name] == expected[name]
+
+
+def test_neighbours_of_very_many_classes_include_every_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(evaluators, "MOST_NEIGHBOURS", 4)
+    y = np.repeat(np.arange(8), 10)
+    distant = Labelled(np.eye(8, dtype=np.float32)[y], y)
+    assert score_of("knn", distant, distant) == 1
+
+
+def test_a_feature_that_hardly_varies_does_not_mislead_the_network() -> None:
+    synthetic = rows(600, 0)
+    real = rows(300, 1)
+    expected = score_of("mlp", synthetic, real)
+    synthetic.x[:, -1] *= 1e-5
+    real.x[:, -1] *= 1e-3
+    assert score_of("mlp", synthetic, real) == pytest.approx(expected, abs=0.1)
 
 
 def score_of(

@@ -384,7 +384,7 @@ def test_page_lists_numbers_of_cells_and_refuting_audits(
     for words in (
         "refuted (ε = 4 claimed, an audit finds ε ≥ 4.5)",
         "refuted (ε = 2 claimed, a canary adds 2.93 of the claimed sensitivity)",
-        "an audit refutes the claim at another budget",
+        "an audit refutes the claim at ε = 2",
     ):
         assert words in text
 

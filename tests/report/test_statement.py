@@ -10,6 +10,19 @@ from fedsim.plugins.registry import EXTERNAL
 from fedsim.report.statement import statements
 from fedsim.results.columns import Row
 
+SEARCH = {
+    "space": {"clip": (1, 2)},
+    "trials": 10,
+    "distribution": "geometric",
+    "free": False,
+    "held_out": 0.1,
+    "chosen": {"clip": 1},
+    "trained": 2,
+}
+"""How a search chose the parameters of a result."""
+AUDITED = {"audit_pairs": 30, "audit_epsilon_lower": 11.2, "audit_canary_ratio": 1.0}
+"""An audit that refutes an ε of 4."""
+
 
 def stated(*rows: Row) -> dict[str, str]:
     return {each.method: "\n".join(each.lines) for each in statements(rows)}
@@ -37,20 +50,27 @@ def test_statement_says_where_noise_is_added() -> None:
 
 
 def test_tuned_result_trusts_whoever_sees_all_trainings() -> None:
-    search = {
-        "space": {"clip": (1, 2)},
-        "trials": 10,
-        "distribution": "geometric",
-        "free": False,
-        "held_out": 0.1,
-        "chosen": {"clip": 1},
-        "trained": 2,
-    }
     for place in ("sum", "clients"):
-        found = stated(make_row(noise_at=place, tuning=search))["fedhypevae"]
+        found = stated(make_row(noise_at=place, tuning=SEARCH))["fedhypevae"]
         assert "shows only the best one to anybody" in found
         assert "aggregate and silo" not in found
         assert "anybody who sees a message or a score of a training that was not the best" in found
+
+
+def test_statement_says_at_which_budget_a_parameter_was_chosen() -> None:
+    cost = {"mean": 10, "distribution": "geometric", "trainings": [], "score": 3.0}
+    rows = [
+        make_row(
+            cell_id=f"{epsilon}",
+            epsilon_target=epsilon,
+            tuning=SEARCH,
+            selection=cost,
+        )
+        for epsilon in (1.0, 8.0)
+    ]
+    found = stated(*rows)["fedhypevae"]
+    assert "tuning: ε = 1: chosen clip 1" in found
+    assert "tuning: ε = 8: chosen clip 1" in found
 
 
 @pytest.mark.parametrize("verdict", ["differs", "not proved"])
@@ -122,6 +142,20 @@ def test_a_method_refuted_at_another_budget_is_not_cited() -> None:
     assert cited(make_row(), refuted) == ""
 
 
+@pytest.mark.parametrize("status", ["failed", "unaccounted", "overspent", "refuted"])
+def test_a_refuting_audit_shows_whatever_else_is_wrong(status: str) -> None:
+    refuted = make_row(cell_id="r", epsilon_target=4.0, status=status, **AUDITED)
+    assert cited(make_row(), refuted) == ""
+    assert (
+        "audit: an audit refutes the claim at ε = 4:" in stated(make_row(), refuted)["fedhypevae"]
+    )
+
+
+def test_an_audit_that_refutes_nothing_is_not_stated() -> None:
+    audited = make_row(epsilon_target=12.0, **AUDITED)
+    assert "audit" not in stated(audited)["fedhypevae"]
+
+
 def test_methods_without_noise_guarantee_nothing() -> None:
     found = stated(
         make_row(label="fedavg", epsilon_target=None),
@@ -147,12 +181,20 @@ def test_method_without_valid_results_has_no_guarantee() -> None:
     assert found["refuted"].endswith("guarantee: none: an audit refutes its claim")
 
 
+def test_reason_for_no_guarantee_is_the_gravest_of_all_results() -> None:
+    refuted = make_row(cell_id="r", status="refuted")
+    unaccounted = make_row(cell_id="u", status="unaccounted")
+    failed = make_failed(cell_id="f")
+    assert "an audit refutes its claim" in stated(refuted, unaccounted, failed)["fedhypevae"]
+    assert "what ran differs from what was planned" in stated(unaccounted, failed)["fedhypevae"]
+
+
 def test_statement_names_an_audit_that_refutes_another_budget() -> None:
     refuted = changed(make_row(cell_id="r", epsilon_target=4.0), status="refuted")
     assert "no (ε, δ) here is a guarantee" in stated(make_row(), refuted)["fedhypevae"]
     short = changed(refuted, audit_params={"rounds": 6, "hidden": [8]})
     assert (
-        "at another budget, of a short form: rounds 6, hidden [8]: no"
+        "at ε = 4, of a short form: rounds 6, hidden [8]: no"
         in stated(make_row(), short)["fedhypevae"]
     )
 
@@ -192,6 +234,19 @@ def test_statement_names_the_effect_of_a_unit_on_an_update() -> None:
     )
     found = stated(make_row(plan=NOISE | {"sensitivity": 2.0}))["fedhypevae"]
     assert "clip: an update is clipped to L2 norm 1, and one unit changes it by at most 2;" in found
+
+
+def test_statement_names_the_effect_of_a_unit_for_every_clip_norm() -> None:
+    rows = [
+        make_row(
+            cell_id=f"{clip}",
+            plan={"sigma": 4.2, "clip": clip, "sensitivity": 2 * clip},
+        )
+        for clip in (1.0, 2.0)
+    ]
+    found = stated(*rows)["fedhypevae"]
+    assert "clipped to L2 norm 1, and one unit changes it by at most 2;" in found
+    assert "clipped to L2 norm 2, and one unit changes it by at most 4;" in found
 
 
 def test_an_external_epsilon_is_the_authors_statement() -> None:

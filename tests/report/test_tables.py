@@ -537,11 +537,11 @@ def many_places(alphas: int) -> list[Row]:
     ]
 
 
-def briefly(rows: list[Row]) -> str:
+def briefly(rows: list[Row], folder: str = "runs/mine") -> str:
     settings = SeedGroups.of(rows)
     tables = [results_table(settings, measure) for measure in measures_of(settings)]
     console = Console(file=(file := io.StringIO()), width=80)
-    show_briefly([*tables, hospitals()], Path("runs/mine"), console)
+    show_briefly([*tables, hospitals()], Path(folder), console)
     return file.getvalue()
 
 
@@ -557,6 +557,11 @@ def test_terminal_says_how_to_print_tables_without_room() -> None:
     assert "Only in the report page: Balanced accuracy by site.\n" in text
     assert "\nTo print it: fedsim report runs/mine --table sites\n" in text
     assert "\nTo print it: fedsim report runs/mine --measure client_balanced_accuracy\n" in text
+
+
+def test_command_that_prints_a_table_can_be_pasted_for_any_folder() -> None:
+    text = briefly(many_places(4), "runs/my run")
+    assert "\nTo print it: fedsim report 'runs/my run' --table sites\n" in text
 
 
 def test_a_long_main_table_is_cut_between_its_parts() -> None:
