@@ -211,7 +211,7 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedde
     manifest = job.manifest() or _fill_cache(job, console)
     bad = {int(position): why for position, why in manifest["bad"]}
     if not skip_bad:
-        _refuse_bad(bad, images)
+        _refuse_bad(bad, job)
     try:
         x = read_arrays(job.path)["x"]
     except (BadArrays, KeyError) as error:
@@ -268,10 +268,11 @@ def _describe(
     }
 
 
-def _refuse_bad(bad: Mapping[int, str], images: ImageSet) -> None:
+def _refuse_bad(bad: Mapping[int, str], job: EmbedJob) -> None:
     """Raise an error that lists the first images that cannot be decoded, if there are any."""
     if not bad:
         return
+    images = job.images
     listed = [
         f"\n  {images.image_name(position)} ({why})"
         for position, why in sorted(bad.items())[:_SHOWN]
@@ -279,7 +280,11 @@ def _refuse_bad(bad: Mapping[int, str], images: ImageSet) -> None:
     if len(bad) > _SHOWN:
         listed.append(f"\n  and {len(bad) - _SHOWN} more")
     problem = f"{len(bad)} of {len(images)} images cannot be decoded"
-    hint = "repair them, or leave them out with `skip_bad` (skip_bad: true in a grid)"
+    hint = "repair them"
+    if len(bad) < len(images):
+        hint += ", or leave them out with `skip_bad` (skip_bad: true in a grid)"
+    # The cached file or its parts remember which images are bad.
+    hint += f"; if the images are not at fault, remove {job.path.with_suffix('.*')} and try again"
     raise UserError(images.where, problem, f"{hint}:{''.join(listed)}")
 
 
@@ -324,7 +329,7 @@ def _compute_shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floatin
                 blocks.append(x)
             bad |= bad_of_shard
     if not blocks:
-        _refuse_bad(bad, job.images)
+        _refuse_bad(bad, job)
     embeddings = np.concatenate(blocks)
     if not np.isfinite(embeddings).all():
         raise UserError(

@@ -112,6 +112,8 @@ class ImageSet:
     def take(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> ImageSet:
         """Return the set with only some of its images.
 
+        If the test image of a set without labels is left out, labels and split are made up again.
+
         Args:
             keep: a mask ``[n]`` of the images that stay, or their positions.
 
@@ -119,11 +121,15 @@ class ImageSet:
             UserError: these images are no valid set; see the class.
         """
         columns = {name: values[keep] for name, values in self.columns.items()}
+        y = self.y[keep]
+        split = self.split[keep]
+        if self.class_names == NO_LABELS and TEST not in split:
+            y, split = made_up_labels(len(y))
         return replace(
             self,
             rows=self.rows[keep],
-            y=self.y[keep],
-            split=self.split[keep],
+            y=y,
+            split=split,
             columns=columns,
         )
 
@@ -225,9 +231,9 @@ def decoded(source: Source) -> Image.Image:
     Raises:
         BadImage: the image cannot be decoded.
     """
-    if isinstance(source, np.ndarray):
-        return Image.fromarray(source).convert("RGB")
     try:
+        if isinstance(source, np.ndarray):
+            return Image.fromarray(source).convert("RGB")
         with (
             BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file,
             Image.open(file) as image,
@@ -244,7 +250,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image to RGB; grey values of more than 8 bits are divided by 256.
 
     Raises:
-        ValueError: the pixels are floating-point numbers, or do not fit into 16 bits.
+        ValueError: the pixels are floating-point numbers, do not fit into 16 bits, or have 32 bits
+            of which only 8 are used, so that the image would be black.
     """
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
@@ -253,6 +260,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise ValueError("its pixels are beyond 16 bits")
+    if image.mode == "I" and 0 < values.max() < 256:
+        raise ValueError("its pixels have 32 bits and values below 256; store them with 8 bits")
     return Image.fromarray((values // 256).astype(np.uint8)).convert("RGB")
 
 

@@ -158,7 +158,7 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
         planned = _by_release(plan.mechanisms)
         epsilon = _recompute_row(row, plan)
         proof = Proof(row, verdict, epsilon=epsilon)
-        faults = _faults_of_epsilon(proof.ratio or 0.0)
+        faults = _faults_of_epsilon(proof.ratio)
         if not _are_alike(ran, planned):
             faults.append("what ran is not what was planned")
         if faults or compared.faults:
@@ -174,8 +174,13 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
     return Proof(row, verdict, why, epsilon, compared.rebuilt)
 
 
-def _faults_of_epsilon(ratio: float) -> list[str]:
-    """Return the fault of an ε that is ``ratio`` times the recomputed one; none if they agree."""
+def _faults_of_epsilon(ratio: float | None) -> list[str]:
+    """Return the fault of an ε that is ``ratio`` times the recomputed one; none if they agree.
+
+    The ratio is None if no ε is recorded.
+    """
+    if ratio is None:
+        return ["it records no ε"]
     if 1 - MOST_BELOW <= ratio <= 1 + MOST_ABOVE:
         return []
     fault = f"ε is {ratio:.3f} of what its mechanisms spend"
@@ -441,9 +446,12 @@ class Proofs(Printed):
         for verdict, text in _NOT_PROVED.items():
             if counts[verdict]:
                 words += f"; {counts[verdict]} {text}"
-        claiming = len(self.proofs) - counts["no claim"]
+        # External samples may contradict themselves, but they have no plan.
+        planned = sum(
+            proof.verdict != "no claim" and not proof.row.is_external for proof in self.proofs
+        )
         rebuilt = sum(proof.rebuilt for proof in self.proofs)
-        return words, f"the code here rebuilt {rebuilt} of {counted(claiming, 'plan')}"
+        return words, f"the code here rebuilt {rebuilt} of {counted(planned, 'plan')}"
 
 
 _NOT_PROVED: dict[Verdict, str] = {

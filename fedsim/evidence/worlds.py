@@ -204,11 +204,13 @@ class WatchedClients(Clients):
         tape: what they did.
         hidden: the unit, or the block of examples, in which two worlds differ.
         script: the tape of another world, whose noisy outputs they are given; None for their own.
+        last_sample: the examples of each client's last Poisson sample, by its number.
     """
 
     tape: Tape = field(default_factory=Tape)
     hidden: Hidden | RowBlock | None = None
     script: Tape | None = None
+    last_sample: dict[int, Tensor] = field(default_factory=dict)
 
     def add_noise(
         self,
@@ -291,8 +293,9 @@ class WatchedClients(Clients):
         hidden = self.hidden
         if isinstance(hidden, RowBlock):
             has_hidden = len(self.tape.samples) < hidden.steps
-            position = self.members.index(hidden.client)
-            if not has_hidden:
+            # Clients.only may have left the client of the block out.
+            if not has_hidden and hidden.client in self.members:
+                position = self.members.index(hidden.client)
                 rows[position] = rows[position][rows[position] < hidden.start]
         elif hidden is not None:
             for position, client in enumerate(self.members):
@@ -307,6 +310,7 @@ class WatchedClients(Clients):
                 elif hidden.sampled == "alone":
                     rows[position] = rows[position][:0]
         self.tape.samples.append(Sample(self.tape.round, round_, rate, has_hidden))
+        self.last_sample.update(zip(self.members, rows, strict=True))
         return rows
 
     def _sample_with_hidden(
@@ -347,16 +351,17 @@ class WatchedClients(Clients):
         round_: int,
         shapes: Mapping[str, tuple[int, ...]],
     ) -> Tensors:
-        """Return standard normal draws ``[rows, ...]`` by name, for all examples of one member.
+        """Return standard normal draws ``[rows, ...]`` by name for examples of one member.
 
-        The place of the hidden unit is counted among all examples, so ``rows`` must be their
-        number. The draws of a batch come from :meth:`drawn`.
+        These are the examples of the member's last Poisson sample if it has as many, else all
+        examples of the member. Where the hidden unit is among other examples is not known.
         """
         position = self.members.index(client)
-        units = rows
-        if self.groups is not None:
-            units = self.units(position)
-        is_hidden = torch.isin(torch.arange(rows), self._hidden_rows(position, units))
+        numbers = torch.arange(rows)
+        sample = self.last_sample.get(client, numbers)
+        if len(sample) == rows:
+            numbers = sample
+        is_hidden = torch.isin(numbers, self._hidden_rows(position, self.units(position)))
         return self._draws_beside(client, is_hidden, round_, shapes)
 
     def _draws_beside(

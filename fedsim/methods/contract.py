@@ -279,10 +279,16 @@ def _loss_matrix(algorithm: Any, model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _near(first: Tensor, second: Tensor, tolerance: float) -> bool:
-    """Return whether values are equal up to rounding; a NaN counts as 0."""
+    """Return whether values are equal up to rounding; a NaN counts as 0.
+
+    Values of which some are infinite must be the same.
+    """
     first = first.nan_to_num()
     second = second.nan_to_num()
-    return float((first - second).norm()) <= tolerance * float(first.norm() + second.norm())
+    if torch.equal(first, second):
+        return True
+    size = float(first.norm() + second.norm())
+    return float((first - second).norm()) <= tolerance * size < math.inf
 
 
 def _nonzero_model(algorithm: Any, clients: int) -> nn.Module:

@@ -45,7 +45,7 @@ def source_hash(cls: type) -> str:
     forms = _forms_of(_files(cls))
     for base in _bases(cls):
         if not _file_of(base.__module__):
-            forms[base.__qualname__] = _typed_form(base)
+            forms.append((base.__qualname__, _typed_form(base)))
     return _digest_with_harness(forms)
 
 
@@ -70,12 +70,12 @@ def harness_hash(*rooms: str) -> str:
     Args:
         rooms: the further folders or files of fedsim, such as ``evaluation``.
     """
-    forms = {}
+    forms = []
     for folder_or_file in (*MATHEMATICS, *rooms):
         path = FEDSIM / folder_or_file
         files = path.rglob("*.py") if path.is_dir() else [path]
         for file in files:
-            forms[file.relative_to(FEDSIM).as_posix()] = _form_hash(file)
+            forms.append((file.relative_to(FEDSIM).as_posix(), _form_hash(file)))
     return _digest(forms)
 
 
@@ -138,9 +138,12 @@ def _with_imports(files: set[Path]) -> set[Path]:
     return finished
 
 
-def _forms_of(files: set[Path]) -> dict[str, str]:
-    """Return hashes of files by their paths below the folders from which they are imported."""
-    return {str(file.relative_to(_home(file))): _form_hash(file) for file in files}
+def _forms_of(files: set[Path]) -> list[tuple[str, str]]:
+    """Return the path of each file below the folder from which it is imported, and its hash.
+
+    Files of different folders may have the same path.
+    """
+    return [(str(file.relative_to(_home(file))), _form_hash(file)) for file in files]
 
 
 def _bases(cls: type) -> list[type]:
@@ -155,6 +158,7 @@ def _imported(file: Path) -> set[Path]:
     """Return the files that a file may import from its package, its folder or what fedsim ships.
 
     A file counts if its name is a word of an import statement. So it may not really be imported.
+    A file that is not Python, such as a template, does not count.
     """
     # Python runs the __init__.py of every package on the way.
     names = {"__init__", *imported_names(file.read_bytes())}
@@ -169,13 +173,21 @@ def _imported(file: Path) -> set[Path]:
         nearby += home.glob("*.py")
     for folder in folders:
         nearby += folder.rglob("*.py")
-    imported = [path for path in nearby if path.stem in names]
+    imported = [path for path in nearby if path.stem in names and _is_python(path)]
     return {path.resolve() for path in imported if not path.is_relative_to(FEDSIM)}
 
 
 def _home(file: Path) -> Path:
     """Return the folder from which a file is imported: the first above it that is no package."""
     return next(folder for folder in file.parents if not (folder / "__init__.py").exists())
+
+
+def _is_python(file: Path) -> bool:
+    try:
+        _form_hash(file)
+    except (SyntaxError, ValueError):  # a ValueError for a file with null bytes
+        return False
+    return True
 
 
 def _form_hash(file: Path) -> str:
@@ -245,11 +257,11 @@ def _has_lasting_name(file: Path) -> bool:
     return below_shipped(file) or not INSTALLED.isdisjoint(file.parts)
 
 
-def _digest_with_harness(forms: dict[str, str]) -> str:
+def _digest_with_harness(forms: list[tuple[str, str]]) -> str:
     """Return the digest of an algorithm's own code together with fedsim's."""
-    return _digest({"": harness_hash()} | forms)
+    return _digest([("", harness_hash()), *forms])
 
 
-def _digest(texts: dict[str, str]) -> str:
-    """Return the first 16 hex digits of a SHA-256 of named texts, whatever their order."""
-    return hashlib.sha256(repr(sorted(texts.items())).encode()).hexdigest()[:16]
+def _digest(texts: list[tuple[str, str]]) -> str:
+    """Return the first 16 hex digits of a SHA-256 of names and texts, whatever their order."""
+    return hashlib.sha256(repr(sorted(texts)).encode()).hexdigest()[:16]

@@ -1,10 +1,11 @@
 """Finds code of fedsim, its algorithms or its baselines that somebody replaced in this process.
 
 Every loaded module is compared with its source. A function must have the code that Python compiles
-from the source, and so must the functions of a class. A name that is imported from another shipped
-module must be the same object that this module holds. So a function is found that a notebook
-assigned to a module or a class. Constants, the defaults of arguments and the contents of installed
-packages are not compared.
+from the source, and so must the functions of a class. A name that is imported must be the same
+object that the other module holds. A name that the source does not mention may only be one that
+Python or a library gives to every module or class. So whatever a notebook assigned to a module or a
+class in place of a function is found. Constants, the defaults of arguments and the contents of
+installed packages are not compared.
 """
 
 from __future__ import annotations
@@ -12,21 +13,30 @@ from __future__ import annotations
 import functools
 import re
 import sys
-import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import EnumType
 from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from fedsim.plugins.code_hash import INSTALLED, SHIPPED, below_shipped, is_shipped
+from fedsim.plugins.code_hash import SHIPPED, below_shipped, is_shipped
 
 _PACKAGES = tuple(folder.name for folder in SHIPPED)
-_FROM_IMPORT = re.compile(r"^from\s+([\w.]+)\s+import\s+(\([^)]*\)|[^\n(]+)", re.MULTILINE)
-_NAME_AND_ALIAS = re.compile(r"(\w+)(?:\s+as\s+(\w+))?")
+_IMPORT = re.compile(
+    r"^(?:from\s+([\w.]+)\s+)?import\s+(\([^)]*\)|[^\n(]+)",
+    re.MULTILINE,
+)
+_NAME_AND_ALIAS = re.compile(r"([\w.]+)(?:\s+as\s+(\w+))?")
 _COMMENT = re.compile(r"#[^\n]*")
+_GENERATOR = re.compile(
+    r"(collections|contextlib|dataclasses|enum|matplotlib|pydantic|reprlib|torch|typing)\b"
+)
+"""The packages whose functions decorate shipped functions or become methods of shipped classes."""
+_SLOTS = {"LazyClassAttribute", "_tuplegetter", "getset_descriptor", "member_descriptor"}
+"""The types of attributes by which Python or a library reads a field of an instance."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +45,15 @@ class _Source:
 
     Attributes:
         spec: the spec of the import that ran the source; a reload gives another one.
+        names: the names that the code of the module mentions outside functions and classes.
         codes: the code objects of functions and class bodies by qualified name. A name that is
             defined several times has several.
-        imported: for each name that is imported from a shipped module, that module and the name
-            there.
+        imported: for each name that is imported, the module that it comes from and its name there;
+            for a module, an empty text and the name of the module.
     """
 
     spec: ModuleSpec
+    names: tuple[str, ...]
     codes: dict[str, list[CodeType]]
     imported: dict[str, tuple[str, str]]
 
@@ -92,7 +104,10 @@ def replaced() -> str | None:
     is not compared with its source again.
     """
     for name, module in list(sys.modules.items()):
-        if not name.startswith(_PACKAGES) or not _is_below_shipped(_file_of(module)):
+        if not name.startswith(_PACKAGES):
+            continue
+        # Somebody else may have a module with a name such as fedsim_method or baselines.mine.
+        if not name.startswith("fedsim.") and not _is_below_shipped(_file_of(module)):
             continue
         if name in _snapshots and _snapshots[name].is_held_by(module):
             continue
@@ -112,28 +127,20 @@ def _is_below_shipped(file: str) -> bool:
     return below_shipped(Path(file).resolve())
 
 
-@cache
-def _is_installed(file: str) -> bool:
-    """Return whether a file of code is Python's own or an installed package's."""
-    if file.startswith("<frozen "):
-        return True
-    path = Path(file)
-    standard_library = sysconfig.get_path("stdlib")
-    return path.is_relative_to(standard_library) or not INSTALLED.isdisjoint(path.parts)
-
-
 def _source_of(module: ModuleType) -> _Source:
     """Return what the source of a module defines; it is read once per import."""
     spec = module.__spec__
     assert spec is not None
+    assert _is_below_shipped(_file_of(module))
     name = module.__name__
     source = _sources.get(name)
     if source is None or source.spec is not spec:
         loader: Any = spec.loader
+        code = loader.get_code(name)
         codes: dict[str, list[CodeType]] = {}
-        _collect(loader.get_code(name), codes)
+        _collect(code, codes)
         text = Path(_file_of(module)).read_text("utf-8")
-        source = _Source(spec, codes, _imports_of(text))
+        source = _Source(spec, code.co_names, codes, _imports_of(text))
         _sources[name] = source
     return source
 
@@ -150,15 +157,9 @@ def _collect(
 
 
 def _imports_of(text: str) -> dict[str, tuple[str, str]]:
-    """Return the names that a source text imports from shipped modules at its top level.
-
-    Each name is returned with the module that it comes from and with its name there.
-    """
+    """Return :attr:`_Source.imported` of a source text, for imports at its top level."""
     imported: dict[str, tuple[str, str]] = {}
-    for origin, names in _FROM_IMPORT.findall(text):
-        package, _, _ = origin.partition(".")
-        if package not in _PACKAGES:
-            continue
+    for origin, names in _IMPORT.findall(text):
         names_alone = _COMMENT.sub("", names)
         for name, alias in _NAME_AND_ALIAS.findall(names_alone):
             imported[alias or name] = (origin, name)
@@ -179,16 +180,30 @@ def _replaced_in(module: ModuleType) -> Iterator[str]:
             expected = getattr(
                 sys.modules.get(origin),
                 original,
-                None,
+                sys.modules.get(original),
             )
-            is_code = callable(value) or callable(expected)
-            if is_code and value is not expected:
-                yield name
+            is_as_shipped = value is expected or not (_is_code(value) or _is_code(expected))
         elif name in source.codes:
-            if not _is_defined(value, name, module):
-                yield name
-        elif not all(map(_is_known, _functions_of(value))):
+            is_as_shipped = _is_defined(value, name, module)
+        elif name in source.names or name.startswith("__"):
+            is_as_shipped = _is_assigned(value)
+        else:
+            # The import of a module gives its package an attribute.
+            is_as_shipped = value is sys.modules.get(f"{module.__name__}.{name}")
+        if not is_as_shipped:
             yield name
+
+
+def _is_assigned(value: Any) -> bool:
+    """Return whether a value may be what the source assigns, which is not evaluated again."""
+    if isinstance(value, type):
+        return value is object or is_shipped(value)
+    return all(map(_is_known, _functions_of(value)))
+
+
+def _is_code(value: Any) -> bool:
+    """Return whether a value is a module, or can run when it or an attribute is used."""
+    return callable(value) or isinstance(value, ModuleType) or hasattr(type(value), "__get__")
 
 
 def _is_defined(value: Any, qualname: str, module: ModuleType) -> bool:
@@ -197,7 +212,7 @@ def _is_defined(value: Any, qualname: str, module: ModuleType) -> bool:
         if (value.__module__, value.__qualname__) != (module.__name__, qualname):
             return False
         return all(
-            _is_attribute(attribute, f"{qualname}.{name}", value, module)
+            _is_attribute(attribute, name, value, module)
             for name, attribute in list(vars(value).items())
         )
     codes = _source_of(module).codes[qualname]
@@ -209,22 +224,29 @@ def _is_defined(value: Any, qualname: str, module: ModuleType) -> bool:
 
 def _is_attribute(
     value: Any,
-    qualname: str,
+    name: str,
     cls: type,
     module: ModuleType,
 ) -> bool:
     """Return whether a value is what the source defines as an attribute of a class.
 
-    Methods that dataclasses, named tuples, pydantic or Python generate for the class count, too.
+    Attributes that Python or a library generates for the class count, too.
     """
-    if qualname in _source_of(module).codes:
+    codes = _source_of(module).codes
+    qualname = f"{cls.__qualname__}.{name}"
+    if qualname in codes:
         return _is_defined(value, qualname, module)
-    # A generated method has no file, and runs in the namespace of one of these modules.
-    namespaces = (module.__name__, f"namedtuple_{cls.__name__}")
+    if any(name in body.co_names for body in codes[cls.__qualname__]) and _is_assigned(value):
+        return True
+    functions = _functions_of(value)
+    if not functions and _is_code(value):
+        return type(value).__name__ in _SLOTS or isinstance(cls, EnumType)
+    # A method that Python compiled from a text runs in the namespace of one of these modules.
+    namespaces = (cls.__module__, f"namedtuple_{cls.__name__}")
     return all(
-        _is_known(function)
-        or (function.__code__.co_filename == "<string>" and _module_name(function) in namespaces)
-        for function in _functions_of(value)
+        _is_of_generator(function)
+        or (_module_name(function) in namespaces and function.__code__.co_filename == "<string>")
+        for function in functions
     )
 
 
@@ -234,15 +256,19 @@ def _module_name(function: FunctionType) -> str:
 
 
 def _is_known(function: FunctionType) -> bool:
-    """Return whether a function is Python's, an installed package's, or as shipped."""
-    code = function.__code__
-    if _is_installed(code.co_filename):
+    """Return whether a function is as shipped, or of a package of :data:`_GENERATOR`."""
+    if _is_of_generator(function):
         return True
     module = sys.modules.get(_module_name(function))
     if module is None or not _is_below_shipped(_file_of(module)):
         return False
+    code = function.__code__
     codes = _source_of(module).codes.get(code.co_qualname, ())
     return function.__globals__ is vars(module) and code in codes
+
+
+def _is_of_generator(function: FunctionType) -> bool:
+    return _GENERATOR.match(_module_name(function)) is not None
 
 
 def _functions_of(value: Any) -> list[FunctionType]:

@@ -48,6 +48,17 @@ from fedsim.training.state import (
 
 NUMBERS_AT_ONCE = 2**20
 """The most numbers of a sum to which noise is added at a time; it bounds the float64 copies."""
+_RESERVED = {
+    "main",
+    "noise",
+    "noise_norm",
+    "release",
+    "round",
+    "sampled",
+    "signal_norm",
+    "training_id",
+}
+"""The names of what a record of a round holds besides diagnostics."""
 
 
 @dataclass(frozen=True)
@@ -374,6 +385,9 @@ def _diagnostics(
         noise_norm: the norm of that noise.
         signal: the sum of squares of each sum before noise.
         values: the numbers that the server returned.
+
+    Raises:
+        ValueError: a diagnostic or a number of the server has a name of the harness.
     """
     numbers: dict[Any, Any] = {"signal": signal}
     for name, value in values.items():
@@ -385,6 +399,12 @@ def _diagnostics(
             same_name = by_name.setdefault(name, [])
             numbers[name, len(same_name)] = diagnostic.values
             same_name.append(diagnostic)
+    reserved = _RESERVED & {*by_name, *values}
+    if reserved:
+        raise ValueError(
+            f"a part of the loss or a diagnostic is named '{min(reserved)}', a name under which "
+            "fedsim itself records every round; rename it"
+        )
     tensors = {key: number for key, number in numbers.items() if isinstance(number, Tensor)}
     numbers |= moved(tensors, CPU)
     sampled = sum(message.ran.sampled for message in messages)

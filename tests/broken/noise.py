@@ -22,6 +22,15 @@ class NoiseReusedBetweenRounds(Spelled):
         return replace(clients, steps=None).add_noise(round_.release, 0, sums)
 
 
+class AsksForNoNoise(Spelled):
+    """Sends its sums without a call of add_noise."""
+
+    trusts = ("silo",)
+
+    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
+        return Noised(sums, {})
+
+
 class TakesTheNoiseOff(Tiny):
     """Draws the harness's noise again at the server and subtracts it."""
 

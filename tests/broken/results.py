@@ -1,18 +1,25 @@
 """Algorithms that cannot be planned, repeated, packed, resumed or sent, or spoil results."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from broken.tiny import Prototypes, Tiny, TinyParams, scaled
+from broken.tiny import Prototypes, Spelled, Tiny, TinyParams, scaled
 from torch import Tensor
 
 from fedsim.batch import Batch
 from fedsim.errors import UserError
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
+
+
+class NoSettings(Tiny):
+    """States no unit."""
+
+    units = ()
 
 
 class CannotBePlanned(Tiny):
@@ -36,6 +43,22 @@ class ClientIsRefused(Tiny):
     def check_setting(self) -> None:
         if self.params.rows_only and self.task.unit == "client":
             raise UserError("rows_only", "clients have no plan", "leave it out")
+
+
+class Wide(TinyParams):
+    latent: int = 16
+
+
+class ClientIsRefusedIfWide(Tiny):
+    """Refuses a unit that it states, with its default parameters, but not with small ones."""
+
+    Params = Wide
+    units = ("example", "client")
+    trusts = ("silo",)
+
+    def check_setting(self) -> None:
+        if self.params.latent > 4 and self.task.unit == "client":
+            raise UserError("latent", "clients have no plan", "give less")
 
 
 class AnyUnit(RowsOnly):
@@ -165,6 +188,13 @@ class RowsAreNotFinite(Tiny):
 
     def generator(self, server: Server) -> Prototypes:
         return Prototypes(0 * super().generator(server).rows / 0)
+
+
+class SumsAreNotFinite(Spelled):
+    """Sends sums that are not numbers."""
+
+    def factor(self, batch: Batch) -> float:
+        return math.nan
 
 
 class LearnsNothing(Tiny):

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from broken.tiny import Classified, Spelled, Tiny, scaled
+from broken.tiny import Classified, Spelled, Tiny, TinyParams, scaled
+from pydantic import Field
 from torch import Tensor, nn
 
 from baselines.dp_gaussian import DPGaussian
@@ -35,6 +36,19 @@ class GroupsClippedByRow(Tiny):
 
     def norms(self, model: nn.Module) -> Norms:
         return replace(super().norms(model), unit="example")
+
+
+class InCoordinates(TinyParams):
+    precondition: float = Field(0.2, ge=0, lt=1)
+
+
+class DoubleInCoordinates(Tiny):
+    """Clips at twice the clip norm, after it has released coordinates."""
+
+    Params = InCoordinates
+
+    def norms(self, model: nn.Module) -> Norms:
+        return replace(super().norms(model), clip=2 * self.clip())
 
 
 class SensitivityOfATenth(Tiny):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -96,6 +97,16 @@ class Adapted(Tiny):
         return (batch.x - self.decoded(model, batch.y) - own).square().sum(1)
 
 
+class BoundedParams(TinyParams):
+    clip: float = Field(80.0, ge=50, le=100)
+
+
+class Bounded(Tiny):
+    """Allows only some clip norms."""
+
+    Params = BoundedParams
+
+
 class Coded(Tiny):
     """Each client learns a code, the mean of its rows' first entries; no generator reads it."""
 
@@ -158,6 +169,23 @@ class Spelled(Tiny):
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
         return clients.add_noise(round_.release, round_.stream, sums)
+
+
+class OneByOne(Spelled):
+    """Samples one client after another, and draws what it adds to the rows of each sample."""
+
+    def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
+        samples = []
+        for position in range(len(clients.members)):
+            samples += super().rows(clients.only([position]), round_)
+        self.drawn = [
+            clients.draws(member, len(sample), round_.stream, {"x": (self.task.dim,)})["x"]
+            for member, sample in zip(clients.members, samples, strict=True)
+        ]
+        return samples
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        return super().sums(model, replace(batch, x=batch.x + torch.cat(self.drawn)))
 
 
 class Prototypes:

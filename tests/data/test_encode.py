@@ -4,6 +4,7 @@ import io
 import json
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,9 +219,19 @@ def test_damaged_images_are_left_out_with_skip_bad(damaged, encoder):
 
 def test_damaged_images_are_refused_by_default(damaged, encoder):
     embed(job(damaged, encoder), CONSOLE, skip_bad=True)
-    message = r"7 of 36 images cannot be decoded; .*skip_bad(?s:.*)cat/0.png(?s:.*)eel/6.png"
+    message = (
+        r"7 of 36 images cannot be decoded; .*skip_bad.*remove .*/embeddings/\w+\.\* "
+        r"(?s:.*)cat/0.png(?s:.*)eel/6.png"
+    )
     with pytest.raises(UserError, match=message):
         embedded(damaged, encoder)
+
+
+def test_images_that_are_all_damaged_must_be_repaired(damaged, encoder):
+    for path in damaged.images.paths:
+        Path(path).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"36 of 36 images .*repair them; if"):
+        embed(job(damaged, encoder), CONSOLE, skip_bad=True)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from pictures import picture
 from PIL import Image
 
-from fedsim.data.images import BadImage, decoded
+from fedsim.data.images import BadImage, ImageFiles, decoded, without_labels
+from fedsim.data.split import TEST, TRAIN
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,23 @@ def test_a_damaged_image_is_a_bad_image(tmp_path, kept):
     picture(0, size=90).save(path)
     with pytest.raises(BadImage):
         decoded(path.read_bytes()[:kept])
+
+
+def test_pixels_of_a_wrong_shape_are_a_bad_image():
+    with pytest.raises(BadImage):
+        decoded(np.zeros((4, 4, 1), np.uint8))
+
+
+def test_8_bits_stored_as_32_are_a_bad_image(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.array([[0, 200]], np.int32)).save(path)
+    with pytest.raises(BadImage, match="store them with 8 bits"):
+        decoded(str(path))
+
+
+def test_set_without_labels_gets_another_test_image():
+    images = without_labels("public", ImageFiles([Path(f"{n}.png") for n in range(4)], Path()))
+    assert images.take(np.arange(3)).split.tolist() == [TRAIN, TRAIN, TEST]
 
 
 def test_a_file_that_is_no_image_is_a_bad_image():

@@ -11,12 +11,12 @@ from edits import Edit, Line, planned_and_ran, proof_of, put, ran, record
 from plug_ins import GOOD, write
 from rows import add_lines, changed, make_row
 
-from fedsim.evidence.prove import Proofs, proofs_of, recomputed, together
+from fedsim.evidence.prove import Proof, Proofs, proofs_of, recomputed, together
 from fedsim.grid.cells import training_id_of
 from fedsim.grid.models import Cell
 from fedsim.json_lines import dump
 from fedsim.plugins.code_hash import harness_hash, place_of
-from fedsim.plugins.registry import lookup
+from fedsim.plugins.registry import EXTERNAL, lookup
 from fedsim.privacy.accountant import counted_by, epsilon, rdp_epsilon
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.results.columns import Row, large_deltas
@@ -74,6 +74,7 @@ def test_plans_of_shipped_algorithms_are_proved(
         (ran(noise=2.0), "what ran is not what was planned"),
         (planned_and_ran(noise=2.0), "its sigma is .* and in its algorithm's plan"),
         (put(ledger__epsilon_spent=0.01), "ε is 0.003 of what its mechanisms spend"),
+        (put(ledger__epsilon_spent=None), "it records no ε"),
         (put(plan__sensitivity=1e-6), "its sensitivity is 1e-06 and"),
         (put(cell__params={"rounds": -1}), "cannot be compared with one of its algorithm"),
     ],
@@ -277,6 +278,14 @@ def shown(folder: Path) -> str:
     results = read_results(folder)
     proofs = Proofs("run", tuple(proofs_of(results.every_row(), results)))
     return " ".join(repr(proofs).split())
+
+
+def test_external_samples_are_not_counted_among_plans() -> None:
+    proofs = (
+        Proof(make_row(), "proved", rebuilt=True),
+        Proof(make_row(algorithm=EXTERNAL), "not proved", "it contradicts itself"),
+    )
+    assert "the code here rebuilt 1 of 1 plan" in repr(Proofs("run", proofs))
 
 
 def test_verify_says_what_all_releases_cost(bench, command) -> None:

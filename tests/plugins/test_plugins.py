@@ -190,6 +190,24 @@ def test_hash_covers_a_file_and_all_that_it_imports(folder: Path, statement: str
     assert hashed(folder, f"{GOOD}\n{statement}\n") != first
 
 
+def test_hash_covers_files_of_one_name_in_several_folders(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    hashes = set()
+    for beside, below in ((1, 1), (2, 1), (1, 3)):
+        (folder / "helpers.py").write_text(f"SCALE = {beside}\n")
+        (folder / "sub" / "helpers.py").write_text(f"SCALE = {below}\n")
+        hashes.add(hashed(folder, f"{GOOD}\nfrom sub.helpers import SCALE\n"))
+    assert len(hashes) == 3
+
+
+def test_hash_leaves_out_a_template_that_is_not_python(package: Path) -> None:
+    cls = lookup("stranger_package.algorithms:Stranger")
+    template = package / "stranger_package" / "template" / "__init__.py"
+    template.parent.mkdir()
+    template.write_text("import {{ name }}\n")
+    assert template not in own_files(cls)
+
+
 def test_hash_ignores_layout_and_prose(folder: Path) -> None:
     original = hashed(folder, GOOD)
     documented = changed(

@@ -1,9 +1,11 @@
 """A theorem is of shipped code that nobody replaced, in whatever module that is."""
 
 import importlib
+import sys
 import time
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, partial, partialmethod, wraps
 from pathlib import Path
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 import baselines.dp_gaussian
+import fedsim.files
 import fedsim.methods.one_shot
 import fedsim.privacy.noise
 import fedsim.privacy.plan
@@ -34,6 +37,9 @@ def mine(*arguments: Any, **names: Any) -> list[Any]:
 
 class Mine(Mechanism):
     pass
+
+
+CODE_OF_A_PLUG_IN = mine.__code__.replace(co_filename="/lib/site-packages/plug_in.py")
 
 
 def claim() -> str:
@@ -62,6 +68,17 @@ def claim() -> str:
         (DPGaussian, "noise_at_clients", partial(mine)),
         (Algorithm, "sensitivity", property(mine)),
         (baselines.dp_gaussian, "DPGaussian", type("DPGaussian", (DPGaussian,), {})),
+        (DPGaussian, "Params", type("Params", (DPGaussian.Params,), {})),
+        (DPGaussian, "alias", DPGaussian),
+        (DPGaussian, "noise_at_clients", Mock()),
+        (DPGaussian, "noise_at_clients", mine.__get__(0)),
+        (DPGaussian, "noise_at_clients", partialmethod(mine)),
+        (DPGaussian, "noise_at_clients", bool),
+        (DPGaussian, "noise_at_clients", Mechanism.scaled),
+        (DPGaussian, "noise_at_clients", FunctionType(CODE_OF_A_PLUG_IN, {})),
+        (fedsim.files, "suppress", Mine),
+        (fedsim.files, "os", SimpleNamespace()),
+        (fedsim.files, "open", mine),
     ],
 )
 def test_replaced_code_is_only_stated(
@@ -72,6 +89,11 @@ def test_replaced_code_is_only_stated(
     assert claim() == "stated"
     monkeypatch.undo()
     assert claim() == "proved"
+
+
+def test_module_without_a_source_is_only_stated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fedsim.words", ModuleType("fedsim.words"))
+    assert claim() == "stated"
 
 
 def test_replaced_name_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:

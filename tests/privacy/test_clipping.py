@@ -114,6 +114,11 @@ def test_clip_or_weight_that_bounds_nothing_is_refused(clip, weight):
         Norms(clip, weights={"a": weight})
 
 
+def test_weight_without_a_name_is_refused():
+    with pytest.raises(ValueError, match="a weight has an empty name"):
+        Norms(1.0, weights={"": 2.0})
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_frozen_parameters_take_no_part_and_unused_ones_get_zero(engine):
     model = build(linear)
@@ -284,6 +289,18 @@ def hooked() -> nn.Module:
 def test_what_bookkeeping_does_not_cover_is_refused_by_name(model, name):
     with pytest.raises(ValueError, match=f"'{name}"):
         clipped_sum(model, call, make_batch(), Norms(1.0))
+
+
+def test_layout_of_another_batch_is_refused_by_keyword_too():
+    model = build(per_client)
+    batch = make_batch()
+    other = replace(batch.layout)
+
+    def loss(m: Any, b: Batch) -> Tensor:
+        return m.encoder(b.x, layout=other).sum(1)
+
+    with pytest.raises(ValueError, match="'encoder' got a layout that is not that of the batch"):
+        clipped_sum(model, loss, batch, Norms(CLIP))
 
 
 @pytest.mark.parametrize("kind", [tied, functional, decayed, bare])

@@ -11,7 +11,7 @@ from rows import joined
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.methods.clients import Clients, Noised
-from fedsim.methods.messages import Message, Round, RoundTrace, Tensors
+from fedsim.methods.messages import Message, Round, RoundTrace, Server, Tensors, Values
 from fedsim.methods.parameters import add_in_order
 from fedsim.plugins.registry import register
 from fedsim.seeds import Seeds
@@ -77,6 +77,14 @@ class ForgesItsMessage(ForgetsTheNoise):
         return replace(message, ran=RoundTrace(steps))
 
 
+@register("test-records-as-the-harness")
+class RecordsAsTheHarness(Tiny):
+    """Returns a number of the server under a name of the harness."""
+
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
+        return {**super().server_step(server, round_, total), "noise_norm": 1.0}
+
+
 def ended(trial: Trial, data: Embeddings) -> Outcome:
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
@@ -116,6 +124,11 @@ def test_plan_that_its_budget_does_not_pay_for_is_overspent() -> None:
 def test_noise_of_another_round_is_refused() -> None:
     with pytest.raises(ValueError, match=r"step 1 is not in the round \(steps 0 \.\. 0\)"):
         outcome("test-takes-the-next-rounds-noise")
+
+
+def test_names_of_the_harness_are_refused_for_diagnostics() -> None:
+    with pytest.raises(ValueError, match="'noise_norm', a name under which fedsim itself records"):
+        outcome("test-records-as-the-harness")
 
 
 @pytest.mark.parametrize("name", ["dp-gaussian", "weight-noise"])

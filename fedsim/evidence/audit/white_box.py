@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.data.embeddings import PublicRows, unit_norm
-from fedsim.errors import UserError, at
+from fedsim.errors import PluginError, UserError, at
 from fedsim.evidence.worlds import (
     Divergence,
     Hidden,
@@ -122,8 +122,13 @@ class Setting:
         return build_algorithm(self.algorithm, dict(self.params), self.task)
 
     def clipped(self, share: float) -> Setting:
-        """Return the setting with ``share`` times the clip norm, and noise that shrinks with it."""
-        changed = replace(self, params={**self.params, "clip": share * self.params["clip"]})
+        """Return the setting with ``share`` times the clip norm, and noise that shrinks with it.
+
+        A clip norm that the algorithm does not allow stays as it was.
+        """
+        wanted = {"clip": share * self.params["clip"]}
+        allowed = lookup(self.algorithm).Params.brief(wanted, ())
+        changed = replace(self, params={**self.params, **allowed})
         algorithm = changed.build()
         # The plan may claim another sensitivity than the class, so both change by one factor.
         class_sensitivity = self.build().sensitivity()
@@ -517,6 +522,9 @@ def saturating(setting: Setting) -> tuple[Setting, Canary]:
 
     Smaller clip norms are tried until a canary adds :data:`ENOUGH`, so the setting is returned with
     the clip norm of the best canary.
+
+    Raises:
+        PluginError: whatever the canary is, a released number is not finite.
     """
     shares: Sequence[float] = CLIPS[:1]
     if isinstance(setting.params.get("clip"), int | float):
@@ -533,8 +541,14 @@ def saturating(setting: Setting) -> tuple[Setting, Canary]:
             # Canaries whose ratios agree to three decimals count as equal.
             ratios.append(round(shown.ratio, 3))
             pairs.append((tried, canary))
-        if np.nanmax(ratios) >= ENOUGH:
+        if any(ratio >= ENOUGH for ratio in ratios):
             break
+    if np.isnan(ratios).all():
+        raise PluginError(
+            f"algorithm {setting.algorithm}",
+            "every unit that was tried makes a released number infinite or NaN",
+            "bound every number before it is sent",
+        )
     return pairs[np.nanargmax(ratios)]
 
 

@@ -164,7 +164,7 @@ def _results(
     epsilon((Mechanism(1.0),), DELTA)
     import_module("sklearn.isotonic")
     results = list(chain.from_iterable(in_forks(check_subject, zip(subjects))))
-    return results + [_result_of_refusal(name, *refusal) for refusal in refused]
+    return results + [_result_of_refusal(name, *refusal, quick=quick) for refusal in refused]
 
 
 def _settings_of(
@@ -177,6 +177,12 @@ def _settings_of(
     units = (unit,) if unit else cls.units
     trusts = (trust,) if trust else cls.trusts
     settings = list(product(units, trusts))
+    if not settings:
+        raise PluginError(
+            f"{cls.__name__}.units and trusts",
+            "one of them is empty, so the method has no privacy setting",
+            "name at least one unit and one trust; leave both out for the defaults",
+        )
     return settings if cls.private else settings[:1]
 
 
@@ -185,6 +191,8 @@ def _result_of_refusal(
     unit: Unit,
     trust: Trust,
     error: UserError,
+    *,
+    quick: bool,
 ) -> CheckResult:
     """Return the result of a setting that the algorithm refuses.
 
@@ -192,7 +200,7 @@ def _result_of_refusal(
     """
     setting = f"{unit}, {trust} (refused)"
     try:
-        subject(name, [], unit, trust)
+        subject(name, [], unit, trust, quick=quick)
     except UserError:
         fix = (
             "take it out of the class's units or trusts, or change the default parameters so that "

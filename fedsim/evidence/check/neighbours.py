@@ -31,6 +31,7 @@ from fedsim.evidence.check.subject import (
 )
 from fedsim.evidence.worlds import Hidden, RowBlock, Tape, WatchedPool, tape_of, watched
 from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.clients import Noised
 from fedsim.methods.messages import Round, Tensors
 from fedsim.privacy.ledger import Ledger
 from fedsim.seeds import Seeds
@@ -38,6 +39,7 @@ from fedsim.training import rounds
 from fedsim.training.cohort import CohortSpec
 from fedsim.training.rounds import RoundRecord, Trained
 from fedsim.training.state import Checkpoint, nested
+from fedsim.words import counted
 
 MOST_ROWS = 3000
 """The most examples of a client: enough to show a cap on them, or a counter."""
@@ -99,9 +101,9 @@ class Draw:
         alike: whether all examples beside the unit have its label.
         direction: where the examples of the unit point. ``class mean`` leaves the examples of a
             client as they are.
-        magnitude: the most that an ordinary unit adds to the first step, in units of the clip norm.
-            The parameter ``clip`` is set accordingly; an algorithm without it ignores the value. At
-            0 the examples of the unit are zero.
+        magnitude: the most that an ordinary unit adds to a step, in units of the clip norm. The
+            parameter ``clip`` is set accordingly. At 0 the examples of the unit are zero. It is
+            None in the draw of a :class:`Pair` whose ``clip`` could not be set.
         position: where the unit stands among its client's: 0 is first, 1 is last.
         sampled: the Poisson samples that hold the unit. With ``alone`` every sample is all examples
             of its client and of no other.
@@ -125,7 +127,7 @@ class Draw:
     label: int | None = None
     alike: bool = False
     direction: Literal["class mean", "batch mean", "random", "opposite", "one-hot"] = "class mean"
-    magnitude: float = 100.0
+    magnitude: float | None = 100.0
     position: float = 0.5
     sampled: Literal["every", "first", "alone"] = "every"
     client_rate: float = 1.0
@@ -150,11 +152,14 @@ class Draw:
             return f"client {self.client} with {self.size} examples ({self.direction}){sizes}"
         noun = "an example"
         if unit == "group":
-            noun = f"a group of {self.copies} examples"
+            noun = f"a group of {counted(self.copies, 'example')}"
+        how: str = self.direction
+        if self.magnitude is not None:
+            how += f", {self.magnitude:.3g} clip norms"
         beside = f"{self.size} others"
         if self.alike:
             beside += " of its label"
-        return f"{noun} ({self.direction}, {self.magnitude:.3g} clip norms) beside {beside}{sizes}"
+        return f"{noun} ({how}) beside {beside}{sizes}"
 
 
 LATE = (9, 19, 257)
@@ -389,7 +394,7 @@ class Pair:
 
 
 class Levels(NamedTuple):
-    """What single units add to the first step of a training in which nothing is clipped.
+    """What single units add to one step of a training in which nothing is clipped.
 
     Attributes:
         x: examples ``[n, d]``.
@@ -408,7 +413,10 @@ def levels_of(
     weights: float,
     features: int | None = None,
 ) -> Levels | None:
-    """Measure what each of a few units adds to the first step if nothing is clipped.
+    """Measure what each of a few units adds to one step if nothing is clipped.
+
+    The step is the first one of gradients or updates. A statistic is scaled to the clip norm, so
+    every example adds about one clip norm to it, whatever the clip norm is.
 
     A unit that is an example or a group is tried as the only example of the only client. A client
     is tried with all its examples as the only client.
@@ -440,11 +448,11 @@ def levels_of(
         hidden = Hidden(0, "alone")
         worlds = [World({0: (x[[i]], y[[i]])}, hidden) for i in range(len(x))]
     unclipped = with_params(subject, clip=UNCLIPPED * clip)
-    first = next(unclipped.algorithm.schedule())
-    norms = [_norm_added(unclipped, weights, world, first) / clip for world in worlds]
+    schedule = _rounds_up_to_clipped(unclipped.algorithm)
+    norms = [_norm_added(unclipped, weights, world, schedule) / clip for world in worlds]
     if not np.isfinite(norms).all():
         raise Fault(
-            f"round {first.number}: one unit alone makes a number that is not finite",
+            f"round {schedule[-1].number}: one unit alone makes a number that is not finite",
             FINITE_FIX,
         )
     if not any(norms):
@@ -452,17 +460,34 @@ def levels_of(
     return Levels(x, y, np.array(norms))
 
 
+def _rounds_up_to_clipped(algorithm: Algorithm) -> list[Round]:
+    """Return the first round of every phase, up to the first phase of gradients or updates.
+
+    If all phases release statistics, it is the first round alone.
+    """
+    phases = enumerate(algorithm.phases())
+    last = min((number for number, phase in phases if not phase.weights), default=0)
+    return [round_ for round_ in algorithm.schedule() if round_.step == 0 and round_.phase <= last]
+
+
 def _norm_added(
     subject: Subject,
     weights: float,
     world: World,
-    first: Round,
+    schedule: Sequence[Round],
 ) -> float:
-    """Return the norm of what the examples of a world change in the first step."""
-    with_unit = _first_step(subject, weights, world, first)
+    """Return the norm of what the examples of a world change in the first step of the last round.
+
+    Args:
+        subject: the small cell.
+        weights: the share of the initial weights that the server starts from.
+        world: the examples of the clients.
+        schedule: the rounds that are run.
+    """
+    with_unit = _first_step(subject, weights, world, schedule)
     # What the same clients send without examples is subtracted, so that constants do not count.
     empty = World({client: (x[:0], y[:0]) for client, (x, y) in world.rows.items()})
-    without = _first_step(subject, weights, empty, first)
+    without = _first_step(subject, weights, empty, schedule)
     return math.hypot(*norms_apart(with_unit, without).values())
 
 
@@ -470,15 +495,18 @@ def _first_step(
     subject: Subject,
     weights: float,
     world: World,
-    first: Round,
+    schedule: Sequence[Round],
 ) -> Tensors:
-    """Return what clients send and keep in the first step of a training, before the noise."""
-    steps, tape = begin_training(subject, Draw(weights=weights), world, [first])
-    next(steps)
-    plain = tape.queries[0].plain
+    """Return what clients send and keep in the first step of the last round, before the noise."""
+    steps, tape = begin_training(subject, Draw(weights=weights), world, schedule)
+    for _ in schedule:
+        next(steps)
+    last = schedule[-1].number
+    of_round = (query.plain for query in tape.queries if query.round == last)
+    plain = next(of_round, Noised({}, {}))
     sent = plain.sent
     if not subject.algorithm.noise_at_clients():
-        sent = tape.messages[first.number].sums
+        sent = tape.messages[last].sums
     return nested("sent", sent) | nested("kept", plain.kept)
 
 
@@ -505,8 +533,11 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
     """
     unit = subject.task.unit
     subject = with_size(subject, draw.clients, draw.features)
-    clients = subject.task.clients  # An algorithm may refuse the number that was drawn.
+    # An algorithm may refuse the numbers that were drawn.
+    clients = subject.task.clients
     draw = replace(draw, client=draw.client % clients, clients=clients)
+    if draw.features != subject.task.dim:
+        draw = replace(draw, features=None)
     whole, other = _worlds_of(subject, draw, levels)
     params: dict[str, Any] = {}
     if subject.rounds is not None:
@@ -522,6 +553,8 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
         magnitude = draw.magnitude or MAGNITUDES[-1]
         params["clip"] = BARELY * clip * largest_norm / magnitude
     changed = with_params(subject, **params)
+    if draw.magnitude and clip_of(changed) == clip:
+        draw = replace(draw, magnitude=None)
     schedule = list(changed.algorithm.schedule())
     chosen = {round_.number for round_ in schedule if round_.step == 0}
     chosen |= {number % len(schedule) for number in draw.rounds}
@@ -661,7 +694,7 @@ def _directed(
         "one-hot": np.eye(shape[1])[stream.integers(shape[1], size=len(class_rows))],
     }
     rows = unit_norm(directions[draw.direction].astype(np.float32))
-    return rows * np.float32(draw.magnitude > 0)
+    return rows * np.float32(draw.magnitude != 0)
 
 
 def begin_training(

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -178,26 +179,23 @@ def search_pairs(subject: Subject, draws: Sequence[Draw]) -> str:
     ]
     with closing(in_forks(compare, arguments)) as compared:
         ratios = list(chain.from_iterable(compared))
-    removed = [number for number, draw in enumerate(draws) if draw.way == "removed"]
-    largest = max(removed, key=ratios.__getitem__)
+    removed = [ratio for ratio, draw in zip(ratios, draws, strict=True) if draw.way == "removed"]
+    largest, words = max(removed, key=itemgetter(0))
     count = f"{len(removed)} pairs of neighbouring data sets"
-    if ratios[largest] == 0:
+    if largest == 0:
         raise Fault(
             f"no unit of the {count} changes anything that is released, so nothing was measured",
             FEW_FIX,
         )
-    words = draws[largest].words(subject.task.unit)
-    return (
-        f"the largest change in {count} is {ratios[largest]:.3f} times the claimed bound ({words})"
-    )
+    return f"the largest change in {count} is {largest:.3f} times the claimed bound ({words})"
 
 
 def compare(
     subject: Subject,
     draws: Sequence[Draw],
     levels: LevelsByStart,
-) -> list[float]:
-    """Return the largest change in each pair, in units of the claimed bound.
+) -> list[tuple[float, str]]:
+    """Return the largest change in each pair, in units of the claimed bound, and the pair's words.
 
     The first worlds are trained in a process of their own, the second ones in this process.
 
@@ -209,7 +207,7 @@ def compare(
     pairs = [pair_of(subject, draw, levels[draw.weights, draw.features]) for draw in draws]
     firsts = forked(lambda: [observe(pair, pair.whole) for pair in pairs])
     return [
-        largest_change(pair, first, observe(pair, pair.other, first.tape))
+        (largest_change(pair, first, observe(pair, pair.other, first.tape)), pair.words)
         for pair, first in zip(pairs, firsts, strict=True)
     ]
 

@@ -300,13 +300,14 @@ def subject(
 
 
 def with_params(subject: Subject, **params: Any) -> Subject:
-    """Return the subject with other parameters; those that its algorithm lacks are ignored.
+    """Return the subject with other parameters.
 
-    The plan keeps its noise multiplier, and takes releases, clip norm and sensitivity from the
-    algorithm with the new parameters.
+    Those that its algorithm lacks, and values that it does not allow, are ignored. The plan keeps
+    its noise multiplier, and takes releases, clip norm and sensitivity from the algorithm with the
+    new parameters.
     """
     cell = subject.trial.cell
-    changes = {key: value for key, value in params.items() if key in cell.params}
+    changes = lookup(cell.algorithm).Params.brief(params, ())
     trial = subject.trial.of(cell.params | changes, subject.plan)
     changed = replace(subject, trial=trial)
     if subject.plan is None:

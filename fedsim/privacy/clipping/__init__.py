@@ -242,8 +242,9 @@ def _check_layers(
             )
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ValueError(
-                f"'{path}' is a batch norm: while it trains, an example's gradient depends on the "
-                "other examples; use a layer that normalises each example by itself"
+                f"'{path}' is a batch norm, which is refused in every mode: while it trains, an "
+                "example's gradient depends on the other examples; use a layer that normalises "
+                "each example by itself"
             )
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise ValueError(

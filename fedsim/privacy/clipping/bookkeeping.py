@@ -39,7 +39,7 @@ class Call(NamedTuple):
     """One call of a layer in a forward pass.
 
     Attributes:
-        args: the positional arguments.
+        args: the positional arguments, followed by the values of the others.
         version: the version of the first argument's tensor when the layer read it.
         edge: the output's edge in autograd's graph, by which its gradient can be asked for.
         shape: the shape of the output.
@@ -136,10 +136,11 @@ def _recorded_calls(layers: dict[str, nn.Module]) -> Iterator[Calls]:
     """
     calls: Calls = defaultdict(list)
 
-    def recorder(path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+    def recorder(path: str) -> Callable[..., None]:
         def record(
             layer: nn.Module,
             args: tuple[Any, ...],
+            names: dict[str, Any],
             output: Tensor,
         ) -> None:
             if not output.requires_grad:
@@ -155,11 +156,15 @@ def _recorded_calls(layers: dict[str, nn.Module]) -> Iterator[Calls]:
             # another place in the graph.
             assert output.grad_fn is not None
             edge = GradientEdge(output.grad_fn, output.output_nr)
-            calls[path].append(Call(args, version, edge, output.shape))
+            all_args = args + tuple(names.values())
+            calls[path].append(Call(all_args, version, edge, output.shape))
 
         return record
 
-    handles = [layer.register_forward_hook(recorder(path)) for path, layer in layers.items()]
+    handles = [
+        layer.register_forward_hook(recorder(path), with_kwargs=True)
+        for path, layer in layers.items()
+    ]
     try:
         yield calls
     finally:
@@ -259,7 +264,7 @@ def _check_call(
     """Raises ValueError if a call shows that its use would give a wrong gradient.
 
     The output must have one row per example, the input must not have changed after the call, and a
-    layout among the positional arguments must be that of the batch.
+    layout among the arguments must be that of the batch.
     """
     if len(call.shape) < 2 or call.shape[0] != rows:
         raise ValueError(

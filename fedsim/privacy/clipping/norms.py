@@ -68,6 +68,10 @@ class Norms:
         if not self.clip > 0:
             raise ValueError(f"the clip norm must be positive, not {self.clip}")
         for prefix, weight in self.weights.items():
+            if not prefix:
+                raise ValueError(
+                    "a weight has an empty name; give the name of a parameter or module"
+                )
             if not 0 < weight < math.inf:
                 raise ValueError(
                     f"the weight of '{prefix}' must be positive and finite, not {weight}"

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from fedsim.errors import PluginError
 from fedsim.evidence.audit.audit import (
     LEAST_PAIRS,
     Audit,
@@ -163,6 +164,16 @@ def test_canary_reaches_the_sensitivity_and_stays_below(
     setting, canary = saturating(setting_of(algorithm, params, unit, trust, 4.0, 1e-4))
     steps = observed(setting, canary, Seeds(0, 1), present=True)
     assert 0.99 < evidence(steps, setting.plan.sensitivity).most < 1.001
+
+
+def test_clip_norm_that_a_method_refuses_is_not_tried() -> None:
+    setting, _ = saturating(tiny("tiny:Bounded"))
+    assert setting.params["clip"] == 80.0
+
+
+def test_numbers_that_are_not_finite_are_a_mistake() -> None:
+    with pytest.raises(PluginError, match="makes a released number infinite or NaN"):
+        saturating(tiny("results:SumsAreNotFinite"))
 
 
 @pytest.mark.parametrize(

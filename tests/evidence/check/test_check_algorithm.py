@@ -7,11 +7,12 @@ from itertools import product
 
 import pytest
 from broken.leaks import KeepsPublic
-from broken.tiny import Adapted, Classified, Coded, Spelled, Tiny
+from broken.tiny import Adapted, Bounded, Classified, Coded, OneByOne, Spelled, Tiny
 from cells import SHIPPED
 
+from fedsim.errors import PluginError
 from fedsim.evidence.check.check import CHECKS, CheckResult, check_algorithm, check_lines, guarded
-from fedsim.evidence.check.neighbours import CORPUS, Draw, draw_of
+from fedsim.evidence.check.neighbours import CORPUS, Draw, draw_of, pair_of
 from fedsim.evidence.check.sensitivity import search_pairs, sensitivity
 from fedsim.evidence.check.subject import Subject, shortened, subject
 from fedsim.methods.algorithm import Algorithm
@@ -81,6 +82,7 @@ SEARCHED = {
         "ordinary",
         r"removing a group of 3 examples .* is (2\.9|3\.0)\d times the claimed bound",
     ),
+    "sums:DoubleInCoordinates": ("ordinary", r"is (1\.9|2\.0)\d times the claimed bound"),
     "sums:SensitivityOfATenth": ("ordinary", r"is (9\.9\d|10\.0\d) times the claimed bound"),
     "sums:OneLabelCountsDouble": ("label six", r"is (1\.9|2\.0)\d times the claimed bound"),
     "sums:DividesByStepsOfTenRows": ("beside ten alike", r"is 4\.\d+ times the claimed bound"),
@@ -134,7 +136,7 @@ SEARCHED = {
     ),
 }
 """For each broken algorithm the draw that finds its fault of sensitivity, and the reason."""
-SOUND = (Spelled, Classified, Coded, KeepsPublic, Tiny, Adapted)
+SOUND = (Spelled, Classified, Coded, KeepsPublic, Tiny, Adapted, Bounded, OneByOne)
 
 
 def failures(findings: list[CheckResult]) -> list[CheckResult]:
@@ -201,9 +203,42 @@ def test_random_draws_cover_all_sizes() -> None:
     assert "one-hot" in {draw.direction for draw in draws}
 
 
-def test_size_that_a_method_refuses_is_left_out() -> None:
+@pytest.mark.parametrize("draw", [Draw(clients=12, client=11), Draw(features=16)])
+def test_size_that_a_method_refuses_is_left_out(draw: Draw) -> None:
     cell = in_first_setting("broken.results:FourClientsOf64Features")
-    assert result_of_draws(cell, Draw(clients=12, client=11), Draw(features=16)).passed
+    result = result_of_draws(cell, draw)
+    assert result.passed
+    assert result.reason.endswith("(an example (class mean, 100 clip norms) beside 50 others)")
+
+
+def test_words_of_a_group_count_its_examples() -> None:
+    assert Draw().words("group").startswith("a group of 1 example (")
+
+
+def test_words_leave_out_a_clip_norm_that_the_method_lacks() -> None:
+    cell = in_first_setting("dp-gaussian")
+    assert pair_of(cell, Draw(), None).words == "an example (class mean) beside 50 others"
+
+
+def test_round_without_noise_is_a_fault_of_sensitivity() -> None:
+    cell = in_first_setting("broken.noise:AsksForNoNoise")
+    result = result_of_draws(cell, CORPUS["row"]["ordinary"])
+    assert result.passed is False
+    assert "no noise of Clients.add_noise covers it" in result.reason
+
+
+def test_method_without_settings_is_a_mistake() -> None:
+    with pytest.raises(PluginError, match=r"NoSettings\.units and trusts: one of them is empty"):
+        check_algorithm("broken.results:NoSettings")
+
+
+def test_full_check_tries_the_defaults_that_it_refuses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fedsim.evidence.check.check.check_subject", lambda cell: [])
+    (refusal,) = check_algorithm("broken.results:ClientIsRefusedIfWide")
+    assert refusal.setting == "client, silo (refused)"
+    assert refusal.passed is False
 
 
 def test_full_check_changes_only_numbers_of_steps() -> None:
@@ -230,8 +265,8 @@ def test_bases_of_broken_algorithms_are_sound(cls: type[Algorithm]) -> None:
     for check in CHECKS:
         if check.run is not sensitivity:
             assert guarded(check.run, cell).passed is not False
-    first_draws = list(CORPUS["row"].values())[:3]
-    assert result_of_draws(cell, *first_draws).passed
+    draws = list(CORPUS["row"].values())
+    assert result_of_draws(cell, *draws[:3], draws[-1]).passed
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if lookup(name).private])
