@@ -36,7 +36,6 @@ from fedsim.words import number, setting, spelled
 if TYPE_CHECKING:
     import pandas as pd
 
-Line = Mapping[str, Any]
 UNDRAWN = ("failed", "overspent", "unaccounted", "refuted")
 """The statuses of results that no mean and no picture includes."""
 UNVERIFIED = "unverified"

@@ -23,6 +23,7 @@ from fedsim.results.records import (
     PairRecord,
     ReferenceRecord,
     RoundLine,
+    TrainingPair,
     TrainingRecord,
 )
 from fedsim.words import encodable
@@ -366,11 +367,11 @@ class ResultStore:
             last_lines[key] = line
         return last_lines
 
-    def audit_pairs(self, key: str) -> list[dict[str, Any]]:
+    def audit_pairs(self, key: str) -> list[TrainingPair]:
         """Return the pairs of trainings that an audit has run so far, by number.
 
         Args:
-            key: The key of the audit. The returned lines do not have it.
+            key: The key of the audit. The returned pairs do not have it.
         """
         pairs = {}
         for line in self.lines("pairs"):
