@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from fedsim.api.describe import Catalogue, Description
     from fedsim.evidence.audit.audit import AuditRun
+    from fedsim.results.records import CheckRecord, TrainingPair
     from fedsim.results.store import ResultStore
     from fedsim.runs.plan_view import Plan
 
@@ -233,7 +234,7 @@ def _silence() -> Iterator[None]:
         yield
 
 
-def _note_check(store: ResultStore, lines: list[dict[str, Any]]) -> str:
+def _note_check(store: ResultStore, lines: list[CheckRecord]) -> str:
     """Write the lines of a check into a run folder, and return their effect in words.
 
     Returns:
@@ -317,7 +318,7 @@ def audit(
     return Found(not outcome.refuted, (f"{name}, {unit}, {trust}: {outcome.words()}",))
 
 
-def _run_pairs(run: AuditRun, store: ResultStore) -> list[dict[str, Any]]:
+def _run_pairs(run: AuditRun, store: ResultStore) -> list[TrainingPair]:
     """Run the pairs of trainings that an audit still needs, and return the lines of all pairs."""
     from rich.progress import Progress
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fedsim.results.columns import Row
     from fedsim.results.generators import SavedGenerator
     from fedsim.results.join import RunResults
+    from fedsim.results.records import TrainingRecord
     from fedsim.results.stats import SeedGroups, Spread
 
 Order = Literal["given", "best", "name"]
@@ -683,7 +684,7 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
             "the ending of the file does not say its format",
             "give a file that ends in .md, .html or .csv",
         )
-    trained: dict[str, Any] = {}
+    trained: dict[str, TrainingRecord] = {}
     for run in runs:
         # Of a cell in several folders the first one counts, as in `pooled`.
         trained = read_results(run).trained | trained

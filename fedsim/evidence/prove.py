@@ -40,8 +40,9 @@ from fedsim.privacy.accountant import INTEGER_ORDERS
 from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.plan import Claim, PrivacyPlan
 from fedsim.privacy.selection import Curve, composed_by_renyi, converted
-from fedsim.results.columns import Line, Row, large_deltas
+from fedsim.results.columns import Row, large_deltas
 from fedsim.results.join import RunResults, id_of_run
+from fedsim.results.records import TrainingRecord
 from fedsim.words import Printed, at_most, counted, number, print_line
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class _Comparison:
     rebuilt: bool = False
 
 
-def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
+def prove(row: Row, line: TrainingRecord, *, trust_plugin: bool = False) -> Proof:
     """Verify the ε of a result by its ledger, its plan, its algorithm and dp-accounting.
 
     dp-accounting computes ε again from privacy loss distributions. It uses a pessimistic
@@ -189,14 +190,14 @@ def _faults_of_epsilon(ratio: float | None) -> list[str]:
     return [fault]
 
 
-def _claims_epsilon(line: Line) -> bool:
+def _claims_epsilon(line: TrainingRecord) -> bool:
     """Return whether a line claims a finite ε; that of external samples counts, too."""
     plan = line["plan"] or {}
     epsilons = (line["cell"]["epsilon"], plan.get("epsilon_target"))
     return any(epsilon is not None and math.isfinite(epsilon) for epsilon in epsilons)
 
 
-def _plan_of(line: Line) -> PrivacyPlan:
+def _plan_of(line: TrainingRecord) -> PrivacyPlan:
     """Return the recorded plan; raises a ``ValidationError`` if it cannot be read."""
     return TypeAdapter(PrivacyPlan).validate_json(plain_json(line["plan"]))
 
@@ -239,7 +240,7 @@ def proofs_of(
 
 def _compare_with_algorithm(
     row: Row,
-    line: Line,
+    line: TrainingRecord,
     *,
     trust_plugin: bool,
 ) -> _Comparison:
@@ -262,7 +263,7 @@ def _compare_with_algorithm(
     return _Comparison(differences, doubts, rebuilt)
 
 
-def _differences_from_class(cls: type[Algorithm], line: Line) -> tuple[list[str], bool]:
+def _differences_from_class(cls: type[Algorithm], line: TrainingRecord) -> tuple[list[str], bool]:
     """Compare the plan of a line with the one that a class makes of its cell.
 
     Returns:

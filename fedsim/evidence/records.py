@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from fedsim.grid.models import Cell, shown
 from fedsim.json_lines import reasons
 from fedsim.plugins.code_hash import harness_hash, places_of
-from fedsim.results.columns import Line
+from fedsim.results.records import TrainingRecord
 
 if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
@@ -40,7 +40,7 @@ _IN_THE_ID = (
 
 
 def contradictions(
-    line: Line,
+    line: TrainingRecord,
     cls: type[Algorithm],
     evaluated_by: str | None,
 ) -> Iterator[str]:
@@ -53,7 +53,7 @@ def contradictions(
     """
     for places in _EQUAL_PLACES:
         # External samples have neither a plan nor a ledger.
-        known = [place for place in places if line[place.partition(".")[0]] is not None]
+        known = [place for place in places if _value(line, place.partition(".")[0]) is not None]
         yield from _differing({place: _value(line, place) for place in known})
     try:
         cell = Cell.model_validate(line["cell"])
@@ -78,7 +78,7 @@ def contradictions(
         )
 
 
-def _group_contradictions(cell: Cell, line: Line) -> Iterator[str]:
+def _group_contradictions(cell: Cell, line: TrainingRecord) -> Iterator[str]:
     """Yield a sentence for each value that contradicts whether the unit is a group."""
     column = cell.unit_column
     groups = line.get("train_groups")
@@ -90,7 +90,7 @@ def _group_contradictions(cell: Cell, line: Line) -> Iterator[str]:
         yield from _differing({"cell.unit_column": column, "cell.partition.together": together})
 
 
-def _size_contradictions(cell: Cell, line: Line) -> Iterator[str]:
+def _size_contradictions(cell: Cell, line: TrainingRecord) -> Iterator[str]:
     """Yield a sentence if the public size is not that of the units that trained."""
     from fedsim.grid.cells import public_size  # late: it imports torch
 
@@ -133,7 +133,7 @@ def _differing(values: dict[str, Any]) -> Iterator[str]:
             yield f"{first} is {values[first]!r} and {place} {values[place]!r}"
 
 
-def _value(line: Line, path: str) -> Any:
+def _value(line: TrainingRecord, path: str) -> Any:
     """Return the value of a record at a path of keys joined by dots; None if a part is missing."""
     value: Any = line
     for key in path.split("."):

@@ -21,12 +21,21 @@ from fedsim.plugins.registry import EXTERNAL
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import THEOREMS, large_delta
 from fedsim.privacy.selection import Selection
+from fedsim.results.records import (
+    AuditRecord,
+    EvaluationRecord,
+    Fields,
+    LedgerRecord,
+    MembershipRecord,
+    ReferenceRecord,
+    ScoresRecord,
+    TrainingRecord,
+)
 from fedsim.words import number, setting, spelled
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Line = Mapping[str, Any]
 UNDRAWN = ("failed", "overspent", "unaccounted", "refuted")
 """The statuses of results that no mean and no picture includes."""
 UNVERIFIED = "unverified"
@@ -47,7 +56,7 @@ class Row:
     """
 
     values: Mapping[str, Any]
-    plan: Line = field(default_factory=dict)
+    plan: Fields = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
         if name not in COLUMNS:
@@ -159,13 +168,13 @@ class Row:
 def row_of(
     cell_id: str,
     label: str,
-    training: Line,
-    evaluation: Line | None = None,
-    ceiling: Line | None = None,
-    local_only: Line | None = None,
-    audit: Line | None = None,
+    training: TrainingRecord,
+    evaluation: EvaluationRecord | None = None,
+    ceiling: ReferenceRecord | None = None,
+    local_only: ReferenceRecord | None = None,
+    audit: AuditRecord | None = None,
     check: str | None = None,
-    membership: Line | None = None,
+    membership: MembershipRecord | None = None,
 ) -> Row:
     """Join the lines of one cell into its result.
 
@@ -185,8 +194,8 @@ def row_of(
         ValueError: A score is NaN.
     """
     cell = training["cell"]
-    plan: Line = training["plan"] or {}
-    ledger: Line = {}
+    plan = training["plan"] or {}
+    ledger: LedgerRecord = {}
     if plan:  # Without a plan, no ledger counts: a line that has one was edited.
         ledger = training["ledger"] or {}
     budget = plan
@@ -196,9 +205,11 @@ def row_of(
     if evaluation is not None:
         error = error or evaluation["error"]
     seconds = training["seconds"]
-    scored: Line = {}
+    scored: ScoresRecord = {}
+    evaluation_keys = None
     if evaluation is not None and not error:
         scored = evaluation
+        evaluation_keys = evaluation.get("evaluation")
         seconds = (seconds or 0.0) + evaluation["seconds"]
     status = _status_of(error, plan, ledger, audit)
     if status == "unaccounted":
@@ -211,7 +222,7 @@ def row_of(
             "error": error,
             "claim": budget.get("claim", "none"),
             "check": check,
-            "evaluation": _evaluation_keys(cell, scored),
+            "evaluation": _set_keys(evaluation_keys or cell["evaluation"]),
             "chance": 1 / training["task"]["classes"],
             "seconds": seconds,
             "tuning": _tuning_of(training),
@@ -230,7 +241,9 @@ def row_of(
     return Row({name: column.value(groups) for name, column in COLUMNS.items()}, plan)
 
 
-def _status_of(error: Line | None, plan: Line, ledger: Line, audit: Line | None) -> str:
+def _status_of(
+    error: dict[str, str] | None, plan: Fields, ledger: LedgerRecord, audit: AuditRecord | None
+) -> str:
     """Return the status of a result: ``ok`` or one of :data:`UNDRAWN`.
 
     Args:
@@ -251,7 +264,7 @@ def _status_of(error: Line | None, plan: Line, ledger: Line, audit: Line | None)
     return "ok"
 
 
-def _stated_budget(cell: Line) -> Line:
+def _stated_budget(cell: Fields) -> Fields:
     """Return the budget of external samples as their author states it; they have no plan."""
     epsilon = float(cell["epsilon"])
     claim = "none"
@@ -265,7 +278,7 @@ def _stated_budget(cell: Line) -> Line:
     }
 
 
-def _protection(training: Line, budget: Line) -> Line | None:
+def _protection(training: TrainingRecord, budget: Fields) -> Fields | None:
     """Return what the budget protects and by which noise, or None without a budget.
 
     Noise and neighbouring relation are known only for what fedsim trained by a plan.
@@ -282,16 +295,17 @@ def _protection(training: Line, budget: Line) -> Line | None:
     return protection
 
 
-def _evaluation_keys(cell: Line, evaluation: Line) -> dict[str, Any]:
+def _set_keys(evaluation: Fields) -> Fields:
     """Return the evaluation keys that scores depend on, without those that are None.
 
     The unseen site is left out: it has a column of its own.
     """
-    keys = evaluation.get("evaluation") or cell["evaluation"]
-    return {name: value for name, value in keys.items() if value is not None and name != "unseen"}
+    return {
+        name: value for name, value in evaluation.items() if value is not None and name != "unseen"
+    }
 
 
-def _tuning_of(training: Line) -> Line | None:
+def _tuning_of(training: TrainingRecord) -> Fields | None:
     """Return how parameters were chosen and which were, or None for a cell that is not tuned."""
     cell = training["cell"]
     tuning = cell.get("tuning")
@@ -303,20 +317,20 @@ def _tuning_of(training: Line) -> Line | None:
 
 def _scores(
     cell_id: str,
-    evaluation: Line,
-    ceiling: Line | None,
-    local_only: Line | None,
-    membership: Line | None,
+    scored: ScoresRecord,
+    ceiling: ReferenceRecord | None,
+    local_only: ReferenceRecord | None,
+    membership: MembershipRecord | None,
 ) -> dict[str, float]:
     """Return the scores of an evaluation and of an attack, and those derived from references.
 
     Raises:
         ValueError: A score is NaN.
     """
-    scores = dict(evaluation.get("scores", {}))
+    scores = dict(scored.get("scores", {}))
     if membership is not None:
         scores["membership_auc"] = membership["auc"]
-    if local_only is not None and evaluation.get("clients"):
+    if local_only is not None and scored.get("clients"):
         known = [score for score in local_only["clients"] if score is not None]
         if known:
             scores["client_local_only_balanced_accuracy"] = sum(known) / len(known)
@@ -325,9 +339,10 @@ def _scores(
     if not_numbers:
         raise ValueError(f"cell {cell_id}: {not_numbers[0]} is not a number")
     accuracy = scores.get("balanced_accuracy")
-    best = (ceiling or {}).get("balanced_accuracy")
-    if accuracy is not None and best:
-        scores["share_of_ceiling"] = accuracy / best
+    if accuracy is not None and ceiling is not None:
+        best = ceiling.get("balanced_accuracy")
+        if best:
+            scores["share_of_ceiling"] = accuracy / best
     return scores
 
 
@@ -682,7 +697,7 @@ def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
     return _frame({name: [row.values.get(name) for row in rows] for name in COLUMNS})
 
 
-def frame_of_lines(lines: Iterable[Line], rows: Sequence[Row]) -> pd.DataFrame:
+def frame_of_lines(lines: Iterable[Mapping[str, Any]], rows: Sequence[Row]) -> pd.DataFrame:
     """Return a data frame of lines that have a ``cell_id``, with the :data:`WHERE` of their cells.
 
     Args:

@@ -21,7 +21,15 @@ from fedsim.files import replaced
 from fedsim.grid.models import Published, points_of
 from fedsim.json_lines import dump, load, plain_json
 from fedsim.plugins.claims import Check, check_of, is_of
-from fedsim.results.columns import Line, Row, row_of
+from fedsim.results.columns import Row, row_of
+from fedsim.results.records import (
+    AuditRecord,
+    CheckRecord,
+    EvaluationRecord,
+    MembershipRecord,
+    ReferenceRecord,
+    TrainingRecord,
+)
 from fedsim.results.store import ResultStore, RunFolder, unreadable
 
 FORMAT = 3
@@ -67,12 +75,12 @@ class RunResults:
     """
 
     folder: RunFolder
-    trainings: Mapping[str, Line] = field(default_factory=dict)
-    evaluations: Mapping[str, Line] = field(default_factory=dict)
-    references: Mapping[str, Line] = field(default_factory=dict)
-    audits: Sequence[Line] = ()
-    checks: Sequence[Line] = ()
-    memberships: Mapping[str, Line] = field(default_factory=dict)
+    trainings: Mapping[str, TrainingRecord] = field(default_factory=dict)
+    evaluations: Mapping[str, EvaluationRecord] = field(default_factory=dict)
+    references: Mapping[str, ReferenceRecord] = field(default_factory=dict)
+    audits: Sequence[AuditRecord] = ()
+    checks: Sequence[CheckRecord] = ()
+    memberships: Mapping[str, MembershipRecord] = field(default_factory=dict)
     entries: Sequence[Entry] = ()
 
     def row(self, entry: Entry, *, evaluated: bool = True) -> Row | None:
@@ -105,7 +113,7 @@ class RunResults:
             check=self._check_of(training),
         )
 
-    def audit_of(self, training: Line) -> Line | None:
+    def audit_of(self, training: TrainingRecord) -> AuditRecord | None:
         """Return one line for all audits of a training's claim, or None if there is none.
 
         It is the line of the strongest audit, in which ``epsilon_lower`` is the largest bound of
@@ -118,11 +126,11 @@ class RunResults:
             return None
         # Of equally strong audits the last one is taken, since it has the most pairs. ``max``
         # takes the first, so the order is reversed.
-        strongest = max(reversed(lines), key=itemgetter("refuted", "epsilon_lower"))
+        strongest: AuditRecord = max(reversed(lines), key=itemgetter("refuted", "epsilon_lower"))
         largest_bound = max(line["epsilon_lower"] for line in lines)
         return {**strongest, "epsilon_lower": largest_bound}
 
-    def _check_of(self, training: Line) -> Check | None:
+    def _check_of(self, training: TrainingRecord) -> Check | None:
         """Return the combined result of the checks of a training's code and parameters.
 
         It is None if nothing is known, or if the training is not private. For a tuned cell all
@@ -191,7 +199,7 @@ class RunResults:
         return rows
 
     @cached_property
-    def trained(self) -> dict[str, Line]:
+    def trained(self) -> dict[str, TrainingRecord]:
         """Return the training line of every trained cell, by cell id."""
         return {entry.cell_id: self.trainings[entry.training_id] for entry in self.every_entry}
 
@@ -215,8 +223,11 @@ class RunResults:
         """
         lines = []
         for entry in self.entries:
+            evaluation = self.evaluations.get(entry.cell_id)
+            if evaluation is None:
+                continue
             reference = self.references.get(entry.local_only)
-            for client in self.evaluations.get(entry.cell_id, {}).get("clients", ()):
+            for client in evaluation.get("clients", ()):
                 score = None
                 if reference:
                     score = reference["clients"][client["client"]]
@@ -255,14 +266,13 @@ class RunResults:
             _write(self.folder.clients, clients)
 
 
-def id_of_run(line: Line) -> str:
+def id_of_run(training: TrainingRecord) -> str:
     """Return the id of the training that ran for a training line.
 
     Cells that are equal by construction share one training, which ``equal_to`` names.
     """
     # Lines of earlier versions lack the key. Each of them counts as a training of its own.
-    training_id: str = line.get("equal_to") or line["training_id"]
-    return training_id
+    return training.get("equal_to") or training["training_id"]
 
 
 def claim_of(cell: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
-"""The result lines that the jobs of a cell leave, and the tensors of its training.
+"""Makes the records that the jobs of a cell leave, and keeps the tensors of its training.
 
-Lines are dictionaries of plain values, which :class:`fedsim.results.store.ResultStore` appends to
-the files of a run folder.
+The keys of the records are in :mod:`fedsim.results.records`. They hold plain values, which
+:class:`fedsim.results.store.ResultStore` appends as lines to the files of a run folder.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, TypeAdapter
 from safetensors import SafetensorError
@@ -19,7 +19,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from fedsim.errors import UserError
-from fedsim.evaluation.evaluate import EvaluationResult
+from fedsim.evaluation.evaluate import ClientScores, EvaluationResult
 from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.files import replaced, unread
 from fedsim.grid.models import shown
@@ -29,7 +29,13 @@ from fedsim.plugins.code_hash import harness_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import counted_by
 from fedsim.privacy.plan import PrivacyPlan
-from fedsim.results.columns import Line
+from fedsim.results.records import (
+    ClientRecord,
+    EvaluationRecord,
+    LedgerRecord,
+    ReferenceRecord,
+    TrainingRecord,
+)
 from fedsim.results.store import RESTORE
 from fedsim.training.trial import Outcome, Trial
 from fedsim.words import encodable
@@ -63,8 +69,8 @@ def training_line(
     class_names: Sequence[str] = (),
     state: str | None = None,
     equal_to: str | None = None,
-) -> dict[str, Any]:
-    """Return the line of a training.
+) -> TrainingRecord:
+    """Return the record of a training.
 
     Args:
         trial: The cell.
@@ -78,7 +84,7 @@ def training_line(
     cell = trial.cell
     task = asdict(trial.task)
     del task["public"]
-    line = {
+    record: TrainingRecord = {
         "training_id": cell.training_id,
         "error": None,
         "cell": cell.model_dump(mode="json"),
@@ -102,15 +108,20 @@ def training_line(
         "equal_to": equal_to,
     }
     if trial.plan is not None:
-        line["plan"] = asdict(trial.plan)
+        record["plan"] = asdict(trial.plan)
     if isinstance(end, RowError):
-        line["error"] = end.model_dump()
-        return line
+        record["error"] = end.model_dump()
+        return record
     if trial.plan is not None:
-        line["ledger"] = _ledger(end)
-    for name in ("trials", "uplink_bytes", "downlink_bytes", "parameters", "seconds"):
-        line[name] = getattr(end, name)
-    return line
+        record["ledger"] = _ledger(end)
+    record |= {
+        "trials": end.trials,
+        "uplink_bytes": end.uplink_bytes,
+        "downlink_bytes": end.downlink_bytes,
+        "parameters": end.parameters,
+        "seconds": end.seconds,
+    }
+    return record
 
 
 def _product_of(trial: Trial) -> str:
@@ -121,13 +132,13 @@ def _product_of(trial: Trial) -> str:
     return "classifier"
 
 
-def _ledger(outcome: Outcome) -> dict[str, Any]:
+def _ledger(outcome: Outcome) -> LedgerRecord:
     """Return the totals of the ledger.
 
     If they differ from the plan, no ε is known, and only ``unaccounted`` and the accountant are
     returned.
     """
-    ledger = {
+    ledger: LedgerRecord = {
         "unaccounted": outcome.unaccounted,
         "accountant": outcome.accountant,
     }
@@ -147,8 +158,8 @@ def _ledger(outcome: Outcome) -> dict[str, Any]:
 
 def evaluation_line(
     trial: Trial, end: EvaluationResult | RowError, seconds: float
-) -> dict[str, Any]:
-    """Return the line of an evaluation.
+) -> EvaluationRecord:
+    """Return the record of an evaluation.
 
     Args:
         trial: The cell.
@@ -156,48 +167,62 @@ def evaluation_line(
         seconds: The wall time of the evaluation in seconds.
     """
     cell = trial.cell
-    line = {
+    record: EvaluationRecord = {
         "cell_id": cell.cell_id,
         "training_id": cell.training_id,
         "evaluation": cell.evaluation.model_dump(mode="json", exclude_none=True),
         "evaluation_source": harness_hash("evaluation"),
         "seconds": seconds,
+        "error": None,
     }
     if isinstance(end, RowError):
-        return {**line, "error": end.model_dump()}
-    return {
-        **line,
-        "error": None,
+        record["error"] = end.model_dump()
+        return record
+    record |= {
         "tested": end.tested,
         "label_shares": end.label_shares,
         "scores": end.scores,
-        "recalls": end.recalls,
-        "clients": [_client(asdict(client)) for client in end.clients],
+        "recalls": list(end.recalls),
+        "clients": list(map(_client, end.clients)),
+    }
+    return record
+
+
+def _client(client: ClientScores) -> ClientRecord:
+    """Return the scores of one client: those of its own model, and those of the shared one."""
+    own: Mapping[str, float] = client.own or {}
+    shared: Mapping[str, float] = client.shared or {}
+    return {
+        "client": client.client,
+        "name": client.name,
+        "rows": client.rows,
+        "test_rows": client.test_rows,
+        "own_accuracy": own.get("accuracy"),
+        "own_balanced_accuracy": own.get("balanced_accuracy"),
+        "shared_accuracy": shared.get("accuracy"),
+        "shared_balanced_accuracy": shared.get("balanced_accuracy"),
     }
 
 
-def _client(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the scores of one client, with a key for each score of its own and the shared model.
-
-    Args:
-        scores: The client's scores as a dictionary. ``own`` and ``shared`` may be None.
-    """
-    line = {name: scores[name] for name in ("client", "name", "rows", "test_rows")}
-    for model in ("own", "shared"):
-        for name in ("accuracy", "balanced_accuracy"):
-            line[f"{model}_{name}"] = scores[model] and scores[model][name]
-    return line
-
-
-def reference_line(key: str, value: Ceiling | LocalOnly) -> dict[str, Any]:
-    """Return the line of a reference, which is known by its key.
-
-    It also has the number of training rows and the seconds that the reference took.
-    """
-    kind = "local-only"
+def reference_line(key: str, value: Ceiling | LocalOnly) -> ReferenceRecord:
+    """Return the record of a reference, which is known by its key."""
     if isinstance(value, Ceiling):
-        kind = "ceiling"
-    return {"reference": key, "kind": kind, **asdict(value)}
+        return {
+            "reference": key,
+            "kind": "ceiling",
+            "balanced_accuracy": value.balanced_accuracy,
+            "accuracy": value.accuracy,
+            "reference_rows": value.reference_rows,
+            "seconds": value.seconds,
+        }
+    return {
+        "reference": key,
+        "kind": "local-only",
+        "mean": value.mean,
+        "clients": list(value.clients),
+        "reference_rows": value.reference_rows,
+        "seconds": value.seconds,
+    }
 
 
 def keep_state(path: Path, state: Mapping[str, Tensor]) -> str:
@@ -216,12 +241,13 @@ def keep_state(path: Path, state: Mapping[str, Tensor]) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_state(path: Path, sha256: str) -> Tensors:
+def read_state(path: Path, sha256: str | None) -> Tensors:
     """Return the tensors of a file, if they are those that were written.
 
     Args:
         path: The file.
-        sha256: The SHA-256 that :func:`keep_state` returned.
+        sha256: The SHA-256 that :func:`keep_state` returned. No file matches None, which stands in
+            the record of a training whose tensors were not kept.
 
     Raises:
         UserError: The file cannot be read, or has another SHA-256.
@@ -244,18 +270,18 @@ def read_state(path: Path, sha256: str) -> Tensors:
     return state
 
 
-def as_trained(trial: Trial, line: Line) -> Trial:
+def as_trained(trial: Trial, training: TrainingRecord) -> Trial:
     """Return the cell with the parameters and the plan that its search chose.
 
     A cell that is not tuned, or whose training failed, is returned as it is.
 
     Args:
         trial: The cell.
-        line: The line of its training.
+        training: The record of its training.
     """
-    if not trial.candidates or line["error"] is not None:
+    if not trial.candidates or training["error"] is not None:
         return trial
     plan = None
-    if line["plan"]:
-        plan = TypeAdapter(PrivacyPlan).validate_json(plain_json(line["plan"]))
-    return trial.of(line["cell"]["params"], plan)
+    if training["plan"]:
+        plan = TypeAdapter(PrivacyPlan).validate_json(plain_json(training["plan"]))
+    return trial.of(training["cell"]["params"], plan)

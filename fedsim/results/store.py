@@ -8,13 +8,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from textwrap import shorten
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, create_model
 
 from fedsim.errors import RunLost, UserError
 from fedsim.files import unread
 from fedsim.json_lines import complete_lines, decode, dump, has_words, is_json, load, reasons
+from fedsim.results.records import (
+    AuditRecord,
+    CheckRecord,
+    EvaluationRecord,
+    MembershipRecord,
+    PairRecord,
+    ReferenceRecord,
+    RoundLine,
+    TrainingPair,
+    TrainingRecord,
+)
 from fedsim.words import encodable
 
 Kind = Literal[
@@ -27,33 +38,17 @@ Kind = Literal[
     "checks",
     "rounds",
 ]
-_KEYS: dict[Kind, dict[str, Any]] = {
-    "trainings": {
-        "training_id": str,
-        "cell": dict[str, Any],
-        "error": dict[str, str] | None,
-    },
-    "evaluations": {
-        "cell_id": str,
-        "training_id": str,
-        "error": dict[str, str] | None,
-    },
-    "references": {"reference": str},
-    "audits": {"audit": str, "claim": str},
-    "pairs": {"audit": str, "pair": int},
-    "memberships": {"training_id": str, "auc": float},
-    "checks": {
-        "algorithm": str,
-        "source": str,
-        "unit": str,
-        "trust": str,
-        "params": dict[str, Any],
-        "full": bool,
-        "ended": Literal["passed", "failed"],
-    },
-    "rounds": {"training_id": str, "round": int},
+RECORDS: dict[Kind, tuple[type, tuple[str, ...]]] = {
+    "trainings": (TrainingRecord, ("training_id", "cell", "error")),
+    "evaluations": (EvaluationRecord, ("cell_id", "training_id", "error")),
+    "references": (ReferenceRecord, ("reference",)),
+    "audits": (AuditRecord, ("audit", "claim")),
+    "pairs": (PairRecord, ("audit", "pair")),
+    "memberships": (MembershipRecord, ("training_id", "auc")),
+    "checks": (CheckRecord, ("algorithm", "source", "unit", "trust", "params", "full", "ended")),
+    "rounds": (RoundLine, ("training_id", "round")),
 }
-"""The keys that every line of a kind has, with their types.
+"""The record of each kind, and those of its keys that are checked when a line is read.
 
 :meth:`ResultStore.last` keeps the last line for each value of the first key.
 """
@@ -65,7 +60,8 @@ RESTORE = (
 )
 """The hint where a file of a run folder is damaged."""
 KINDS: dict[Kind, type[BaseModel]] = {
-    kind: create_model(kind, **keys) for kind, keys in _KEYS.items()
+    kind: create_model(kind, **{name: get_type_hints(record)[name] for name in names})
+    for kind, (record, names) in RECORDS.items()
 }
 """The kinds of result lines, each of which has a file, with the model that checks its lines."""
 
@@ -334,8 +330,10 @@ class ResultStore:
                         file.truncate(before)
                     raise
 
-    def lines(self, kind: Kind) -> Iterator[dict[str, Any]]:
+    def lines(self, kind: Kind) -> Iterator[Any]:
         """Yield the lines of one kind in the order in which they were written.
+
+        A line is a record of its kind (:mod:`fedsim.results.records`); the caller names its type.
 
         The words "inf", "-inf" and "nan", which stand for numbers in the file, become numbers.
 
@@ -354,13 +352,13 @@ class ResultStore:
                 values = decode(values)
             yield values
 
-    def last(self, kind: Kind) -> dict[str, dict[str, Any]]:
-        """Return the last line of every key.
+    def last(self, kind: Kind) -> dict[str, Any]:
+        """Return the last line of every key; the caller names the type of the lines.
 
         A training that failed never replaces one that succeeded.
         """
-        last_lines: dict[str, dict[str, Any]] = {}
-        key_name = next(iter(_KEYS[kind]))
+        last_lines: dict[str, Any] = {}
+        _, (key_name, *_) = RECORDS[kind]
         for line in self.lines(kind):
             key = line[key_name]
             earlier = last_lines.get(key, line)
@@ -369,11 +367,11 @@ class ResultStore:
             last_lines[key] = line
         return last_lines
 
-    def audit_pairs(self, key: str) -> list[dict[str, Any]]:
+    def audit_pairs(self, key: str) -> list[TrainingPair]:
         """Return the pairs of trainings that an audit has run so far, by number.
 
         Args:
-            key: The key of the audit. The returned lines do not have it.
+            key: The key of the audit. The returned pairs do not have it.
         """
         pairs = {}
         for line in self.lines("pairs"):
@@ -381,12 +379,12 @@ class ResultStore:
                 pairs[line["pair"]] = line
         return [pairs[number] for number in sorted(pairs)]
 
-    def rounds(self) -> dict[str, list[dict[str, Any]]]:
+    def rounds(self) -> dict[str, list[RoundLine]]:
         """Return the round records of each training, in order of the round.
 
         A training that ran again replaces its records from the first of its new rounds on.
         """
-        by_training: dict[str, list[dict[str, Any]]] = {}
+        by_training: dict[str, list[RoundLine]] = {}
         for record in self.lines("rounds"):
             records = by_training.setdefault(record["training_id"], [])
             while records and records[-1]["round"] >= record["round"]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedsim.evaluation.evaluate import EvaluationResult
+from fedsim.results.records import TrainingPair
 from fedsim.training.rounds import RoundRecord
 
 FLUSH_SECONDS = 0.2
@@ -50,7 +51,7 @@ class Progress:
     rounds: tuple[RoundRecord, ...] = ()
     output: str = ""
     checkpoint: bytes | None = field(default=None, repr=False)
-    pairs: tuple[dict[str, Any], ...] = ()
+    pairs: tuple[TrainingPair, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fedsim.files import discard
 from fedsim.json_lines import dump
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
-from fedsim.results.columns import Line, row_of
+from fedsim.results.columns import row_of
 from fedsim.results.lines import (
     RowError,
     as_trained,
@@ -27,6 +27,7 @@ from fedsim.results.lines import (
     read_state,
     training_line,
 )
+from fedsim.results.records import EvaluationRecord, TrainingRecord
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display
 from fedsim.runs.items import Evaluated, Failure, Item, Progress
@@ -130,7 +131,7 @@ class CellJob(Job):
         self,
         run: RunContext,
         trial: Trial,
-        trainings: Sequence[Line] = (),
+        trainings: Sequence[TrainingRecord] = (),
         equal: Sequence[Trial] = (),
     ) -> None:
         if trainings:
@@ -272,7 +273,7 @@ class CellJob(Job):
         self.trainings = [self._training_line_of(trial, outcome) for trial in self.trials]
         store.append("trainings", self.trainings)
 
-    def _training_line_of(self, trial: Trial, outcome: Outcome) -> Line:
+    def _training_line_of(self, trial: Trial, outcome: Outcome) -> TrainingRecord:
         """Return the training line of a cell of the job, after saving what its training left."""
         prepared = self.run.prepared
         equal_to = None
@@ -314,7 +315,9 @@ class CellJob(Job):
             self.run.store.append("evaluations", [line])
             self._show_end(trial, training, line)
 
-    def _show_end(self, trial: Trial, training: Line, evaluation: Line | None = None) -> None:
+    def _show_end(
+        self, trial: Trial, training: TrainingRecord, evaluation: EvaluationRecord | None = None
+    ) -> None:
         """Show how a cell ended; it has no evaluation line if its training failed."""
         row = row_of(trial.cell.cell_id, trial.cell.label, training, evaluation)
         self.run.display.cell_finished(row)

@@ -15,8 +15,8 @@ from fedsim.plugins.registry import lookup
 if TYPE_CHECKING:
     from fedsim.evidence.audit.audit import ClaimAudit
     from fedsim.grid.models import Cell
-    from fedsim.results.columns import Line
     from fedsim.results.join import Entry, RunResults
+    from fedsim.results.records import AuditRecord, TrainingRecord
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Missing:
 class Trained:
     """The state of a cell that only is to be evaluated; ``training`` is its training line."""
 
-    training: Line
+    training: TrainingRecord
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def runs_code_of(cell: Cell) -> bool:
     return source_hash(lookup(cell.algorithm)) == cell.source
 
 
-def missing_audits(audits: Sequence[ClaimAudit], ended: Sequence[Line]) -> list[ClaimAudit]:
+def missing_audits(audits: Sequence[ClaimAudit], ended: Sequence[AuditRecord]) -> list[ClaimAudit]:
     """Return the audits that lack pairs of trainings.
 
     Args:

@@ -23,7 +23,7 @@ from fedsim.results.columns import UNVERIFIED
 from fedsim.results.join import RunResults, read_results
 from fedsim.runs.display import duration
 from fedsim.runs.memory import memory_of_grid
-from fedsim.runs.missing import Missing, is_trained, missing_audits, state_of, work_left
+from fedsim.runs.missing import Missing, missing_audits, state_of, work_left
 from fedsim.runs.noise_view import Parts, parts_of, signals
 from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.training.trial import Trial
@@ -346,8 +346,9 @@ def _cells_to_train(prepared: Prepared, lines: RunResults, *, retry_failed: bool
 def _recorded_seconds(lines: RunResults) -> dict[str, list[float]]:
     """Return the seconds of all trainings that ended without an error, by algorithm."""
     seconds: dict[str, list[float]] = {}
-    for training_id, line in lines.trainings.items():
-        if is_trained(training_id, lines):
-            algorithm = line["cell"]["algorithm"]
-            seconds.setdefault(algorithm, []).append(line["seconds"])
+    for training in lines.trainings.values():
+        # The seconds of a failed training are None.
+        if training["seconds"] is not None:
+            algorithm = training["cell"]["algorithm"]
+            seconds.setdefault(algorithm, []).append(training["seconds"])
     return seconds

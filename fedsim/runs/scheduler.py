@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedsim.grid.models import Device
+from fedsim.results.records import TrainingRecord
 from fedsim.runs.engine import ClusterLost, Engine, Slot, WorkerLost
 from fedsim.runs.items import Failure, Item
 from fedsim.runs.jobs import CellJob, Job, RunContext
@@ -260,10 +261,11 @@ class Scheduler:
         """
         if not job.trains or not job.plug_in or self.context.prepared.keep_going:
             return
-        trainings = self.context.store.last("trainings").values()
-        trained_sources = [line["cell"]["source"] for line in trainings if line["error"] is None]
-        if job.trial.cell.source not in trained_sources:
-            raise job.refused(failure)
+        trainings: dict[str, TrainingRecord] = self.context.store.last("trainings")
+        for line in trainings.values():
+            if line["error"] is None and line["cell"]["source"] == job.trial.cell.source:
+                return
+        raise job.refused(failure)
 
     def _look_around(self) -> None:
         """Update the room of the cluster and the display, and end the jobs whose time is up."""

@@ -24,6 +24,7 @@ from fedsim.methods.messages import Tensors
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
+from fedsim.results.records import TrainingPair
 from fedsim.runs.items import Evaluated, Failure, Item, Progress, gathered
 from fedsim.runs.missing import runs_code_of
 from fedsim.runs.prepare import Need
@@ -172,7 +173,7 @@ class Worker(Process):
         yield Evaluated(evaluation, time.perf_counter() - started)
 
     @_job
-    def audit(self, cell: Cell, run: AuditRun, known: Sequence[dict[str, Any]]) -> Iterator[Item]:
+    def audit(self, cell: Cell, run: AuditRun, known: Sequence[TrainingPair]) -> Iterator[Item]:
         """Run the missing pairs of trainings of an audit.
 
         Args:

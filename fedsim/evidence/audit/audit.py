@@ -14,9 +14,8 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from fedsim.evidence.audit.bound import refuted_epsilon
 from fedsim.evidence.audit.white_box import (
     MOST_ADDED,
     Setting,
-    TrainingPair,
     brief,
     pair,
     saturating,
@@ -38,6 +36,7 @@ from fedsim.plugins.code_hash import harness_hash, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.results.join import claim_of
+from fedsim.results.records import AuditRecord, TrainingPair
 from fedsim.training.trial import Trial
 from fedsim.words import number
 
@@ -125,12 +124,12 @@ class Audit:
 def outcome_of(setting: Setting, seen: Sequence[TrainingPair]) -> Audit:
     """Return the outcome of an audit from its pairs of trainings."""
     plan = setting.plan
-    absent = [pair.absent for pair in seen]
-    present = [pair.present for pair in seen]
+    absent = [pair["absent"] for pair in seen]
+    present = [pair["present"] for pair in seen]
     epsilon = bound(absent, present, plan.mechanisms, plan.delta)
-    added = max(pair.most for pair in seen)
+    added = max(pair["most"] for pair in seen)
     if added <= MOST_ADDED:
-        added = math.sqrt(float(np.mean([pair.ratio**2 for pair in seen])))
+        added = math.sqrt(float(np.mean([pair["ratio"] ** 2 for pair in seen])))
     return Audit(
         plan.epsilon_target,
         epsilon,
@@ -179,20 +178,20 @@ class AuditRun:
         self.count = count
         self.key = key_of(setting)
 
-    def missing(self, lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Run the pairs that ``lines`` lack and yield a line for each."""
+    def missing(self, known: Sequence[TrainingPair]) -> Iterator[TrainingPair]:
+        """Run and yield the pairs that are not known."""
         # On such small tensors a second thread only waits.
         torch.set_num_threads(1)
-        missing = sorted(set(range(self.count)) - {line["pair"] for line in lines})
+        missing = sorted(set(range(self.count)) - {line["pair"] for line in known})
         if not missing:
             return
         setting, canary = saturating(self.setting)
         for pair_number in missing:
-            yield pair(setting, canary, pair_number)._asdict()
+            yield pair(setting, canary, pair_number)
 
-    def outcome(self, lines: Sequence[Mapping[str, Any]]) -> Audit:
+    def outcome(self, pairs: Sequence[TrainingPair]) -> Audit:
         """Return the outcome of all recorded pairs, also of those beyond ``count``."""
-        return outcome_of(self.setting, [TrainingPair(**line) for line in lines])
+        return outcome_of(self.setting, pairs)
 
 
 @dataclass(frozen=True)
@@ -215,7 +214,7 @@ class ClaimAudit:
             f"{number(self.run.setting.plan.epsilon_target)}"
         )
 
-    def line(self, audit: Audit) -> dict[str, Any]:
+    def line(self, audit: Audit) -> AuditRecord:
         """Return the result line, in which ``params`` are those that the audit changed."""
         cell = self.trials[0].cell
         changed = dict(self.run.setting.params)

@@ -21,9 +21,9 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.evaluation.evaluate import synthesise
 from fedsim.methods.products import is_classifier
-from fedsim.results.columns import Line
 from fedsim.results.join import Entry, read_results
 from fedsim.results.lines import as_trained, read_state
+from fedsim.results.records import MembershipRecord, TrainingRecord
 from fedsim.results.store import ResultStore, RunFolder
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
@@ -185,7 +185,7 @@ def attack_run(
 def _attack_generator(
     folder: RunFolder,
     trial: Trial,
-    line: Line,
+    line: TrainingRecord,
     data: Mapping[str, Embeddings],
 ) -> Iterator[str]:
     """Attack the saved generator of a cell, record the result, and yield a line for each score."""
@@ -216,7 +216,7 @@ def _attack_generator(
         for rate, estimate in zip(FALSE_POSITIVE_RATES, rates, strict=True):
             text += f", TPR {estimate} at {rate:.1%} FPR"
         yield f"{text}; {len(x)} rows"
-    record = {"training_id": cell.training_id, "auc": max(areas)}
+    record: MembershipRecord = {"training_id": cell.training_id, "auc": max(areas)}
     ResultStore(folder.path).append("memberships", [record])
 
 

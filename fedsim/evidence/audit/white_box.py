@@ -55,6 +55,7 @@ from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Round, Task, Tensors
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan, Release, Trust, Unit
+from fedsim.results.records import TrainingPair
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, build_algorithm
 from fedsim.training.rounds import train
@@ -552,24 +553,6 @@ def saturating(setting: Setting) -> tuple[Setting, Canary]:
     return pairs[np.nanargmax(ratios)]
 
 
-class TrainingPair(NamedTuple):
-    """What a training without the canary and one with it showed.
-
-    Attributes:
-        pair: the number of the pair.
-        absent: the score without the canary.
-        present: the score with the canary.
-        ratio: what the canary adds to a step, as in :class:`Evidence`.
-        most: the most that it adds to a step, as in :class:`Evidence`.
-    """
-
-    pair: int
-    absent: float
-    present: float
-    ratio: float
-    most: float
-
-
 def pair(setting: Setting, canary: Canary, number: int) -> TrainingPair:
     """Train without and with the canary and return what both trainings showed.
 
@@ -582,10 +565,10 @@ def pair(setting: Setting, canary: Canary, number: int) -> TrainingPair:
         steps = observed(setting, canary, Seeds(0, secret), present=present)
         shown.append(evidence(steps, setting.plan.sensitivity))
     without, with_ = shown
-    return TrainingPair(
-        number,
-        without.score,
-        with_.score,
-        with_.ratio,
-        with_.most,
-    )
+    return {
+        "pair": number,
+        "absent": without.score,
+        "present": with_.score,
+        "ratio": with_.ratio,
+        "most": with_.most,
+    }

@@ -6,7 +6,7 @@ A setting is a unit of privacy with a trust.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import chain, product
 from typing import Any, NamedTuple, get_args
@@ -32,6 +32,7 @@ from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import epsilon
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Trust, Unit
+from fedsim.results.records import CheckRecord
 from fedsim.words import counted
 
 QUICK_DRAWS = 40
@@ -269,12 +270,12 @@ def _result_of(run: Callable[[Subject], str], subject: Subject) -> CheckResult:
 
 def check_lines(
     name: str,
-    params: Mapping[str, Any],
+    params: dict[str, Any],
     given: Sequence[str],
     findings: Sequence[CheckResult],
     *,
     quick: bool,
-) -> list[dict[str, Any]]:
+) -> list[CheckRecord]:
     """Return the lines of a run folder that say how a check ended, at most one per setting.
 
     A setting has a line if none of its checks failed, or if one of :data:`OF_PRIVACY` failed. A
@@ -295,7 +296,7 @@ def check_lines(
         refuted = failed & OF_PRIVACY
         if not results or (failed and not refuted):
             continue
-        line = {
+        line: CheckRecord = {
             "algorithm": name,
             "source": source_hash(lookup(name)),
             "unit": unit,

@@ -29,7 +29,6 @@ from fedsim.evidence.audit.audit import (
 )
 from fedsim.evidence.audit.white_box import (
     Setting,
-    TrainingPair,
     evidence,
     observed,
     pair,
@@ -38,6 +37,7 @@ from fedsim.evidence.audit.white_box import (
 )
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Trust, Unit
+from fedsim.results.records import TrainingPair
 from fedsim.seeds import Seeds
 
 Command = Callable[..., Done]
@@ -103,11 +103,11 @@ def test_score_of_a_sound_method_is_its_privacy_loss() -> None:
     pairs = [pair(*saturated, number) for number in range(30)]
     mu_squared = mu_of(setting.plan.mechanisms) ** 2
     spread = math.sqrt(mu_squared / len(pairs))
-    absent = np.mean([pair.absent for pair in pairs])
-    present = np.mean([pair.present for pair in pairs])
+    absent = np.mean([pair["absent"] for pair in pairs])
+    present = np.mean([pair["present"] for pair in pairs])
     assert absent == pytest.approx(-mu_squared / 2, abs=4 * spread)
     assert present == pytest.approx(mu_squared / 2, abs=4 * spread)
-    assert [pair.ratio for pair in pairs] == pytest.approx([1.0] * len(pairs), abs=1e-5)
+    assert [pair["ratio"] for pair in pairs] == pytest.approx([1.0] * len(pairs), abs=1e-5)
 
 
 @cache
@@ -125,9 +125,8 @@ def test_audit_refutes_a_broken_method() -> None:
 
 def test_audit_uses_all_recorded_pairs() -> None:
     setting, pairs = refuting()
-    lines = [pair._asdict() for pair in pairs]
-    few = AuditRun(setting, 6).outcome(lines)
-    assert few == AuditRun(setting, 30).outcome(lines)
+    few = AuditRun(setting, 6).outcome(pairs)
+    assert few == AuditRun(setting, 30).outcome(pairs)
     assert few.pairs == 30
 
 
