@@ -114,7 +114,7 @@ def test_few_trainings_take_the_time_of_one(lines: RunResults) -> None:
 @pytest.mark.parametrize("retry_failed", [False, True])
 def test_plan_counts_failed_cells_that_run_again(lines: RunResults, retry_failed: bool) -> None:
     prepared = small_cells("dp-gaussian")
-    lines.trainings[prepared.trials[0].cell.training_id] = {"error": "no"}
+    lines.trainings[prepared.trials[0].cell.training_id] = {"error": "no", "seconds": None}
     words = repr(Plan(prepared, Path("none"), retry_failed=retry_failed))
     assert ("not known before a cell of dp-gaussian" in words) == retry_failed
 

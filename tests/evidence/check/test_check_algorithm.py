@@ -10,8 +10,15 @@ from broken.leaks import KeepsPublic
 from broken.tiny import Adapted, Bounded, Classified, Coded, OneByOne, Spelled, Tiny
 from cells import SHIPPED
 
-from fedsim.errors import PluginError
-from fedsim.evidence.check.check import CHECKS, CheckResult, check_algorithm, check_lines, guarded
+from fedsim.errors import PluginError, UserError
+from fedsim.evidence.check.check import (
+    CHECKS,
+    CheckResult,
+    _result_of_refusal,
+    check_algorithm,
+    check_lines,
+    guarded,
+)
 from fedsim.evidence.check.neighbours import CORPUS, Draw, draw_of, pair_of
 from fedsim.evidence.check.sensitivity import search_pairs, sensitivity
 from fedsim.evidence.check.subject import Subject, shortened, subject
@@ -232,13 +239,13 @@ def test_method_without_settings_is_a_mistake() -> None:
         check_algorithm("broken.results:NoSettings")
 
 
-def test_full_check_tries_the_defaults_that_it_refuses(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("fedsim.evidence.check.check.check_subject", lambda cell: [])
-    (refusal,) = check_algorithm("broken.results:ClientIsRefusedIfWide")
+@pytest.mark.parametrize(("quick", "passed"), [(False, False), (True, None)])
+def test_full_check_tries_the_defaults_that_it_refuses(quick: bool, passed: bool | None) -> None:
+    error = UserError("latent", "clients have no plan", "give less")
+    name = "broken.results:ClientIsRefusedIfWide"
+    refusal = _result_of_refusal(name, "client", "silo", error, quick=quick)
     assert refusal.setting == "client, silo (refused)"
-    assert refusal.passed is False
+    assert refusal.passed is passed
 
 
 def test_full_check_changes_only_numbers_of_steps() -> None:
