@@ -358,8 +358,8 @@ class DPGMMParams(DPGaussianParams):
         share = self.coordinates_share + self.em_share
         if share >= 1:
             raise ValueError(
-                f"coordinates_share and em_share add up to {share:g}; give shares below 1 in sum, "
-                "so that budget is left for the moments"
+                f"coordinates_share and em_share add up to {share:g}; give shares that add up to "
+                "less than 1, so that some budget is left for the moments"
             )
         return self
 

@@ -281,7 +281,7 @@ def _loss_matrix(algorithm: Any, model: nn.Module, batch: Batch) -> Tensor:
 def _near(first: Tensor, second: Tensor, tolerance: float) -> bool:
     """Return whether values are equal up to rounding; a NaN counts as 0.
 
-    Values of which some are infinite must be the same.
+    If the norms of the tensors are not finite, the tensors must be equal.
     """
     first = first.nan_to_num()
     second = second.nan_to_num()

@@ -100,11 +100,11 @@ def is_of(check: Mapping[str, Any], cell: Mapping[str, Any]) -> bool:
     Classes of one file have one source. A file is given by any path that leads to it, so that only
     the names of the classes after it are compared.
     """
-    same_class = _class_name(check["algorithm"]) == _class_name(cell["algorithm"])
+    same_class = class_name(check["algorithm"]) == class_name(cell["algorithm"])
     return same_class and bool(check["source"] == cell["source"])
 
 
-def _class_name(algorithm: str) -> str:
+def class_name(algorithm: str) -> str:
     """Return the name of a class in its file, ``FILE:CLASS``; or the name of a shipped method."""
     return algorithm.rpartition(":")[2]
 

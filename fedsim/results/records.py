@@ -17,7 +17,7 @@ class LedgerRecord(TypedDict, total=False):
     """What the ledger of a private training counted; a part of :class:`TrainingRecord`.
 
     If the steps that ran are not those of the plan, no ε is known. The record then has only its
-    first two keys. No value in a file is None; the types allow it, as those of
+    first two keys. In a file no value is None. The types allow None because those of
     :class:`fedsim.training.trial.Outcome` do.
 
     Attributes:

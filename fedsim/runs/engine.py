@@ -125,7 +125,8 @@ class Engine(Protocol):
 def in_this_process(node: Node, *, capture: bool) -> Iterator[InProcess]:
     """Yield an :class:`InProcess` for the block.
 
-    Afterwards, this process has the threads and torch's data type that it had before.
+    After the block, this process has as many threads as before, and the same default data type of
+    torch.
     """
     threads = torch.get_num_threads()
     dtype = torch.get_default_dtype()

@@ -13,7 +13,7 @@ from fedsim.errors import UserError
 from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.grid.cells import identity
 from fedsim.json_lines import plain_json
-from fedsim.plugins.claims import compared
+from fedsim.plugins.claims import class_name, compared
 from fedsim.plugins.code_hash import harness_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import THEOREMS
@@ -228,8 +228,8 @@ def _checked_code(facts: Mapping[str, Any]) -> str:
     """
     key = {name: facts.get(name) for name in ("source", "unit", "trust", "check")}
     # Classes of one file have one source. A file may be given by several paths.
-    _, _, class_name = facts["algorithm"].rpartition(":")
-    return identity(key | {"class": class_name, "params": compared(facts["params"])})
+    checked_class = class_name(facts["algorithm"])
+    return identity(key | {"class": checked_class, "params": compared(facts["params"])})
 
 
 def _check_job(run: RunContext, trial: Trial, key: str, *, quick: bool) -> Job:

@@ -25,7 +25,7 @@ from fedsim.results.records import (
     ReferenceRecord,
     TrainingRecord,
 )
-from fedsim.results.store import RECORDS, Kind, ResultStore
+from fedsim.results.store import RECORDS, ResultStore
 from fedsim.training.trial import Trial
 
 FAILED = RowError(**ERROR)
@@ -43,15 +43,8 @@ RECORDS_OF_GROUPS = {
     "audit": AuditRecord,
 }
 """The records from which columns are read, by the first part of ``Column.path``."""
-BENCH_KINDS: tuple[Kind, ...] = (
-    "trainings",
-    "evaluations",
-    "references",
-    "audits",
-    "pairs",
-    "memberships",
-    "rounds",
-)
+BENCH_KINDS = [kind for kind in RECORDS if kind != "checks"]
+"""The kinds of lines that a bench with audits and attacks writes."""
 
 
 @pytest.fixture(scope="module")
