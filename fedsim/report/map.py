@@ -1,7 +1,7 @@
-"""The map: real and synthetic embeddings of each method in two dimensions, coloured by class.
+"""Draws the map: the real and synthetic embeddings of each method in two dimensions.
 
-A bench draws it at its end, because only the bench has the real data. The file holds real test
-examples and is not for release.
+Each class has a colour. A bench draws the map at its end, because only the bench has the real data.
+The file holds real test examples and is not for release.
 """
 
 from __future__ import annotations
@@ -30,43 +30,47 @@ from fedsim.training.trial import Trial
 from fedsim.words import number
 
 POINTS = 30
-"""The number of points per class that are drawn, of real and of synthetic embeddings each."""
+"""The largest number of real points per class in a panel, and of synthetic ones."""
 MOST_METHODS = 8
 """The largest number of methods on a map."""
 MOST_POINTS = 20_000
-"""The approximate largest number of synthetic embeddings that the axes are computed from."""
+"""The axes are computed from at most about this many synthetic embeddings."""
 
 
 def save_map(results: RunResults, trials: Sequence[Trial], data: Mapping[str, Embeddings]) -> None:
     """Write ``curves/map.svg`` of the generators that are saved in a run folder.
 
-    Without a saved generator, and for embeddings of one dimension, there is no map, and that of an
-    earlier run is deleted.
+    The map of an earlier run is deleted. There is no new one if no generator is saved, or if the
+    embeddings have one dimension.
 
     Args:
         results: The results of the run.
         trials: The cells of the run.
         data: The data sets by key.
+
+    Raises:
+        UserError: The tensors of a generator cannot be read, or were changed.
     """
     folder = results.folder
-    cells = {trial.cell.cell_id: trial for trial in trials}
-    saved = [
+    trial_of = {trial.cell.cell_id: trial for trial in trials}
+    saved_rows = [
         row
         for row in results.rows
-        if row.cell_id in cells
+        if row.cell_id in trial_of
+        and results.trained[row.cell_id]["state"] is not None
         and folder.state(results.trained[row.cell_id]["training_id"]).exists()
     ]
     panels = {}
-    for row in shown_rows(saved):
-        line = results.trained[row.cell_id]
-        trial = cells[row.cell_id]
+    for row in shown_rows(saved_rows):
+        training = results.trained[row.cell_id]
+        trial = trial_of[row.cell_id]
         embeddings = data[trial.data_key]
         state = read_state(
-            folder.state(line["training_id"]),
-            line["state"],
+            folder.state(training["training_id"]),
+            training["state"],
         )
         generator = cell_evaluator(
-            as_trained(trial, line),
+            as_trained(trial, training),
             state,
             embeddings,
         ).product
@@ -83,6 +87,7 @@ def save_map(results: RunResults, trials: Sequence[Trial], data: Mapping[str, Em
         panels[title] = Labelled(*synthetic)
     path = folder.curves / "map.svg"
     path.unlink(missing_ok=True)
+    # All panels have the same data set (see shown_rows), so that of the last one will do.
     if panels and embeddings.dim > 1:
         save_figure(draw_map(panels, embeddings), path)
 
@@ -90,19 +95,20 @@ def save_map(results: RunResults, trials: Sequence[Trial], data: Mapping[str, Em
 def shown_rows(rows: Sequence[Row]) -> list[Row]:
     """Return the results whose generators are on the map, one per method.
 
-    All are of the first generator's data set, partition and seed, so that they share their real
-    examples. Each method is shown at its largest finite epsilon, or without noise if it has none.
+    They have the data set, partition and seed of the first generator, so that they share their
+    real examples. Each method is shown at its largest finite epsilon, or without noise if it has
+    no such epsilon.
 
     Args:
         rows: Results with saved products, in the order of the grid.
     """
     generators = [row for row in rows if row.status == "ok" and row.yields == "generator"]
-    place = attrgetter("dataset", "alpha", "clients", "seed")
+    place_of = attrgetter("dataset", "alpha", "clients", "seed")
     by_label: dict[str, list[Row]] = {row.label: [] for row in generators}
     for row in generators:
-        if place(row) == place(generators[0]):
+        if place_of(row) == place_of(generators[0]):
             by_label[row.label].append(row)
-    # Of equal epsilons the later result is shown, as max keeps the first of the reversed list.
+    # If epsilons are equal, the last result is shown: max takes the first of the reversed list.
     shown = [max(reversed(same), key=_finite_epsilon) for same in by_label.values() if same]
     return shown[:MOST_METHODS]
 
@@ -118,9 +124,9 @@ def _finite_epsilon(row: Row) -> float:
 def draw_map(panels: Mapping[str, Labelled], data: Embeddings) -> Figure:
     """Return the map: one panel per method, all on the same two axes.
 
-    The axes are the first two principal components of all synthetic embeddings, so that they are
-    no function of the real ones. As many classes are drawn as there are colours, those with most
-    real test examples.
+    The axes are the first two principal components of the synthetic embeddings, so they do not
+    depend on the real ones. Each class has its own colour. If there are more classes than colours,
+    only the classes with the most real test examples are drawn.
 
     Args:
         panels: The synthetic embeddings ``[n, d]`` with their labels ``[n]``, by title.
@@ -128,6 +134,7 @@ def draw_map(panels: Mapping[str, Labelled], data: Embeddings) -> Figure:
     """
     synthetic = np.concatenate([embeddings.x for embeddings in panels.values()])
     # Embeddings are ordered by class, so every k-th of them keeps the frequencies of the classes.
+    # The step k is the quotient rounded up: -(-a // b).
     fitted = synthetic[:: -(-len(synthetic) // MOST_POINTS)]
     pca = PCA(2, svd_solver="full").fit(fitted.astype(np.float64))
     by_size = np.argsort(
@@ -153,7 +160,7 @@ def draw_map(panels: Mapping[str, Labelled], data: Embeddings) -> Figure:
                     pca,
                     data.x_test[data.y_test == label],
                 )
-                points = _projected(
+                synthetic_points = _projected(
                     pca,
                     embeddings.x[embeddings.y == label],
                 )
@@ -165,7 +172,7 @@ def draw_map(panels: Mapping[str, Labelled], data: Embeddings) -> Figure:
                     linewidths=0,
                 )
                 axes.scatter(
-                    *points,
+                    *synthetic_points,
                     color=colour,
                     s=9,
                     marker="x",
@@ -208,9 +215,11 @@ def _legend(colours: Mapping[str, str]) -> list[Line2D]:
 
 
 def _projected(pca: PCA, x: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the first :data:`POINTS` embeddings of ``[n, d]`` on the axes, ``[2, m]``.
+    """Return the coordinates of the first :data:`POINTS` embeddings on both axes, ``[2, m]``.
 
-    There may be none, which ``PCA.transform`` would refuse.
+    Args:
+        pca: The fitted axes.
+        x: The embeddings ``[n, d]`` of one class. n may be 0, which ``PCA.transform`` refuses.
     """
     if not len(x):
         return np.empty((2, 0))

@@ -47,14 +47,14 @@ _SPREADS = {
     "sd": "standard deviation",
     "range": "half the range",
 }
-"""What follows ± in a table, by the spread."""
+"""What the number behind ± is in a table, by the kind of spread."""
 
 
 def claims(facts: pd.DataFrame) -> dict[str, str]:
-    """Return what the epsilons of each method rest on, by its label.
+    """Return the claim of each method, by its label: what its epsilons rest on.
 
-    It is the weakest claim of the method's finite epsilons; ``refuted`` if an audit refuted one of
-    them; ``not private`` if the method has no epsilon.
+    The claim is the weakest one of the method's finite epsilons. It is ``refuted`` if an audit
+    refuted one of them, and ``not private`` if the method has no epsilon.
 
     Args:
         facts: :attr:`SeedGroups.facts`, one line per setting.
@@ -83,21 +83,21 @@ def claim_words(word: str) -> str:
 def named(facts: pd.DataFrame) -> dict[str, str]:
     """Return the name of each method in tables and legends, by its label.
 
-    The name is the label, the mark of public data, and in brackets whether the method yields a
-    classifier and what its epsilon rests on if that is not a proof.
+    The name begins with the label. :data:`PUBLIC_MARK` follows if the method used public data.
+    Brackets say that a method yields a classifier, and what its epsilon rests on if not a proof.
 
     Args:
         facts: :attr:`SeedGroups.facts`, one line per setting.
     """
-    first = facts.drop_duplicates("label").set_index("label")
+    facts_of = facts.drop_duplicates("label").set_index("label")
     with_public_data = set(facts.dropna(subset="public")["label"])
     names = {}
-    for label, word in claims(facts).items():
+    for label, claim in claims(facts).items():
         remarks = []
-        if first["yields"][label] == "classifier":
+        if facts_of["yields"][label] == "classifier":
             remarks.append("classifier")
-        if word not in ("", "proved"):
-            remarks.append(claim_words(word))
+        if claim not in ("", "proved"):
+            remarks.append(claim_words(claim))
         names[label] = label
         if label in with_public_data:
             names[label] += PUBLIC_MARK
@@ -109,7 +109,7 @@ def named(facts: pd.DataFrame) -> dict[str, str]:
 def reference_name(name: str, labels: Collection[str]) -> str:
     """Return the name of a reference in tables and curves, marked if a method has the same label.
 
-    Tables identify methods and references by their names, and ``local-only`` is both.
+    A line of a table is identified by its name, and ``local-only`` names a method and a reference.
     """
     while name in labels:
         name += " (reference)"
@@ -117,11 +117,11 @@ def reference_name(name: str, labels: Collection[str]) -> str:
 
 
 def placed(facts: pd.DataFrame, more: Sequence[str] = ()) -> tuple[list[str], pd.Series[str]]:
-    """Return the words of what all lines have in common, and of what differs between them.
+    """Return in words what all lines have in common, and what differs between them.
 
     Args:
         facts: One line per setting, with the columns :data:`PLACE`.
-        more: Further columns, such as ``epsilon_target``, that belong to the place.
+        more: Further columns to put into words, such as ``epsilon_target``.
 
     Returns:
         The common words for a title (a list of at most one text), and for every line the words of
@@ -130,6 +130,7 @@ def placed(facts: pd.DataFrame, more: Sequence[str] = ()) -> tuple[list[str], pd
     columns = [*PLACE, *more]
     varied = [name for name in columns if facts[name].nunique(dropna=False) > 1]
     same = [name for name in columns if name not in varied]
+    # A list, because an empty frame has no first line.
     common = [setting_words(line, same) for line in facts.head(1).to_dict("records")]
     places = facts.apply(
         lambda line: setting_words(line, varied),
@@ -157,7 +158,7 @@ def setting_words(line: Any, columns: Sequence[str]) -> str:
 
 
 def run_words(facts: pd.DataFrame, without: Collection[str] = ()) -> list[str]:
-    """Return what the settings of a run are: data, partition, budgets, unit and trust.
+    """Return data, partition, budgets, unit and trust of a run in words, one text per column.
 
     Args:
         facts: :attr:`SeedGroups.facts`.
@@ -195,7 +196,7 @@ def epsilon_head(epsilon: float) -> str:
 
 
 def known_measure(measure: str) -> str:
-    """Return the name of a measure as it is given.
+    """Return the name of a measure unchanged, if there is such a measure.
 
     Raises:
         UserError: There is no such measure; the message suggests the nearest name.
@@ -210,7 +211,7 @@ def known_measure(measure: str) -> str:
 
 
 def most_seeds(facts: pd.DataFrame) -> int:
-    """Return the largest number of seeds that any mean is of."""
+    """Return the largest number of seeds over which a mean is taken; 0 without results."""
     if facts.empty:
         return 0
     return int(facts["seeds"].max())

@@ -1,7 +1,7 @@
-"""Tables of a terminal: a frame within the width of the terminal, without a broken word.
+"""Makes tables for a terminal, whose lines break only between words.
 
-:func:`frame_table` wraps texts between words. :func:`fitting_columns` leaves out columns that have
-no room.
+:func:`frame_table` turns a data frame into a table and wraps its texts. :func:`fitting_columns`
+leaves out the columns for which the terminal is too narrow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import JustifyMethod
 
 PADDING = 2
-"""The number of blanks behind each column. Between two columns the box adds one more."""
+"""The number of spaces behind each column. Between two columns the box adds one more."""
 SHORT_HEAD = 8
 """The largest number of characters of a head, such as ``ε = 1``, that is not wrapped."""
 
@@ -27,13 +27,14 @@ SHORT_HEAD = 8
 def frame_table(title: str, frame: pd.DataFrame, width: int | None = None) -> Table:
     """Return a frame as a table of rich, without its index.
 
-    Numbers are written to four digits and stand on the right, texts on the left.
+    Floats are written to four significant digits. Numbers are aligned to the right, texts to the
+    left.
 
     Args:
         title: The title; may be empty.
         frame: The frame.
-        width: The number of characters in which texts are wrapped between words; default: rich
-            wraps them where the terminal ends.
+        width: The width of the table in characters; texts are wrapped to fit. Default: rich wraps
+            them at the width of the terminal.
     """
     table = Table(
         title=title or None,
@@ -55,16 +56,17 @@ def frame_table(title: str, frame: pd.DataFrame, width: int | None = None) -> Ta
             overflow="fold",
             width=column_width,
         )
+    # The first text of a column is its head, which the table has already.
     for texts in zip(*(column[1:] for column in columns), strict=True):
         table.add_row(*map(Text, texts))
     return table
 
 
 def fitting_columns(frame: pd.DataFrame, width: int) -> pd.DataFrame:
-    """Return those columns of a frame whose words and numbers fit whole into a width.
+    """Return the columns of a frame that fit into a width without a broken word.
 
-    Empty columns are left out first, then those before the last one. The first column and the last
-    one always stay.
+    If not all of them fit, empty columns are left out first, then filled ones from the right. The
+    first column and the last filled one always stay.
 
     Args:
         frame: A frame of texts.
@@ -81,7 +83,7 @@ def fitting_columns(frame: pd.DataFrame, width: int) -> pd.DataFrame:
 
 
 def texts_of(values: pd.Series[Any], digits: int = 6) -> pd.Series[str]:
-    """Return values as texts, numbers to some significant digits, and nothing for missing ones."""
+    """Return values as texts: floats to ``digits`` significant digits, missing values empty."""
     # A caller with a series has imported pandas already.
     import pandas as pd
 
@@ -122,7 +124,7 @@ def _fits(frame: pd.DataFrame, width: int) -> bool:
 
 
 def _with_gaps(widths: list[int]) -> int:
-    """Return the width of a table, given those of its columns."""
+    """Return the width of a table from the widths of its columns, with the gaps between them."""
     return sum(widths) + (PADDING + 1) * len(widths) - 1
 
 
@@ -133,11 +135,11 @@ def _widths(columns: list[list[str]], width: int | None) -> list[int] | list[Non
 
     Args:
         columns: The texts of each column, its head first.
-        width: The width of the whole table; None: any.
+        width: The width of the whole table; None if it is not limited.
 
     Returns:
-        The widths. They are None if every column has what it needs, or if the longest words do not
-        fit.
+        The widths. They are None if every column has room already, or if even the longest words
+        do not fit.
     """
     widths = [max(map(len, texts)) for texts in columns]
     unlimited = [None] * len(columns)
@@ -145,8 +147,8 @@ def _widths(columns: list[list[str]], width: int | None) -> list[int] | list[Non
         return unlimited
     least = [_least_width(texts) for texts in columns]
     while _with_gaps(widths) > width:
-        wide = [place for place in range(len(widths)) if widths[place] > least[place]]
-        if not wide:
+        reducible = [column for column in range(len(widths)) if widths[column] > least[column]]
+        if not reducible:
             return unlimited
-        widths[max(wide, key=widths.__getitem__)] -= 1
+        widths[max(reducible, key=widths.__getitem__)] -= 1
     return widths

@@ -38,7 +38,7 @@ _TESTS = {
     "friedman_p": "(p of Friedman's test)",
     "critical_difference": "(critical difference)",
 }
-"""The lines below the mean ranks, with their names."""
+"""The columns of :func:`ranks_of` that are lines below the mean ranks, with their names."""
 _NOTES = (
     "Mean rank: the methods are ranked in each setting (data set, partition and budget) by their "
     "means over seeds. The table shows the mean over settings.",
@@ -57,7 +57,7 @@ _TOO_FEW = (
     "alone do not show that one method is better than another one."
 )
 """The note where the settings are too few for a test."""
-_OF_TESTS = (
+_TEST_NOTE = (
     "Mean ranks that differ by less than the critical difference do not show that one method is "
     "better (Nemenyi's test at 5 %, Demšar 2006). It counts only where p of Friedman's test is "
     "below 0.05. Both tests assume independent settings. Settings of the same data are not "
@@ -99,8 +99,8 @@ def verdict_table(
         if measure != OVERALL
     ]
     counts = pd.concat(by_measure)
-    of_all = counts.groupby("rival", sort=False)[["won", "level", "lost"]].sum()
-    counts = pd.concat([counts, of_all.reset_index().assign(measure=OVERALL)])
+    totals = counts.groupby("rival", sort=False)[["won", "level", "lost"]].sum()
+    counts = pd.concat([counts, totals.reset_index().assign(measure=OVERALL)])
     tests = ranks.drop_duplicates("measure").melt("measure", [*_TESTS], "method").dropna()
     names = named(settings.facts)
     block = "Mean rank (1 is best)"
@@ -154,13 +154,19 @@ def _losses(settings: SeedGroups) -> SeedGroups:
 def _ranks(losses: SeedGroups) -> pd.DataFrame:
     """Return the mean ranks of the methods in each measure, and then over all measures.
 
-    A setting counts if at least two methods have it. A method is ranked in a measure if it has all
-    settings. Over all measures only the methods that are ranked in each of them are compared.
+    For each measure only those settings count in which at least two methods have a value. A method
+    is ranked if it has a value in all of them. The ranks over all measures compare only the methods
+    that are ranked in each measure.
+
+    Args:
+        losses: The results of :func:`_losses`.
 
     Returns:
-        The lines of :func:`fedsim.results.ranks.ranks_of`, with the ``measure``.
+        The lines of :func:`fedsim.results.ranks.ranks_of`, with the ``measure``. The frame is empty
+        if no measure ranks two methods.
     """
     means = losses.means([*HEADS])
+    # A setting here is a place and a budget, whatever the method.
     means["comparison"] = means.groupby([*PLACE, *BUDGET], dropna=False).ngroup()
     frames = {}
     for measure in HEADS:
@@ -168,15 +174,15 @@ def _ranks(losses: SeedGroups) -> pd.DataFrame:
         wide = of_measure.pivot_table("mean", "comparison", "label")
         contested = wide[wide.count(axis="columns") > 1]
         complete = contested.dropna(axis="columns")
-        if complete.shape[1] > 1:
+        if not complete.empty and complete.shape[1] > 1:
             frames[measure] = complete
     if not frames:
         return pd.DataFrame()
     lines = [ranks_of(frame).assign(measure=measure) for measure, frame in frames.items()]
     shared = [*set.intersection(*map(set, frames.values()))]
     by_measure = [frame[shared].rank(axis="columns").mean() for frame in frames.values()]
-    means = pd.concat(by_measure).groupby("label").mean()
-    lines.append(means.reset_index(name="mean_rank").assign(measure=OVERALL))
+    overall = pd.concat(by_measure).groupby("label").mean()
+    lines.append(overall.reset_index(name="mean_rank").assign(measure=OVERALL))
     return pd.concat(lines)
 
 
@@ -191,7 +197,7 @@ def _notes(ranks: pd.DataFrame, facts: pd.DataFrame) -> Iterator[str]:
     if ranks["critical_difference"].isna().all():
         yield _TOO_FEW
     else:
-        yield _OF_TESTS
+        yield _TEST_NOTE
     ranked = ranks["label"][ranks["measure"] == OVERALL]
     unranked = facts["label"][~facts["label"].isin(ranked)].unique()
     if len(unranked):

@@ -1,7 +1,7 @@
-"""The columns of a result, each declared once, and the result of a cell as they make it.
+"""Declares the columns of a result, and makes the result of a cell.
 
 Data frames, tables, pictures, comparisons, boards and the reference page all follow from
-:data:`COLUMNS`. :func:`row_of` joins the lines that the jobs of one cell left into a :class:`Row`.
+:data:`COLUMNS`. :func:`row_of` joins the lines that the jobs of one cell wrote into a :class:`Row`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Row:
 
     Attributes:
         values: The value of each column by the column's name.
-        plan: The privacy plan as its training line has it; empty for a method without privacy.
+        plan: The privacy plan, with the fields of :class:`fedsim.privacy.plan.PrivacyPlan`; empty
+            for a method without privacy.
     """
 
     values: Mapping[str, Any]
@@ -110,9 +111,9 @@ class Row:
 
     @property
     def has_validation(self) -> bool:
-        """Return whether its personal scores have a weight chosen on real validation examples.
+        """Return whether the weight of personal scores was chosen on real validation examples.
 
-        A package has no scores, so it says nothing of their evaluation.
+        The result in a package has neither scores nor ``evaluation``; then this is False.
         """
         evaluation = self.evaluation or {}
         return bool(evaluation.get("personal") == "held-out")
@@ -151,6 +152,7 @@ class Row:
     def _refutation(self) -> str:
         """Return the evidence of an audit that refuted the claim, in a few words."""
         evidence = f"an audit finds ε ≥ {number(self.audit_epsilon_lower, 3)}"
+        # An audit whose ε is within the target refutes the claim by the sensitivity alone.
         if self.audit_epsilon_lower <= (self.epsilon_target or 0.0):
             ratio = number(self.audit_canary_ratio, 3)
             evidence = f"a canary adds {ratio} of the claimed sensitivity"
@@ -186,8 +188,8 @@ def row_of(
         ceiling: The line of the reference on all real training examples, if it is known.
         local_only: The line of the reference on each client's own examples, if it is known.
         audit: The strongest audit of the cell's claim, if there is one.
-        check: The combined end of the checks of its code, ``passed`` or ``failed``, if there are
-            any.
+        check: The combined result of the checks of its code, ``passed`` or ``failed``; None
+            without checks.
         membership: The line of the attack on its saved generator, if there is one.
 
     Raises:
@@ -214,6 +216,7 @@ def row_of(
     status = _status_of(error, plan, ledger, audit)
     if status == "unaccounted":
         error = {"type": "Unaccounted", "message": ledger["unaccounted"], "traceback": ""}
+    # Each column takes its value from one of these groups (see Column.path).
     groups = {
         "derived": {
             "cell_id": cell_id,
@@ -281,7 +284,7 @@ def _stated_budget(cell: Fields) -> Fields:
 def _protection(training: TrainingRecord, budget: Fields) -> Fields | None:
     """Return what the budget protects and by which noise, or None without a budget.
 
-    Noise and neighbouring relation are known only for what fedsim trained by a plan.
+    The noise and the neighbouring relation are known only if fedsim trained by a plan.
     """
     if not budget:
         return None
@@ -331,9 +334,9 @@ def _scores(
     if membership is not None:
         scores["membership_auc"] = membership["auc"]
     if local_only is not None and scored.get("clients"):
-        known = [score for score in local_only["clients"] if score is not None]
-        if known:
-            scores["client_local_only_balanced_accuracy"] = sum(known) / len(known)
+        accuracies = [score for score in local_only["clients"] if score is not None]
+        if accuracies:
+            scores["client_local_only_balanced_accuracy"] = sum(accuracies) / len(accuracies)
     # NaN is the only value that differs from itself.
     not_numbers = sorted(name for name, score in scores.items() if score != score)
     if not_numbers:
@@ -683,8 +686,8 @@ COLUMNS: dict[str, Column] = {
     ),
 }
 """The columns by name, in the order in which a result has them."""
-_SPREAD = ("params", "evaluation")
-"""Columns that hold a mapping; a data frame has one column for each of its keys."""
+_MAPPINGS = ("params", "evaluation")
+"""The columns that hold a mapping; a data frame has one column for each of its keys."""
 WHERE = ("cell_id", "label", "dataset", "alpha", "clients", "epsilon_target", "seed")
 """The columns that say which cell a line of rounds, clients or audits belongs to."""
 
@@ -698,11 +701,11 @@ def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def frame_of_lines(lines: Iterable[Mapping[str, Any]], rows: Sequence[Row]) -> pd.DataFrame:
-    """Return a data frame of lines that have a ``cell_id``, with the :data:`WHERE` of their cells.
+    """Return a data frame of lines, each with the columns :data:`WHERE` of its cell.
 
     Args:
-        lines: Lines of rounds, clients or audits.
-        rows: The results of their cells.
+        lines: Lines of rounds, clients or audits, each with the ``cell_id`` of its cell.
+        rows: The results of the cells.
     """
     cells = {row.cell_id: {name: row.values[name] for name in WHERE} for row in rows}
     records = [{**cells.get(line["cell_id"], {}), **line} for line in lines]
@@ -711,12 +714,12 @@ def frame_of_lines(lines: Iterable[Mapping[str, Any]], rows: Sequence[Row]) -> p
 
 
 def _frame(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
-    """Return a data frame of columns by name, in which mappings are spread over their keys."""
+    """Return a data frame of columns by name, with one column for each key of a mapping."""
     import pandas as pd
 
     flat: dict[str, Sequence[Any]] = {}
     for name, values in columns.items():
-        if name not in _SPREAD:
+        if name not in _MAPPINGS:
             flat[name] = values
             continue
         mappings = [value or {} for value in values]
@@ -730,8 +733,8 @@ def _frame(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
 def _dtype(name: str, values: Sequence[Any]) -> str | None:
     """Return the pandas type of a column, by its values; None lets pandas decide.
 
-    Whole numbers and truth values with gaps get a type that has missing values. Without any value
-    the type is that which :data:`COLUMNS` declares.
+    Whole numbers and Booleans with gaps get a type that has missing values. A column without any
+    value gets the type that :data:`COLUMNS` declares. Numbers beyond 64 bits stay objects.
     """
     present = [value for value in values if value is not None]
     has_gaps = len(present) < len(values)

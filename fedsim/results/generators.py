@@ -1,12 +1,13 @@
-"""Saved generators, which are made again from what a training left, and packages for release.
+"""Loads saved generators, draws samples from them, and writes packages for release.
 
-A package is a file of tensors with a JSON file of facts about them. A generator is made from the
-server's state and the released client codes. Both are private already, so sampling costs no ε.
+A package is a file of tensors with a JSON file of facts about them. A generator is restored from
+two results of its training: the server's state and the released client codes. ε covers both
+already, so sampling costs no ε.
 
-With secret noise only these tensors were computed from private data, and ε covers them. Even the
-name of a package is made of public facts. So a generator may be released under its ε. (For several
-generators of one data set see :mod:`fedsim.evidence.prove`.) With seeded noise anyone can draw the
-noise again and subtract it: such generators are for simulation only.
+With secret noise, nothing in a package but these tensors was computed from private data. Even the
+name of a package is a hash of public facts. So a generator may be released under its ε. (For
+several generators of one data set see :mod:`fedsim.evidence.prove`.) With seeded noise anyone can
+draw the noise again and subtract it: such generators are for simulation only.
 
 Nothing is ever unpickled. The facts of a package are as stated by its author.
 """
@@ -126,8 +127,8 @@ class GeneratorFacts(BaseModel):
         cell: The cell that was trained.
         task: The public facts that its algorithm got.
         plan: Its privacy plan; None without privacy.
-        columns: The result of the cell. In a package for release it lacks scores and everything
-            else that is private.
+        columns: The values of the cell's result by column. A package for release lacks the scores
+            and all other private values.
         class_names: The names of the classes, which may be empty.
         versions: The versions of Python and of the packages that trained.
         sha256: The SHA-256 of the file of tensors.
@@ -157,9 +158,9 @@ class GeneratorFacts(BaseModel):
 
     @property
     def held_back(self) -> str:
-        """Return why nothing made from it may leave the simulation, and the remedy.
+        """Return why the generator and its samples may not leave the simulation, and the remedy.
 
-        The text is empty if everyone may have it.
+        The text is empty if they may.
         """
         return held_back(self.row)
 
@@ -179,8 +180,9 @@ class GeneratorFacts(BaseModel):
     def public(self) -> GeneratorFacts:
         """Return the facts that may leave a run.
 
-        With secret noise they hold no exact function of private data, except the public size of the
-        task, which is public by assumption. A hash of the examples would tell a data set from its
+        With seeded noise nothing may leave, and the facts are unchanged. With secret noise they
+        hold no exact function of private data, except the size of the task, which is public by
+        assumption. A hash of the examples would tell a data set from its
         neighbour, and the ids of a cell and its training depend on that hash. The new id is
         therefore a hash of the public facts alone.
         """
@@ -233,8 +235,8 @@ class SavedGenerator:
         """
         y = np.asarray(labels)
         classes = self.facts.task.classes
-        is_row = y.ndim == 1 and y.dtype.kind in "iu"
-        if not is_row or (len(y) and not 0 <= y.min() <= y.max() < classes):
+        has_integers = y.ndim == 1 and y.dtype.kind in "iu"
+        if not has_integers or (len(y) and not 0 <= y.min() <= y.max() < classes):
             raise UserError(
                 "labels",
                 "must be a list of whole numbers, each the number of a class",
@@ -247,7 +249,7 @@ class SavedGenerator:
     def synthesise(
         self, per_class: int, seed: int | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return synthetic embeddings ``[n, d]`` and their labels ``[n]``, the same of every class.
+        """Return synthetic embeddings ``[n, d]`` with labels ``[n]``, equally many of each class.
 
         With the cell's own seed, synthesis and number per class, they are those that the shared
         generator was scored on.
@@ -315,7 +317,7 @@ class SavedGenerator:
             The manifest, which is also in the .npz file.
 
         Raises:
-            UserError: The file cannot be written.
+            UserError: The file cannot be written, or :meth:`synthesise` refuses the arguments.
         """
         out = Path(out)
         check_target(out)
@@ -345,8 +347,8 @@ class SavedGenerator:
         path = out / f"{facts.cell.cell_id}.json"
         sha256 = keep_state(path.with_suffix(TENSORS), self.state)
         facts = facts.model_copy(update={"sha256": sha256})
-        with replaced(path) as part:
-            part.write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        with replaced(path) as new_file:
+            new_file.write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return path
 
     def _seeds(self, seed: int | None) -> Seeds:
@@ -395,17 +397,17 @@ def load_generator(
     if not trust_plugin:
         check_installed(name, f"{run}, cell {facts.cell.cell_id}")
     params = dict(facts.cell.params)
-    is_way = synthesis in lookup(name).syntheses
-    if is_way:
+    is_parameter = synthesis in lookup(name).syntheses
+    if is_parameter:
         params["synthesis"] = synthesis
     algorithm = build_algorithm(name, params, facts.task)
     product, _ = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
     assert not is_classifier(product)
     generator: Generator = product
-    if synthesis is not None and not is_way:
+    if synthesis is not None and not is_parameter:
         generator = _version_of_client(synthesis, facts, algorithm, generator)
-    way = synthesis or facts.cell.params.get("synthesis")
-    return SavedGenerator(facts, way, generator, vouched, state)
+    synthesis = synthesis or facts.cell.params.get("synthesis")
+    return SavedGenerator(facts, synthesis, generator, vouched, state)
 
 
 def _version_of_client(
@@ -433,8 +435,8 @@ def _version_of_client(
         hint = f"give client:0 .. client:{clients - 1}"
         raise UserError(where, f"there are {clients} clients", hint)
     if not is_personal(generator):
-        what = f"{facts.cell.label} has one generator for all clients"
-        raise UserError(where, what, "leave out `synthesis`")
+        problem = f"{facts.cell.label} has one generator for all clients"
+        raise UserError(where, problem, "leave out `synthesis`")
     is_private = facts.plan is not None and facts.plan.adds_noise
     if is_private and isinstance(algorithm, DPSGD) and not algorithm.releases_codes():
         raise UserError(
@@ -460,7 +462,7 @@ def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensor
         if line["state"] and line["yields"] == "generator"
     }
     chosen = _chosen(folder.path, cell, labels)
-    # The entry of the present grid comes last, so it is the one that is taken.
+    # The entry of the present grid comes last, so the dictionary keeps that one.
     entry = {entry.cell_id: entry for entry in results.every_entry}[chosen]
     line = results.trained[chosen]
     row = results.row(entry, evaluated=False)
@@ -497,7 +499,7 @@ def _of_package(folder: Path, cell: str | None) -> tuple[GeneratorFacts, Tensors
 
 
 def _checked_facts(where: str, text: str | bytes) -> GeneratorFacts:
-    """Return the facts of a JSON text; ``where`` is the text's place, for messages."""
+    """Return the facts that a JSON text holds, or refuse it; ``where`` names it in messages."""
     try:
         return GeneratorFacts.model_validate_json(text)
     except ValidationError as error:
@@ -524,8 +526,8 @@ def _chosen(folder: Path, cell: str | None, labels: dict[str, str]) -> str:
             "there are no generators here",
             "give the folder of a run with a finished cell of a generator",
         )
-    what = f"holds {len(matching)} generators to choose from"
+    problem = f"holds {len(matching)} generators to choose from"
     if not matching:
-        what = f"no generator here has a cell whose id begins with '{cell}'"
+        problem = f"no generator here has a cell whose id begins with '{cell}'"
     ids = ", ".join(f"{cell_id}{labels[cell_id]}" for cell_id in (matching or list(labels))[:4])
-    raise UserError(str(folder), what, f"choose one with `cell`, such as {ids}")
+    raise UserError(str(folder), problem, f"choose one with `cell`, such as {ids}")

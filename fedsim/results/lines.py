@@ -1,7 +1,7 @@
-"""Makes the records that the jobs of a cell leave, and keeps the tensors of its training.
+"""Makes the records of trainings, evaluations and references, and saves the tensors of a training.
 
-The keys of the records are in :mod:`fedsim.results.records`. They hold plain values, which
-:class:`fedsim.results.store.ResultStore` appends as lines to the files of a run folder.
+The keys of the records are in :mod:`fedsim.results.records`. The records hold plain values.
+:class:`fedsim.results.store.ResultStore` appends them as lines to the files of a run folder.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ MOST_MESSAGE = 2_000
 """The most characters of an error's message in a line; the cell's log has all of them."""
 MOST_TRACEBACK = 20_000
 """The most characters of an error's traceback in a line; the cell's log has all of them."""
+# Texts of these types are cut, and get a ? for every character that UTF-8 cannot encode.
 _Beginning = Annotated[str, AfterValidator(lambda text: encodable(text[:MOST_MESSAGE]))]
 _End = Annotated[str, AfterValidator(lambda text: encodable(text[-MOST_TRACEBACK:]))]
 
@@ -53,8 +54,8 @@ class RowError(BaseModel, frozen=True, extra="forbid"):
 
     Attributes:
         type: The name of the exception's class.
-        message: Its message, of which a long one loses its end.
-        traceback: Its traceback, of which a long one loses its beginning.
+        message: Its message; the end of a long one is cut off.
+        traceback: Its traceback; the beginning of a long one is cut off.
     """
 
     type: _Beginning
@@ -77,7 +78,7 @@ def training_line(
         end: How its training ended.
         versions: The versions of Python and of the packages that computed.
         class_names: The names of the classes, which may be empty.
-        state: The SHA-256 of the file of tensors that it left; None if none was kept.
+        state: The SHA-256 of the file of tensors that the training left; None if none was kept.
         equal_to: The id of the training that ran in its place, if its result is equal by
             construction; None if the cell's own training ran.
     """
@@ -183,29 +184,29 @@ def evaluation_line(
         "label_shares": end.label_shares,
         "scores": end.scores,
         "recalls": list(end.recalls),
-        "clients": list(map(_client, end.clients)),
+        "clients": list(map(_client_record, end.clients)),
     }
     return record
 
 
-def _client(client: ClientScores) -> ClientRecord:
-    """Return the scores of one client: those of its own model, and those of the shared one."""
-    own: Mapping[str, float] = client.own or {}
-    shared: Mapping[str, float] = client.shared or {}
+def _client_record(client: ClientScores) -> ClientRecord:
+    """Return the record of one client: the scores of its own model and of the shared one."""
+    own_scores: Mapping[str, float] = client.own or {}
+    shared_scores: Mapping[str, float] = client.shared or {}
     return {
         "client": client.client,
         "name": client.name,
         "rows": client.rows,
         "test_rows": client.test_rows,
-        "own_accuracy": own.get("accuracy"),
-        "own_balanced_accuracy": own.get("balanced_accuracy"),
-        "shared_accuracy": shared.get("accuracy"),
-        "shared_balanced_accuracy": shared.get("balanced_accuracy"),
+        "own_accuracy": own_scores.get("accuracy"),
+        "own_balanced_accuracy": own_scores.get("balanced_accuracy"),
+        "shared_accuracy": shared_scores.get("accuracy"),
+        "shared_balanced_accuracy": shared_scores.get("balanced_accuracy"),
     }
 
 
 def reference_line(key: str, value: Ceiling | LocalOnly) -> ReferenceRecord:
-    """Return the record of a reference, which is known by its key."""
+    """Return the record of a reference; the entries of cells name it by ``key``."""
     if isinstance(value, Ceiling):
         return {
             "reference": key,
@@ -226,18 +227,18 @@ def reference_line(key: str, value: Ceiling | LocalOnly) -> ReferenceRecord:
 
 
 def keep_state(path: Path, state: Mapping[str, Tensor]) -> str:
-    """Write tensors into a file, at once or not at all, and return its SHA-256.
+    """Write tensors into a file, completely or not at all, and return the file's SHA-256.
 
     Raises:
         OSError: The file cannot be written, for example because the disk is full.
     """
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    with replaced(path) as part:
+    with replaced(path) as new_file:
         try:
-            save_file(tensors, part)
+            save_file(tensors, new_file)
         except SafetensorError as error:
             raise OSError(errno.EIO, str(error), str(path)) from error
-        with part.open("rb") as file:
+        with new_file.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -26,10 +26,11 @@ def ranks_of(losses: pd.DataFrame) -> pd.DataFrame:
             smaller loss is better.
 
     Returns:
-        One line per method, the best one first: ``label``, ``mean_rank``, and what is the same in
-        all lines: ``settings`` (their number), ``friedman_p`` (the p-value of Friedman's test that
-        all methods are equal, for three methods or more) and ``critical_difference``. The tests are
-        NaN for fewer than :data:`FEWEST_SETTINGS` settings.
+        One line per method, the best one first, with ``label`` and ``mean_rank``. Three further
+        columns have one value for all lines: ``settings`` (the number of settings), ``friedman_p``
+        (the p-value of Friedman's test that all methods are equal) and ``critical_difference``. The
+        last two are NaN for fewer than :data:`FEWEST_SETTINGS` settings. ``friedman_p`` is also NaN
+        for two methods, and if all methods are level in every setting.
     """
     from scipy.stats import friedmanchisquare
 
@@ -50,7 +51,7 @@ def ranks_of(losses: pd.DataFrame) -> pd.DataFrame:
 
 
 def critical_difference(methods: int, settings: int) -> float:
-    """Return the difference of mean ranks from which two methods differ, by Nemenyi's test.
+    """Return the smallest difference of mean ranks that Nemenyi's test finds at 5 %.
 
     It is q √(k (k + 1) / (6 N)) for k methods and N independent settings. Here q is the 95 %
     quantile of the studentized range of k groups with infinite degrees of freedom, divided by √2
@@ -59,14 +60,16 @@ def critical_difference(methods: int, settings: int) -> float:
     from scipy.stats import studentized_range
 
     quantile = studentized_range.ppf(0.95, methods, math.inf)
+    # Here 12 stands for 6, because the quantile is not yet divided by √2.
     return float(quantile * math.sqrt(methods * (methods + 1) / (12 * settings)))
 
 
 def outcomes(losses: SeedGroups, measure: str, subject: str) -> pd.DataFrame:
     """Count the settings in which one method won, was level and lost against each rival.
 
-    A setting is level if the 95 % interval of its paired difference over seeds contains 0. Two
-    seeds or more are needed. If all their differences are equal, the interval is their value.
+    A setting is level if the 95 % interval of its paired difference over seeds contains 0. A
+    setting with fewer than two common seeds does not count. If the differences of all seeds are
+    equal, the interval is that one value.
 
     Args:
         losses: The results, in which smaller values of the measure are better.
@@ -82,10 +85,11 @@ def outcomes(losses: SeedGroups, measure: str, subject: str) -> pd.DataFrame:
         return is_of_subject and same_budget(first, second)
 
     differences = paired_differences(losses, measure, is_compared)
+    # Equal differences have no half-width. Up to rounding the interval is their value.
     half = differences["half"].fillna(EQUAL)
     is_won = differences["mean"] < -half
     is_lost = differences["mean"] > half
-    counted = pd.DataFrame(
+    by_setting = pd.DataFrame(
         {
             "rival": differences["second"].map(losses.facts["label"]),
             "won": is_won,
@@ -93,4 +97,4 @@ def outcomes(losses: SeedGroups, measure: str, subject: str) -> pd.DataFrame:
             "lost": is_lost,
         }
     )
-    return counted.groupby("rival", sort=False).sum().reset_index()
+    return by_setting.groupby("rival", sort=False).sum().reset_index()

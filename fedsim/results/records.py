@@ -1,8 +1,8 @@
-"""The records of a run folder: the keys of every kind of result line.
+"""Declares the records of a run folder: the keys of every kind of result line.
 
 A record is one line of JSON. :class:`fedsim.results.store.ResultStore` appends it to the file of
-its kind and reads it again. Some lines lack the keys that are ``NotRequired`` and those of a record
-with ``total=False``; the text of the record says which lines. Seconds are wall time.
+its kind and reads it again. A line may lack a key that is ``NotRequired``, and any key of a record
+with ``total=False``. The docstring of the record says which lines do. Seconds are wall time.
 """
 
 # The annotations are evaluated at once (no ``from __future__ import annotations``). Otherwise
@@ -48,8 +48,8 @@ class TrainingRecord(TypedDict):
         training_id: The id of the training, see :class:`fedsim.grid.models.Cell`.
         error: Why it failed, with the keys of :class:`fedsim.results.lines.RowError`; None if it
             did not.
-        cell: The cell, with the fields of :class:`fedsim.grid.models.Cell`. Of a tuned cell it has
-            the parameters that the search chose.
+        cell: The cell, with the fields of :class:`fedsim.grid.models.Cell`. After the search of a
+            tuned cell, its parameters are those that the search chose.
         task: The public facts that the algorithm got, with the fields of
             :class:`fedsim.methods.messages.Task` except ``public``.
         plan: The plan of the budget, with the fields of
@@ -165,7 +165,7 @@ class EvaluationRecord(ScoresRecord):
 
 
 class ReferenceRecord(TypedDict):
-    """A line of ``references.jsonl``: scores of probes of real data.
+    """A line of ``references.jsonl``: the scores of probes that were trained on real data.
 
     The job of a reference writes it. A ceiling has ``balanced_accuracy`` and ``accuracy``; a
     local-only reference has ``mean`` and ``clients``.
@@ -173,9 +173,10 @@ class ReferenceRecord(TypedDict):
     Attributes:
         reference: The key of the reference, which is in the entry of every cell that uses it.
         kind: Which reference it is: ``ceiling`` or ``local-only``.
-        balanced_accuracy: The best balanced accuracy of a probe of all training examples.
+        balanced_accuracy: The best balanced accuracy of a probe trained on the examples of all
+            clients.
         accuracy: The best accuracy of such a probe.
-        mean: The mean over clients of the balanced accuracy of a probe of the client's own
+        mean: The mean over clients of the balanced accuracy of a probe trained on the client's own
             examples, on all test examples.
         clients: The balanced accuracy of each client's probe on the client's test examples; None
             for a client without test examples or without a probe.
@@ -199,11 +200,12 @@ class AuditRecord(TypedDict):
     The job of an audit writes it.
 
     Attributes:
-        audit: The key of the audit, which its pairs of trainings have, too.
+        audit: The key of the audit. The lines of its pairs of trainings have the same key.
         claim: The key of the claim, see :func:`fedsim.results.join.claim_of`.
         epsilon_lower: The largest ε that the audit refutes, at a confidence of 95 %.
         pairs: The number of pairs of trainings.
-        canary_ratio: What the canary adds to one step, divided by the claimed sensitivity.
+        canary_ratio: What the canary adds to a step, divided by the claimed sensitivity: the
+            largest value if it exceeds the claim, else the root mean square over all steps.
         refuted: Whether the audit refutes the claim.
         params: The parameters that the audit changed to make trainings short, with their values.
     """
@@ -218,7 +220,7 @@ class AuditRecord(TypedDict):
 
 
 class TrainingPair(TypedDict):
-    """What a training without the canary of an audit and a training with it showed.
+    """The results of two trainings of an audit, one without the canary and one with it.
 
     Attributes:
         pair: The number of the pair, from 0.
@@ -255,8 +257,8 @@ class MembershipRecord(TypedDict):
 
     Attributes:
         training_id: The id of the training.
-        auc: The larger area under the ROC curve of the two membership inference attacks; 0.5 is
-            that of guessing.
+        auc: The larger area under the ROC curve of the two membership inference attacks; guessing
+            has 0.5.
     """
 
     training_id: str
@@ -270,7 +272,7 @@ class CheckRecord(TypedDict):
 
     Attributes:
         algorithm: The name of the algorithm as the grid gives it.
-        source: The hash of the code that was checked, which is that of its cells.
+        source: The hash of the code that was checked. Cells of this code have the same hash.
         unit: The unit of the check.
         trust: The trust of the check.
         params: The parameters for which the check was asked.
@@ -292,7 +294,7 @@ class CheckRecord(TypedDict):
 
 
 class RoundLine(TypedDict):
-    """A line of ``rounds.jsonl``: the diagnostics of one round, which are not private.
+    """A line of ``rounds.jsonl``: the diagnostics of one round, which no ε covers.
 
     The job of a cell writes it, from a :class:`fedsim.training.rounds.RoundRecord`. A line has more
     keys than these: the diagnostics of its method by their names, and for a tuned cell

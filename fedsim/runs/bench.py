@@ -1,4 +1,4 @@
-"""Runs the jobs that the folder of a grid lacks, draws the report, and says how the run went."""
+"""Runs the jobs whose results a run folder lacks, draws the report, and says how the run ended."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def engine_for(
     *,
     in_process: bool = False,
 ) -> tuple[Prepared, AbstractContextManager[Engine]]:
-    """Return the grid, whose ``parallel`` is changed to suit the engine, and its engine.
+    """Return the grid and the engine that runs it.
+
+    This process runs one job at a time, so the grid's ``parallel`` is 1 if the grid runs here.
 
     Args:
         prepared: the grid.
@@ -66,9 +68,9 @@ def engine_for(
     from_notebook = any(trial.cell.algorithm.startswith(NOTEBOOK) for trial in prepared.trials)
     if in_process or from_notebook or prepared.short:
         check_memory(prepared, in_process=True)
-        # Where the user asked for this process, what a method prints goes to the terminal.
-        here = in_this_process(prepared.nodes[0], capture=not in_process)
-        return replace(prepared, parallel=1), here
+        # If the user asked for this process, the output of a method goes to the terminal.
+        engine = in_this_process(prepared.nodes[0], capture=not in_process)
+        return replace(prepared, parallel=1), engine
     check_memory(prepared, in_process=False)
     if "ray" not in sys.modules:
         _protect_new_cluster()  # Ray reads the variables that this sets when it is imported
@@ -98,8 +100,13 @@ def run_bench(
         prepared: the grid.
         folder: its run folder.
         console: where progress and results are shown.
-        engine: what runs the jobs; it is entered only if there are any.
+        engine: the engine that runs the jobs; it is entered only if there are any.
         retry_failed: whether failed cells run again.
+
+    Raises:
+        UserError: the grid's audits have a mistake, a file of the run folder cannot be used, or a
+            cell would have to be trained a second time with secret noise.
+        PluginError: the first training of a plug-in failed, and ``keep_going`` is not set.
 
     Returns:
         The exit code: 0 if every cell is ok; 1 if one is not, a plug-in was left out or the cluster
@@ -159,12 +166,12 @@ def _describe_run(
     """Write the manifest and the partitions, and say which earlier cells the page still shows."""
     prepared = run.prepared
     folder = run.store.folder
-    kept, dropped = earlier_entries(prepared, lines)
-    if kept:
-        cells = counted(len(kept), "cell")
+    shown_entries, dropped_entries = earlier_entries(prepared, lines)
+    if shown_entries:
+        cells = counted(len(shown_entries), "cell")
         print_line(console, f"the page still shows {cells} of an earlier grid of this data")
-    if dropped:
-        cells = counted(len(dropped), "cell")
+    if dropped_entries:
+        cells = counted(len(dropped_entries), "cell")
         print_line(
             console,
             f"the page no longer shows {cells} of an earlier grid: their code, data, parameters, "
@@ -173,7 +180,7 @@ def _describe_run(
             "folder",
             "yellow",
         )
-    write_manifest(folder, prepared, entries, kept)
+    write_manifest(folder, prepared, entries, shown_entries)
     first_seed = prepared.grid.seeds[0]
     matrices = [matrix for matrix in label_matrices(prepared) if matrix.seed == first_seed]
     write_partitions(folder.partitions, matrices[:MOST_PANELS])

@@ -1,4 +1,4 @@
-"""The display of a running bench: bars in a terminal, one line a minute anywhere else."""
+"""Shows the progress of a running bench: bars in a terminal, one line per minute elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fedsim.results.columns import Row
 from fedsim.words import counted, print_line
 
 EVERY = 60.0
-"""The seconds between two lines where there is no terminal."""
+"""The seconds between two lines of progress if there is no terminal."""
 _DAY = 86_400.0
 """The seconds of a day, over which the speed of the cells is averaged."""
 
@@ -34,7 +34,7 @@ JobKey = tuple[str, ...]
 
 
 class Display:
-    """Shows the progress of a bench; it leaves the terminal as it was.
+    """Shows the progress of a bench, and removes its bars from the terminal at the end.
 
     Args:
         console: where the progress is shown.
@@ -78,7 +78,7 @@ class Display:
             "audits", total=audits, completed=audits_ended, visible=audits > 0
         )
         self.running: dict[JobKey, Task] = {}
-        self._started = self._printed = time.monotonic()
+        self._started = self._last_printed = time.monotonic()
 
     def job_started(self, key: JobKey, name: str) -> None:
         """Show a job as running, with its name."""
@@ -107,11 +107,12 @@ class Display:
 
     def tick(self) -> None:
         """Print the progress once a minute where there is no terminal."""
-        if not self._progress.disable or time.monotonic() - self._printed < EVERY:
+        if not self._progress.disable or time.monotonic() - self._last_printed < EVERY:
             return
-        self._printed = time.monotonic()
-        elapsed = duration(self._printed - self._started)
+        self._last_printed = time.monotonic()
+        elapsed = duration(self._last_printed - self._started)
         words = [self._finished_words(), self._running_words(), f"{elapsed} elapsed"]
+        # The first task counts all cells.
         left = self._progress.tasks[0].time_remaining
         if left is not None:
             words.append(f"about {duration(left)} left")
@@ -170,5 +171,5 @@ class Display:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as hours, minutes and seconds."""
+    """Return a time as hours, minutes and seconds, such as ``0:01:30``."""
     return str(timedelta(seconds=round(seconds)))

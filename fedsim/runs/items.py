@@ -12,7 +12,7 @@ from fedsim.results.records import TrainingPair
 from fedsim.training.rounds import RoundRecord
 
 FLUSH_SECONDS = 0.2
-"""The seconds for which items are collected before they travel together."""
+"""The seconds for which a worker collects items before it sends them together."""
 
 
 @dataclass(frozen=True)
@@ -63,25 +63,29 @@ class Evaluated:
 
 
 Item = object
-"""An item of a stream: progress, then results, whose classes depend on the job, or a failure."""
+"""An item of a job's stream: :class:`Progress`, a result, or a :class:`Failure`, which ends it.
+
+The classes of results depend on the job.
+"""
 
 
 def gathered(items: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
     """Yield the items in groups.
 
     A group ends with the first item that comes more than :data:`FLUSH_SECONDS` after the last
-    group. If ``items`` raises an exception, the items before it are yielded first.
+    group was yielded. If ``items`` raises an exception, the items before it are yielded first.
     """
     pending: list[Any] = []
-    sent = time.monotonic()
+    last_sent = time.monotonic()
     try:
         for item in items:
             pending.append(item)
-            if time.monotonic() - sent > FLUSH_SECONDS:
+            if time.monotonic() - last_sent > FLUSH_SECONDS:
                 yield tuple(pending)
                 pending = []
-                sent = time.monotonic()
-    except (Exception, SystemExit):  # not `finally`: a closed generator must not yield
+                last_sent = time.monotonic()
+    # This is no `finally`, because a closed generator must not yield.
+    except (Exception, SystemExit):
         if pending:
             yield tuple(pending)
         raise

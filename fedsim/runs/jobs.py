@@ -1,7 +1,7 @@
-"""Jobs: what runs on slots, and writes its own result lines.
+"""Defines jobs, the pieces of work of a bench. Each job writes its own result lines.
 
-:class:`Job` is one piece of work for a worker; :class:`CellJob` trains and evaluates a cell. The
-other jobs are made in :mod:`fedsim.runs.job_list`.
+A job runs on a slot, which is a group of worker processes. :class:`CellJob` trains and evaluates a
+cell. The other jobs are made in :mod:`fedsim.runs.job_list`.
 """
 
 from __future__ import annotations
@@ -59,11 +59,10 @@ class Job:
 
     Attributes:
         run: the grid, its run folder and its display.
-        key: it differs from the key of every other job of a bench; its first part is the kind of
-            job.
+        key: the key of the job, unique within a bench; its first part is the kind of job.
         name: the name of the job in messages.
         asked: returns the name of the worker's method that does the job, then its arguments.
-        done: takes every item that the worker yields, but no failure.
+        done: takes every item that the worker yields except a failure.
         trial: a cell whose algorithm the job runs; None if it runs none.
     """
 
@@ -137,16 +136,18 @@ class CellJob(Job):
         if trainings:
             trial = as_trained(trial, trainings[0])
         cell = trial.cell
-        point: dict[str, Any] = {
-            "alpha": cell.concentration,
-            "clients": cell.clients,
-            "epsilon": cell.epsilon,
-            "seed": cell.seed,
-        }
+        name = setting(
+            cell.label,
+            cell.dataset.display,
+            alpha=cell.concentration,
+            clients=cell.clients,
+            epsilon=cell.epsilon,
+            seed=cell.seed,
+        )
         super().__init__(
             run=run,
             key=("cell", cell.cell_id),
-            name=setting(cell.label, cell.dataset.display, **point),
+            name=name,
             asked=self._ask,
             done=self.take,
             trial=trial,
@@ -199,10 +200,10 @@ class CellJob(Job):
         names = [getattr(entry, "name", "") for entry in grid.algorithms]
         where = grid.location("algorithms", names.index(cell.algorithm), "name")
         log = self.run.store.folder.log(cell.cell_id)
-        what = f"the first cell of this method failed: {failure.summary()} (log: {log})"
+        problem = f"the first cell of this method failed: {failure.summary()} (log: {log})"
         return PluginError(
             where,
-            what,
+            problem,
             "correct the method, or give `keep_going=True` to record failed cells and go on",
         )
 
@@ -211,13 +212,17 @@ class CellJob(Job):
         return self.run.store.folder.checkpoint(self.trial.cell.training_id)
 
     def _ask(self, put: Put) -> tuple[Any, ...]:
-        """Return the worker's method and arguments: ``train`` or ``evaluate``."""
+        """Begin the log, and return the worker's method (train or evaluate) and its arguments.
+
+        Raises:
+            UserError: The tensors that the training left cannot be read, or were changed.
+        """
         data = put(self.trial.data_key)
         if self.trains:
             self._begin_log("started")
             checkpoint = self._checkpoint.read_bytes() if self._checkpoint.exists() else None
-            # Within a list the data set stays a reference, which the worker hands on to the other
-            # actors of its slot.
+            # Ray passes the value of a reference, but leaves one within a list as it is. The worker
+            # hands the reference in the list on to the other actors of its slot.
             return "train", self.trial, data, [data], checkpoint
         self._begin_log("evaluated anew")
         path = self.run.store.folder.state(self.trial.cell.training_id)
@@ -251,9 +256,13 @@ class CellJob(Job):
             texts.append(progress.output.rstrip("\n"))
         self._log(*texts)
         for trial in self.trials:
-            facts = {"training_id": trial.cell.training_id}
             lines = [
-                {**facts, "round": record.round, **record.values} for record in progress.rounds
+                {
+                    "training_id": trial.cell.training_id,
+                    "round": record.round,
+                    **record.values,
+                }
+                for record in progress.rounds
             ]
             self.run.store.append("rounds", lines)
         if progress.checkpoint is not None:
@@ -265,6 +274,7 @@ class CellJob(Job):
         The checkpoints are removed first, because they may hold the key of secret noise.
         """
         store = self.run.store
+        # The cell gets the parameters and the plan that its search chose.
         self.trial = self.trial.ended(outcome)
         self._log(f"trained {outcome}")
         # An earlier start of an equal cell may have left another checkpoint.
@@ -279,7 +289,7 @@ class CellJob(Job):
         equal_to = None
         if trial is not self.trial:
             equal_to = self.trial.cell.training_id
-            # Every client sends and receives the same number of bytes.
+            # Every client sends and receives equally many bytes, so totals grow with the clients.
             trained_clients = self.trial.cell.clients
             clients = trial.cell.clients
             outcome = replace(
