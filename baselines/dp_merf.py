@@ -38,6 +38,9 @@ from fedsim.methods import (
     stretched,
 )
 
+CLASSES_AT_ONCE = 128
+"""The rows of at most this many classes are generated at once, which bounds the memory."""
+
 
 class DPMERFParams(InCoordinatesParams):
     """Parameters of DP-MERF.
@@ -142,20 +145,43 @@ class DPMERF(OneShot):
             targets: the classes' mean features ``[C, 2 frequencies]``.
         """
         p = self.params
-        classes = self.task.classes
-        labels = torch.arange(classes, device=server.device).repeat_interleave(p.per_class)
+        classes = torch.arange(self.task.classes, device=server.device)
+        blocks = list(
+            zip(classes.split(CLASSES_AT_ONCE), targets.split(CLASSES_AT_ONCE), strict=True)
+        )
         stream = server.seeds.torch(Purpose.PENALTY)
         parameters = dict(server.model.named_parameters())
         state = Tensors()
         for step in range(p.generator_steps):
-            generated = server.model(labels, stream)
-            features = kernel_features(generated, server.tensors["frequencies"])
-            mean = features.view(classes, p.per_class, -1).mean(1)
-            loss = (mean * (p.per_class / (p.per_class - 1) * mean - 2 * targets)).sum()
-            gradients = torch.autograd.grad(loss, list(parameters.values()))
-            by_name = dict(zip(parameters, gradients, strict=True))
+            gradients = {name: torch.zeros_like(value) for name, value in parameters.items()}
+            for some_classes, some_targets in blocks:
+                loss = self.distance(server, some_classes, some_targets, stream)
+                of_block = torch.autograd.grad(loss, list(parameters.values()))
+                for name, gradient in zip(parameters, of_block, strict=True):
+                    gradients[name] += gradient
             rate = p.learning_rate * (1 - step / p.generator_steps)
-            adam_step(parameters, by_name, state, rate)
+            adam_step(parameters, gradients, state, rate)
+
+    def distance(
+        self,
+        server: Server,
+        classes: Tensor,
+        targets: Tensor,
+        stream: torch.Generator,
+    ) -> Tensor:
+        """Returns the loss of some classes, whose rows are generated anew.
+
+        Args:
+            server: the server, whose model is the generator.
+            classes: the classes ``[k]``.
+            targets: their mean features ``[k, 2 frequencies]``.
+            stream: the draws of the generator.
+        """
+        per_class = self.params.per_class
+        generated = server.model(classes.repeat_interleave(per_class), stream)
+        features = kernel_features(generated, server.tensors["frequencies"])
+        mean = features.view(len(classes), per_class, -1).mean(1)
+        return (mean * (per_class / (per_class - 1) * mean - 2 * targets)).sum()
 
     def class_rows(self, server: Server) -> Tensor:
         """Returns the released class counts, at least the level of their noise, ``[C]``."""

@@ -43,10 +43,10 @@ class Change:
     """A change of `fedhypevae-warm` that switches one of its parts off.
 
     Attributes:
-        params: parameters of the method.
-        warm: constants of :class:`algorithms.fedhypevae_warm.TunedWarm`.
-        block: constants of :class:`algorithms.class_block.TunedBlock`.
-        shares: the share of each release in the budget; None leaves the shares as they are.
+        params: new values of parameters of the method.
+        warm: new values of constants of :class:`algorithms.fedhypevae_warm.TunedWarm`.
+        block: new values of constants of :class:`algorithms.class_block.TunedBlock`.
+        shares: the new share of each release in the budget; None leaves the shares as they are.
     """
 
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -63,6 +63,7 @@ CHANGES = {
     "a block beyond class means": Change(params={"block": 1}),
     "the eigenvalue floor": Change(warm={"floor": 0.0}),
     "emphasis of few examples": Change(warm={"most_excess": 1.0}),
+    # Class means get almost no budget, and the moments get what the class means had.
     "class means first": Change(
         shares={
             "coordinates": 0.12,
@@ -78,7 +79,10 @@ CHANGES = {
 
 @contextmanager
 def change_applied(change: Change) -> Iterator[None]:
-    """Change the constants of the method while the block runs, then restore them."""
+    """Apply a change to the method for the body of a ``with`` statement, then undo it.
+
+    The parameters of the change are not applied here, because they are part of the grid.
+    """
     method = fedhypevae_warm.FedHypeVAEWarm
     warm = fedhypevae_warm.TUNED
     block = class_block.TUNED
@@ -96,12 +100,12 @@ def change_applied(change: Change) -> Iterator[None]:
 
 
 def scores_of(path: Path, epsilon: float, seed: int, change: Change) -> dict[str, float]:
-    """Train one changed method, and return its scores by the names of :data:`EVALUATORS`.
+    """Train and evaluate the changed method, and return the scores named in :data:`EVALUATORS`.
 
     Args:
         path: the file with the embeddings.
         epsilon: the ε of the training.
-        seed: its seed.
+        seed: the seed of the training.
         change: the change of the method.
     """
     grid = {
@@ -112,6 +116,7 @@ def scores_of(path: Path, epsilon: float, seed: int, change: Change) -> dict[str
         "evaluation": {"evaluators": ["knn", "mlp"]},
     }
     with change_applied(change):
+        # The grid is planned for a machine with 2 CPUs and no GPU.
         prepared = prepare(Grid.model_validate(grid), [Node(2.0, 0.0)])
         (trial,) = prepared.trials
         (data,) = prepared.data.values()
@@ -131,6 +136,10 @@ def measure(
         sets: the names of the sets.
         epsilons: the values of ε.
         seeds: the seeds.
+
+    Returns:
+        Records with ``set``, ``epsilon``, ``seed``, the name of the missing part (``without``), and
+        the score of each evaluator.
     """
     records = []
     for name, epsilon, seed, part in product(sets, epsilons, seeds, CHANGES):
@@ -141,25 +150,28 @@ def measure(
 
 
 def mean_gains(records: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Return the mean gain of each part, one number for each evaluator.
+    """Return the mean gain of each part over sets, ε and seeds.
 
     Args:
         records: the records of :func:`measure`.
+
+    Returns:
+        By part, one mean for each evaluator, in the order of :data:`EVALUATORS`.
     """
-    whole = {}
+    whole_records = {}
     for record in records:
         if record["without"] == WHOLE:
-            whole[record["set"], record["epsilon"], record["seed"]] = record
+            whole_records[record["set"], record["epsilon"], record["seed"]] = record
     gains: dict[str, dict[str, list[float]]] = {}
     for record in records:
-        reference = whole[record["set"], record["epsilon"], record["seed"]]
-        of_part = gains.setdefault(record["without"], {})
+        whole_record = whole_records[record["set"], record["epsilon"], record["seed"]]
+        gains_of_part = gains.setdefault(record["without"], {})
         for evaluator in EVALUATORS:
-            gain = reference[evaluator] - record[evaluator]
-            of_part.setdefault(evaluator, []).append(gain)
+            gain = whole_record[evaluator] - record[evaluator]
+            gains_of_part.setdefault(evaluator, []).append(gain)
     means = {}
-    for part, of_part in gains.items():
-        means[part] = [fmean(of_part[evaluator]) for evaluator in EVALUATORS]
+    for part, gains_of_part in gains.items():
+        means[part] = [fmean(gains_of_part[evaluator]) for evaluator in EVALUATORS]
     return means
 
 

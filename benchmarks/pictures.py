@@ -2,9 +2,9 @@
 
     python benchmarks/pictures.py
 
-All show DINOv2-small embeddings of 10 clients. The left panel of README's picture has the
-comparison that the paper makes, the right one four other methods. The other pictures have the
-methods of the main tables.
+Every picture shows results on DINOv2-small embeddings that are divided among 10 clients. README's
+picture has two panels. The left one makes the comparison of the FedHypeVAE paper, and the right one
+compares FedHypeVAE with four other methods. The other pictures show the methods of the main tables.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fedsim.report.panels import (
 ROOT = Path(__file__).resolve().parents[1]
 MEASURE = "balanced_accuracy"
 Panels = Mapping[str, Sequence[tuple[str, str]]]
-"""The run and the label of each line, by the title of the panel."""
+"""The lines of every panel, by its title: the run and the label in ``paper.json``."""
 README_PANELS: Panels = {
     "The paper's comparison": (
         ("organamnist", "fedhypevae"),
@@ -63,26 +63,40 @@ REFERENCES = {"ceiling": "ceiling_balanced_accuracy", "local-only": "local_only_
 def points_of(
     records: pd.DataFrame, panel: str, lines_of_panel: Sequence[tuple[str, str]]
 ) -> pd.DataFrame:
-    """Return one point per method and epsilon of a panel, with its 95 % confidence interval."""
-    chosen = [
+    """Return one point per method and ε of a panel.
+
+    Args:
+        records: the results in ``paper.json``, one per row.
+        panel: the title of the panel.
+        lines_of_panel: the run and the label of each line.
+
+    Returns:
+        A frame with the mean over seeds (``mean``) and its 95 % confidence interval (``low`` and
+        ``high``). ``epsilon_target`` is NaN for a method that is not private.
+    """
+    results_of_lines = [
         records[(records["run"] == run) & (records["label"] == label)]
         for run, label in lines_of_panel
     ]
-    lines = []
-    for (label, epsilon), group in pd.concat(chosen).groupby(
+    points = []
+    for (label, epsilon), group in pd.concat(results_of_lines).groupby(
         ["label", "epsilon_target"], sort=False, dropna=False
     ):
-        mean, half = mean_and_half(group[MEASURE])
+        mean, half_width = mean_and_half(group[MEASURE])
         point = {"label": label, "epsilon_target": epsilon, "panel": panel, "mean": mean}
-        lines.append({**point, "low": mean - half, "high": mean + half})
-    return pd.DataFrame(lines)
+        points.append({**point, "low": mean - half_width, "high": mean + half_width})
+    return pd.DataFrame(points)
 
 
 def levels_of(records: pd.DataFrame, dataset: str, panels: Panels) -> pd.DataFrame:
-    """Return a level of each reference for each panel."""
-    of_run = records[records["run"] == dataset]
+    """Return the level of each reference for each panel.
+
+    A reference has no ε. So its position on the x axis, ``at``, is NaN, and :func:`facet` draws it
+    as a level across the panel.
+    """
+    results = records[records["run"] == dataset]
     levels = [
-        {"label": name, "panel": panel, "mean": of_run[column].mean(), "at": np.nan}
+        {"label": name, "panel": panel, "mean": results[column].mean(), "at": np.nan}
         for name, column in REFERENCES.items()
         for panel in panels
     ]
@@ -90,24 +104,31 @@ def levels_of(records: pd.DataFrame, dataset: str, panels: Panels) -> pd.DataFra
 
 
 def looks_of(points: pd.DataFrame) -> dict[str, Look]:
-    """Return the look of every line, as the report draws it."""
-    facts = points.assign(
+    """Return the look of every line and reference, as the report draws it."""
+    points_with_claims = points.assign(
         claim=np.where(points["epsilon_target"].isna(), "none", "proved"),
         refuted=False,
         public=None,
         yields=np.where(points["label"].isin(CLASSIFIERS), "classifier", "generator"),
     )
-    return looks(facts) | {name: reference_look(name, name) for name in REFERENCES}
+    return looks(points_with_claims) | {name: reference_look(name, name) for name in REFERENCES}
 
 
 def draw(dataset: str, panels: Panels, target: Path) -> None:
-    """Draw the panels of one data set into the file ``target``."""
+    """Draw a picture of one data set.
+
+    Args:
+        dataset: a key of :data:`DATASETS`.
+        panels: the lines of every panel.
+        target: the file of the picture.
+    """
     records = frame_of("paper")
     points = pd.concat(
         [points_of(records, panel, lines) for panel, lines in panels.items()], ignore_index=True
     )
-    places, ticks = epsilon_axis(points["epsilon_target"])
-    points["at"] = points["epsilon_target"].map(places)
+    position_of_epsilon, ticks = epsilon_axis(points["epsilon_target"])
+    points["at"] = points["epsilon_target"].map(position_of_epsilon)
+    # Methods at the same ε are shifted, so that their points do not overlap.
     points["at"] = side_by_side(points, ticks)
     frame = pd.concat([points, levels_of(records, dataset, panels)], ignore_index=True)
     figure = facet(

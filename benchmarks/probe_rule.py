@@ -51,7 +51,7 @@ RULE = Evaluation()
 FIXED = Evaluation(per_class=1000, probe_c=0.01)
 """The evaluation by the fixed probe."""
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""The inverse penalties C of which the best one is recorded on small sets."""
+"""Values of the inverse penalty C; on small sets the best score among them is recorded."""
 ORGANS = {"small3": (1, 4, 8), "small2": (1, 4)}
 """The organs of OrganAMNIST in each small set, by their labels."""
 HOSPITALS = ("rosendahl", "vidir_modern")
@@ -110,15 +110,16 @@ def rows_of_organs(y: NDArray[Any], split: NDArray[Any], labels: Sequence[int]) 
 
     Args:
         y: all labels, ``[n]``.
-        split: which examples are for training and which for testing, ``[n]``.
+        split: :data:`TRAINING` or :data:`TEST` for every example, ``[n]``; other values are left
+            out.
         labels: the labels of the organs.
     """
-    chosen = []
+    chosen_rows = []
     for label in labels:
-        for part in (TRAINING, TEST):
-            rows = np.flatnonzero((y == label) & (split == part))
-            chosen.append(shuffled_rows(rows, 150))
-    return np.concatenate(chosen)
+        for split_value in (TRAINING, TEST):
+            rows = np.flatnonzero((y == label) & (split == split_value))
+            chosen_rows.append(shuffled_rows(rows, 150))
+    return np.concatenate(chosen_rows)
 
 
 def rows_of_hospitals(site: NDArray[Any], split: NDArray[Any]) -> NDArray[Any]:
@@ -126,14 +127,15 @@ def rows_of_hospitals(site: NDArray[Any], split: NDArray[Any]) -> NDArray[Any]:
 
     Args:
         site: the hospital of every example, ``[n]``.
-        split: which examples are for training and which for testing, ``[n]``.
+        split: :data:`TRAINING` or :data:`TEST` for every example, ``[n]``; other values are left
+            out.
     """
-    of_hospitals = np.isin(site, HOSPITALS)
-    chosen = []
-    for part in (TRAINING, TEST):
-        rows = np.flatnonzero(of_hospitals & (split == part))
-        chosen.append(shuffled_rows(rows, 500))
-    return np.concatenate(chosen)
+    is_of_hospitals = np.isin(site, HOSPITALS)
+    chosen_rows = []
+    for split_value in (TRAINING, TEST):
+        rows = np.flatnonzero(is_of_hospitals & (split == split_value))
+        chosen_rows.append(shuffled_rows(rows, 500))
+    return np.concatenate(chosen_rows)
 
 
 def grid_of(name: str, path: Path, method: str, epsilon: float, seed: int) -> Grid:
@@ -177,7 +179,7 @@ def evaluated(
     states: Path,
     evaluators: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Train a generator, unless it is trained already, and return its record.
+    """Evaluate a generator by both probes, after training it unless its file exists.
 
     Args:
         name: the name of the set.
@@ -186,13 +188,14 @@ def evaluated(
         epsilon: ε.
         seed: the seed.
         states: the folder that keeps trained generators.
-        evaluators: evaluators that run beside both probes, so that the seconds include them.
+        evaluators: evaluators that run beside each probe; the seconds include them.
 
     Returns:
-        The balanced accuracy by the rule (``rule``), by the fixed probe (``fixed``) and with the
-        best of five penalties (``best``; None for a large set), and the processor seconds of the
-        first two (``seconds``).
+        A record of the cell. ``rule`` and ``fixed`` are the balanced accuracies by the rule and by
+        the fixed probe. ``best`` is the balanced accuracy with the best of five penalties; None for
+        a large set. ``seconds`` has the processor seconds by the rule and by the fixed probe.
     """
+    # The grid is planned for a machine with 4 CPUs and no GPU.
     prepared = prepare(grid_of(name, path, method, epsilon, seed), [Node(4.0, 0.0)])
     (data,) = prepared.data.values()
     trial = prepared.trials[0].given(data)
@@ -215,7 +218,7 @@ def evaluated(
 
 
 def trained_state(trial: Trial, data: Embeddings, path: Path) -> Tensors:
-    """Return the state of a trained generator, and train it first if its file does not exist.
+    """Return the state of a trained generator; train the generator first if it has no file.
 
     Args:
         trial: the cell.
@@ -245,8 +248,8 @@ def probe_score(
 ) -> tuple[float, float]:
     """Return the balanced accuracy of a probe, and the processor seconds of its evaluation.
 
-    The rule gets embeddings of which long ones are shortened, as in every evaluation of fedsim. The
-    fixed probe gets them as they were before.
+    The rule shortens long synthetic embeddings, as every evaluation of fedsim does. The fixed probe
+    does not shorten them.
 
     Args:
         evaluation: :data:`RULE` or :data:`FIXED`.
@@ -255,8 +258,8 @@ def probe_score(
         data: its data set.
         evaluators: evaluators that run as well.
     """
-    of_probe = evaluation.model_copy(update={"evaluators": evaluators})
-    cell = trial.cell.model_copy(update={"evaluation": of_probe})
+    evaluation_of_cell = evaluation.model_copy(update={"evaluators": evaluators})
+    cell = trial.cell.model_copy(update={"evaluation": evaluation_of_cell})
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     start = time.process_time()
     product, shares = restored(algorithm, state, trial.plan, Seeds(cell.seed))
@@ -270,8 +273,8 @@ def probe_score(
 def best_of_five(product: Product, data: Embeddings, seed: int) -> float:
     """Return the best balanced accuracy of logistic regressions with five penalties.
 
-    They are trained on the synthetic examples that the rule draws. The best one is chosen on test
-    examples, which a rule may not do.
+    They are trained on the synthetic examples that the rule draws. The best one is chosen by its
+    score on test examples, which a rule must not see.
 
     Args:
         product: the generator.
@@ -282,6 +285,7 @@ def best_of_five(product: Product, data: Embeddings, seed: int) -> float:
     per_class = RULE.rows_per_class(data.dim, data.classes)
     x, y = synthesise(product, data.classes, per_class, Seeds(seed))
     mean = x.mean(axis=0)
+    # The lower bound keeps features that hardly vary from being blown up.
     scale = np.maximum(x.std(axis=0), 1e-3 * x.std())
     x_train = (x - mean) / scale
     x_test = (data.x_test - mean) / scale
@@ -360,14 +364,14 @@ def main() -> None:
         path = folder / f"{name}.npz"
         for method in options.methods:
             for epsilon in EPSILONS[options.sets]:
-                of_seeds = []
+                records_of_seeds = []
                 for seed in options.seeds:
                     record = evaluated(
                         name, path, method, epsilon, seed, options.states, evaluators
                     )
-                    of_seeds.append(record)
-                records += of_seeds
-                show(of_seeds)
+                    records_of_seeds.append(record)
+                records += records_of_seeds
+                show(records_of_seeds)
                 if options.json:
                     write(records, options.json)
 

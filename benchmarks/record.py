@@ -46,12 +46,13 @@ COLUMNS = (
     "ceiling_balanced_accuracy",
     "local_only_balanced_accuracy",
 )
-"""The columns that are recorded, if the result has them."""
+"""The columns of a result that are recorded, if they have a value."""
+# Numbers are rounded to this many digits after the point.
 DIGITS = 5
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON takes it: rounded, infinity as a word, and None for a missing one."""
+    """Return a value for JSON: rounded if it is a float, "inf" for infinity, and None for NaN."""
     if not isinstance(value, float):
         return value
     if math.isnan(value):
@@ -62,7 +63,12 @@ def plain(value: Any) -> Any:
 
 
 def recorded(folder: Path, run: str) -> list[dict[str, Any]]:
-    """Return the finished results of a run folder, each with the name of its run."""
+    """Return one record for each finished result of a run folder.
+
+    Args:
+        folder: the run folder.
+        run: the name of the run, which every record gets.
+    """
     rows = fedsim.load(folder).rows
     finished = rows[rows["status"] == "ok"]
     records = []
@@ -82,16 +88,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--run", required=True, help="the name of the run in the file")
     parser.add_argument("--json", type=Path, required=True)
-    given = parser.parse_args()
-    new = recorded(given.folder, given.run)
+    options = parser.parse_args()
+    new = recorded(options.folder, options.run)
     replaced = {(record["run"], record["label"]) for record in new}
     old = []
-    if given.json.exists():
-        old = json.loads(given.json.read_text(encoding="utf-8"))
-    kept = [record for record in old if (record["run"], record["label"]) not in replaced]
-    lines = [json.dumps(record, ensure_ascii=False) for record in [*kept, *new]]
-    given.json.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
-    print(f"{len(new)} results of {given.run} are in {given.json}; {len(kept)} others stay")
+    if options.json.exists():
+        old = json.loads(options.json.read_text(encoding="utf-8"))
+    others = [record for record in old if (record["run"], record["label"]) not in replaced]
+    lines = [json.dumps(record, ensure_ascii=False) for record in [*others, *new]]
+    options.json.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
+    print(f"{len(new)} results of {options.run} are in {options.json}; {len(others)} others stay")
 
 
 if __name__ == "__main__":

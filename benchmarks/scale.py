@@ -48,7 +48,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Setting:
-    """One bench.
+    """The size of the data and the methods of one bench.
 
     Attributes:
         rows: the number of training rows.
@@ -63,7 +63,7 @@ class Setting:
     method: str
 
     def grid(self, data: Path) -> dict[str, Any]:
-        """Return the grid, whose rows are in the folder ``data``."""
+        """Return the grid of the bench, which reads its data from the folder ``data``."""
         return {
             "name": "scale",
             "dataset": {"npy": str(data)},
@@ -78,14 +78,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Measurement(Setting):
-    """What one bench took.
+    """The seconds and the memory of one bench.
 
     Attributes:
-        floor: seconds of one pass of ``x.T @ x``.
+        floor: seconds of one pass of ``x.T @ x`` on one thread.
         bench: seconds of the whole command.
-        training: seconds of the trainings; None if the bench failed.
-        evaluation: seconds of the evaluations.
-        references: seconds of ceiling and local-only together.
+        training: seconds of the trainings; None if the run folder records none.
+        evaluation: seconds of the evaluations; None if the run folder records none.
+        references: seconds of ceiling and local-only together; None if it records none.
         data_gib: the size of the training and test rows in GiB.
         peak_gib: the largest memory of all processes of the bench in GiB.
         worker_gib: the largest memory of one worker in GiB, without what processes share, such as
@@ -107,7 +107,9 @@ class Measurement(Setting):
 
 
 def write_data(path: Path, rows: int, classes: int) -> None:
-    """Write made-up embeddings in blocks, as `.npy` files in a folder.
+    """Write made-up embeddings, their labels and their split as three `.npy` files.
+
+    The embeddings are written block by block, so that they need not fit into memory.
 
     Args:
         path: the folder.
@@ -120,6 +122,7 @@ def write_data(path: Path, rows: int, classes: int) -> None:
     means = rng.standard_normal((classes, DIM), dtype=np.float32)
     scales = np.sqrt(np.arange(1, DIM + 1, dtype=np.float32) ** -0.7)
     y = np.arange(total, dtype=np.int64) % classes
+    # The split is 0 for a training row and 2 for a test row.
     split = np.zeros(total, np.int64)
     split[rows:] = 2
     path.mkdir(parents=True, exist_ok=True)
@@ -148,7 +151,14 @@ def floor_seconds(path: Path, rows: int) -> float:
 
 
 class MemoryPeak(threading.Thread):
-    """Samples the memory of all processes of this user that started after the sampler."""
+    """Samples the memory of all processes of this user that started after the sampler.
+
+    Attributes:
+        before: the processes that ran when the sampler was made; they do not count.
+        bytes: the largest memory of all new processes together so far.
+        worker_bytes: the largest memory of one worker so far, without shared memory.
+        ended: the event that ends the sampling.
+    """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -158,7 +168,7 @@ class MemoryPeak(threading.Thread):
         self.ended = threading.Event()
 
     def run(self) -> None:
-        """Sample until the end."""
+        """Take a sample every :data:`SAMPLE_SECONDS` until ``ended`` is set."""
         while not self.ended.wait(SAMPLE_SECONDS):
             new = set(_processes()) - self.before
             self.bytes = max(self.bytes, sum(_bytes(pid, "Pss") for pid in new))
@@ -181,12 +191,12 @@ def _is_worker(pid: int) -> bool:
 
 
 def _bytes(pid: int, part: str) -> int:
-    """Return a part of the memory of a process; 0 if it has ended.
+    """Return a part of the memory of a process in bytes; 0 if the process has ended.
 
     Args:
-        pid: the process.
-        part: ``Pss`` for all its memory, with its share of what processes share, or ``Pss_Anon``
-            for what it does not share.
+        pid: the number of the process.
+        part: ``Pss`` for all of its memory, in which a page that n processes share counts 1/n.
+            ``Pss_Anon`` for the part of ``Pss`` that is not backed by a file or by shared memory.
     """
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
@@ -199,7 +209,14 @@ def _bytes(pid: int, part: str) -> int:
 
 
 def measure(setting: Setting, data: Path, floor: float, timeout: float) -> Measurement:
-    """Run one bench in a new folder and return what it took."""
+    """Run one bench in a new folder and return its seconds and its memory.
+
+    Args:
+        setting: the size of the data and the methods.
+        data: the folder with the data.
+        floor: the seconds of :func:`floor_seconds` on this data.
+        timeout: the seconds after which the bench is stopped.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         grid_file = folder / "scale.yaml"
@@ -218,7 +235,8 @@ def measure(setting: Setting, data: Path, floor: float, timeout: float) -> Measu
                 command, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
             )
             if ended.returncode:
-                error = (ended.stderr or ended.stdout).strip().splitlines()[-1]
+                output = ended.stderr or ended.stdout or f"exit code {ended.returncode}"
+                error = output.strip().splitlines()[-1]
         except subprocess.TimeoutExpired:
             error = f"not done after {timeout:.0f} s"
         seconds = time.perf_counter() - start
@@ -241,12 +259,12 @@ def measure(setting: Setting, data: Path, floor: float, timeout: float) -> Measu
 
 
 def _forecast_gib(dry_run: str) -> float | None:
-    """Return the memory that a dry run says in GiB; None if it says none."""
-    found = re.search(r"memory: about ([0-9.]+) (MiB|GiB)", dry_run)
-    if found is None:
+    """Return the memory in GiB that the output of a dry run forecasts; None without a forecast."""
+    match = re.search(r"memory: about ([0-9.]+) (MiB|GiB)", dry_run)
+    if match is None:
         return None
-    size = float(found[1])
-    if found[2] == "MiB":
+    size = float(match[1])
+    if match[2] == "MiB":
         return size / 1024
     return size
 
@@ -263,7 +281,14 @@ def _recorded_seconds(path: Path) -> float | None:
 
 
 def exponents(measurements: list[Measurement]) -> list[tuple[Measurement, Measurement, float]]:
-    """Return pairs of measurements of successive numbers of rows, with the exponent of training."""
+    """Return how the seconds of training grow between successive numbers of rows.
+
+    Only measurements of the same method, classes and clients are compared.
+
+    Returns:
+        The measurement with fewer rows, the one with more, and the exponent b if the seconds grow
+        as rows^b.
+    """
     pairs = []
     in_order = sorted(measurements, key=lambda m: (m.method, m.classes, m.clients, m.rows))
     for before, after in pairwise(in_order):
@@ -282,9 +307,9 @@ def show(measurements: list[Measurement], console: Console) -> None:
         title="seconds and memory of a bench",
     )  # fmt: skip
     for m in measurements:
-        parts = [m.floor, m.bench, m.training, m.evaluation, m.references]
+        seconds = [m.floor, m.bench, m.training, m.evaluation, m.references]
         sizes = [m.data_gib, m.peak_gib, m.worker_gib, m.forecast_gib]
-        numbers = ["–" if part is None else f"{part:.1f}" for part in [*parts, *sizes]]
+        numbers = ["–" if value is None else f"{value:.1f}" for value in [*seconds, *sizes]]
         counts = [f"{m.rows:,}", str(m.classes), f"{m.clients:,}"]
         table.add_row(*counts, m.method, *numbers, m.error or "")
     console.print(table)

@@ -113,13 +113,13 @@ def random_rotation(rows: int, columns: int, stream: np.random.Generator) -> Row
 
 
 def in_more_dimensions(x: Rows, dim: int, stream: np.random.Generator) -> Rows:
-    """Return embeddings turned into more dimensions, with white noise in all of them.
+    """Return embeddings turned into more dimensions, with white noise in all dimensions.
 
-    The variance of the noise is a twentieth of that of the embeddings.
+    The total variance of the noise is a twentieth of the total variance of the embeddings.
 
     Args:
         x: the embeddings, ``[n, d]``.
-        dim: the new number of dimensions.
+        dim: the new number of dimensions, at least d.
         stream: the source of the rotation and of the noise.
     """
     turned = x @ random_rotation(dim, x.shape[1], stream).T
@@ -131,8 +131,8 @@ def in_more_dimensions(x: Rows, dim: int, stream: np.random.Generator) -> Rows:
 def twins(x: Rows, stream: np.random.Generator) -> dict[str, Callable[[], Rows]]:
     """Return functions that make the embeddings of the twins, by the names of the twins.
 
-    The functions draw from ``stream`` when they are called, so the numbers of a twin depend on
-    which twins were made before it.
+    The functions draw from ``stream`` when they are called. So the random numbers of a twin depend
+    on which twins were made before it.
 
     Args:
         x: the real examples, ``[n, d]``.
@@ -141,7 +141,10 @@ def twins(x: Rows, stream: np.random.Generator) -> dict[str, Callable[[], Rows]]
     white = white_components(x)
     slow = with_spectrum(white, -0.25)
     steep = with_spectrum(white, -0.75)
+    # Embeddings have one dimension more than components, for the length of the mean.
     dim = white.shape[1] + 1
+    if dim > 384:
+        raise SystemExit(f"the examples need {dim} dimensions, and one twin has 384")
     rotation = random_rotation(dim, dim, stream)
     well_behaved = embeddings_at(slow, DISTANCE)
     return {
@@ -176,10 +179,11 @@ def shares_of_ceiling(
         seeds: the number of seeds.
 
     Returns:
-        Records with the mean balanced accuracy over seeds as a share of the ceiling (``share``),
-        and with the ceiling itself.
+        Records with ``method``, ``epsilon``, ``seeds`` and two scores. ``share`` is the mean over
+        seeds of balanced accuracy as a share of the ceiling. ``ceiling`` is the balanced accuracy
+        of the linear probe on real examples.
     """
-    scores: dict[tuple[str, float | None], list[float]] = {}
+    shares: dict[tuple[str, float | None], list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.npz"
         np.savez(path, x=x.astype(np.float32), y=y, split=split)
@@ -193,23 +197,24 @@ def shares_of_ceiling(
             "epsilon": epsilons,
             "seeds": list(range(seeds)),
         }
+        # The grid is planned for a machine with 4 CPUs and no GPU.
         prepared = prepare(Grid.model_validate(grid), [Node(4.0, 0.0)])
         (data,) = prepared.data.values()
-        best = ceiling(data, PROBE_C).balanced_accuracy
+        ceiling_score = ceiling(data, PROBE_C).balanced_accuracy
         for trial in prepared.trials:
             *_, outcome = run_trial(trial, data)
             assert isinstance(outcome, Outcome)
             score = evaluate_cell(trial, outcome.state, data).scores.balanced_accuracy
             key = (trial.cell.label, trial.cell.epsilon)
-            scores.setdefault(key, []).append(score / best)
+            shares.setdefault(key, []).append(score / ceiling_score)
     records = []
-    for (method, epsilon), of_seeds in scores.items():
+    for (method, epsilon), shares_of_seeds in shares.items():
         record = {
             "method": method,
             "epsilon": epsilon,
-            "share": float(np.mean(of_seeds)),
+            "share": float(np.mean(shares_of_seeds)),
             "seeds": seeds,
-            "ceiling": best,
+            "ceiling": ceiling_score,
         }
         records.append(record)
     return records
@@ -243,9 +248,8 @@ def measured(
     for twin, make in twins(x, np.random.default_rng(0)).items():
         if only and twin not in (WELL_BEHAVED, *only):
             continue
-        for shares in shares_of_ceiling(make(), y, split, methods, epsilons, seeds):
-            record = {"twin": twin} | shares
-            records.append(record)
+        for record in shares_of_ceiling(make(), y, split, methods, epsilons, seeds):
+            records.append({"twin": twin} | record)
     reference = {}
     for record in records:
         if record["twin"] == WELL_BEHAVED:

@@ -38,13 +38,13 @@ GRID = Path(__file__).with_suffix(".yaml")
 FIRST_SEED = 0
 SECOND_SEED = 1
 FINALISTS = 3
-"""One setting in so many is trained with the second seed too."""
+"""One in this number of settings, the best ones, is trained with the second seed too."""
 LEAST_GAIN = 0.005
 """A setting replaces the default if its score is better by more than this."""
 VALIDATION_FOLDS = 5
-"""One in so many training rows is a validation row."""
+"""The number of folds of the training rows; the first fold has the validation rows."""
 GROUPS = {"chestxray_dinov2s.npz": "patient"}
-"""The column whose rows stay together, by file."""
+"""By file, the column whose equal values stay in one fold."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ class Scored:
         setting: the number of the setting; 0 is the default.
         params: the parameters that differ from the default.
         first: the score with the first seed; NaN if a training failed.
-        both: the mean score of both seeds; NaN for a setting that is no finalist.
-        points: the score of both seeds at each set and ε, or of the first seed alone.
+        both: the mean score of both seeds; NaN for a setting that is no finalist, or if a training
+            failed.
+        points: the score at each set and ε: the mean of both seeds, or the first seed's.
         wins: whether the setting is the method's new default.
     """
 
@@ -71,11 +72,14 @@ class Scored:
 
 
 def validation_set(source: Path, group: str | None, folder: Path) -> Path:
-    """Write the training rows of a file, a fifth of which are validation rows, and return its path.
+    """Write the training rows of a file into a new file, and return the path of the new file.
+
+    A fifth of the rows become validation rows: their ``split`` is 2, the value of test rows.
 
     Args:
         source: a file with arrays ``x``, ``y`` and ``split``.
-        group: the column whose equal values stay together, such as the patient.
+        group: the array whose equal values stay in one fold, such as the patient; None if every row
+            is its own group.
         folder: the folder of the new file.
     """
     with np.load(source, allow_pickle=False) as arrays:
@@ -114,10 +118,11 @@ def settings_of(
     model = lookup(method).Params
     settings = [dict(params)]
     for number in order:
-        places = np.unravel_index(number, [len(values) for values in space.values()])
+        indices = np.unravel_index(number, [len(values) for values in space.values()])
         setting = dict(params)
-        for (name, values), place in zip(space.items(), places, strict=True):
-            setting[name] = values[place]
+        for (name, values), index in zip(space.items(), indices, strict=True):
+            setting[name] = values[index]
+        # The default is the first setting already.
         if model(**setting) != model(**params) and len(settings) < count:
             settings.append(setting)
     return settings
@@ -141,6 +146,10 @@ def trained(
         settings: the parameters of every setting, by method and number.
         seed: the seed.
         folder: the run folder.
+
+    Returns:
+        A frame with one row per training: ``label``; the set and ε as a text (``point``); and the
+        balanced accuracy over the ceiling (``share``), NaN if the training failed.
     """
     entries = []
     for method, of_method in settings.items():
@@ -165,14 +174,25 @@ def trained(
 
 
 def points_of(rows: pd.DataFrame, label: str) -> dict[str, float]:
-    """Return the mean score of a setting at each set and ε."""
+    """Return the mean score of a setting over seeds, at each set and ε.
+
+    Args:
+        rows: the scores that :func:`trained` returned, for one seed or for both.
+        label: the label of the setting.
+    """
     of_setting = rows[rows["label"] == label]
-    means = of_setting.groupby("point", sort=False)["share"].mean()
-    return {str(point): float(mean) for point, mean in means.items()}
+    shares = of_setting.groupby("point", sort=False)["share"]
+    # NumPy's mean is NaN if a training failed; that of pandas would leave the training out.
+    return {str(point): float(np.mean(of_point.to_numpy())) for point, of_point in shares}
 
 
 def score_of(points: Mapping[str, float], expected: int) -> float:
-    """Return the mean over the points, or NaN if a training failed."""
+    """Return the mean score over sets and ε, or NaN if one of them has no score.
+
+    Args:
+        points: the scores of a setting, by set and ε.
+        expected: the number of sets and ε.
+    """
     if len(points) < expected:
         return math.nan
     return float(np.mean(list(points.values())))
@@ -185,7 +205,13 @@ def expected_points(rows: pd.DataFrame, method: str) -> int:
 
 
 def finalists_of(rows: pd.DataFrame, method: str, settings: Sequence[Any]) -> list[int]:
-    """Return the numbers of a method's best settings with the first seed, and the default."""
+    """Return the numbers of the best third of a method's settings, and of the default.
+
+    Args:
+        rows: the scores with the first seed.
+        method: the method.
+        settings: the settings of the method.
+    """
     expected = expected_points(rows, method)
     scores = {}
     for number in range(len(settings)):
@@ -219,9 +245,11 @@ def scored(
     rows = pd.concat([first, second])
     both = {}
     for number in finalists:
-        both[number] = score_of(points_of(rows, label_of(method, number)), expected)
+        score = score_of(points_of(rows, label_of(method, number)), expected)
+        if math.isfinite(score):
+            both[number] = score
     winner = max(both, key=lambda number: (both[number], -number))
-    if both[winner] <= both[0] + LEAST_GAIN:
+    if both[winner] <= both.get(0, -math.inf) + LEAST_GAIN:
         winner = 0
     results = []
     for number, params in enumerate(settings):
@@ -277,7 +305,7 @@ def shown(results: Sequence[Scored]) -> Table:
 
 
 def write(results: Sequence[Scored], target: Path) -> None:
-    """Write every score; a file that is there keeps the methods that were not searched now."""
+    """Write every score; an existing file keeps its records of methods not searched now."""
     records = []
     if target.exists():
         records = json.loads(target.read_text(encoding="utf-8"))
@@ -299,26 +327,26 @@ def main() -> None:
     parser.add_argument("--settings", type=int, help="settings per method; default: search.yaml's")
     parser.add_argument("--out", type=Path, default=Path("runs/search"))
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+    options = parser.parse_args()
     grid = yaml.safe_load(GRID.read_text(encoding="utf-8"))
-    given.out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     datasets = []
     for dataset in grid["dataset"]:
         name = dataset["npz"]
-        path = validation_set(given.data / name, GROUPS.get(name), given.out)
+        path = validation_set(options.data / name, GROUPS.get(name), options.out)
         datasets.append({**dataset, "npz": str(path.absolute())})
     shared = ("epsilon", "alpha", "clients", "delta", "evaluation")
     keys = {key: grid[key] for key in shared}
     keys["dataset"] = datasets
-    count = given.settings or grid["tune"]["trials"]
+    count = options.settings or grid["tune"]["trials"]
     settings = {}
     for entry in grid["algorithms"]:
-        if not given.methods or entry["name"] in given.methods:
+        if not options.methods or entry["name"] in options.methods:
             params = entry.get("params", {})
             settings[entry["name"]] = settings_of(entry["name"], params, entry["tune"], count)
-    results = searched(keys, settings, given.out)
-    if given.json:
-        write(results, given.json)
+    results = searched(keys, settings, options.out)
+    if options.json:
+        write(results, options.json)
     Console().print(shown(results))
 
 

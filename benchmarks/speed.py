@@ -95,7 +95,7 @@ ONE_CELL = (
     "{name: one, dataset: digits, algorithms: [{name: weight-noise, params: {rounds: 3}}], "
     "clients: [4], epsilon: [4]}"
 )
-"""The grid of `start`, unless there is another one."""
+"""The grid of `start` if `--grid` names none."""
 ACCOUNT = (
     "account",
     "--epsilon",
@@ -121,8 +121,8 @@ class Measurement:
         variant: the variant of a round, or the source tree of a command.
         seconds: wall-clock seconds; None for a round.
         cpu_seconds: processor seconds.
-        ratio: the seconds over those of the first variant or of this source tree. For a round they
-            are processor seconds, for a command wall-clock seconds.
+        ratio: for a round, its processor seconds divided by those of `bare`. For a command, its
+            wall-clock seconds divided by those in this source tree.
     """
 
     name: str
@@ -263,7 +263,10 @@ class Problem:
         return lambda: next(rounds)
 
     def bare_round(self) -> RunRound:
-        """Return a function that takes a training step as one would write it by hand."""
+        """Return a function that runs a training step written by hand, without fedsim's engine.
+
+        The batch is drawn with replacement and has a fixed size.
+        """
         algorithm = self.new_algorithm()
         model = initial_model(algorithm.build, Seeds(0), range(CLIENTS))
         optimiser = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
@@ -278,18 +281,19 @@ class Problem:
             draws = {}
             for name, shape in shapes.items():
                 draws[name] = torch.randn(self.sampled, *shape, generator=stream)
+            # Each client has an equal part of the examples, one client's after the other's.
             layout = Layout(chosen * CLIENTS // examples, CLIENTS)
             batch = Batch(x[chosen], y[chosen], draws, layout)
             optimiser.zero_grad()
-            parts = list(algorithm.loss(model, batch).values())
-            torch.autograd.backward(torch.stack(parts).sum(0).mean())
+            loss_terms = list(algorithm.loss(model, batch).values())
+            torch.autograd.backward(torch.stack(loss_terms).sum(0).mean())
             optimiser.step()
 
         return step
 
 
 def problem_of(name: str) -> Problem:
-    """Return a problem: that of the digits, or one with random labels and unit-norm embeddings.
+    """Return a training problem on digits, or on random unit-norm embeddings with random labels.
 
     Args:
         name: a key of :data:`PROBLEMS`.
@@ -308,10 +312,10 @@ def problem_of(name: str) -> Problem:
 def plain_sum(
     model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch, *_: object
 ) -> ClippedSum:
-    """Return the gradient of the summed loss in the place of the clipped sum; all norms are 0.
+    """Return the gradient of the summed loss as if it were a clipped sum; all norms are 0.
 
-    The arguments are those of :func:`fedsim.privacy.clipping.clipped_sum`, of which the norms and
-    the engine are not used.
+    It takes the place of :func:`fedsim.privacy.clipping.clipped_sum` and has its arguments, but
+    ignores the clip norms and the engine.
     """
     losses = loss(model, batch)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -340,6 +344,7 @@ def round_medians(problem: Problem, rounds: int) -> dict[str, float]:
     times: dict[str, list[float]] = {"bare": [], "without privacy": [], "fedsim": []}
     for number in range(WARM_UP + rounds):
         seconds = {"bare": processor_seconds(bare)}
+        # Without privacy, a round must not clip: it sums the gradients as they are.
         with patch("fedsim.methods.dp_sgd.clipped_sum", plain_sum):
             seconds["without privacy"] = processor_seconds(without_privacy)
         seconds["fedsim"] = processor_seconds(private)
@@ -446,6 +451,7 @@ def command_seconds(tree: Path, arguments: tuple[str, ...], folder: Path) -> tup
     code = "from fedsim_command import main; main()"
     command = [sys.executable, "-c", code, *arguments]
     start = time.perf_counter()
+    # wait4 returns the processor seconds of the command, which Popen.wait does not.
     process = Popen(command, cwd=folder, env=environment, stdout=DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
@@ -479,7 +485,7 @@ def show(measurements: list[Measurement]) -> None:
 
 
 def main() -> None:
-    """Measure what was asked for, print the table and write the records."""
+    """Measure the chosen kinds, print the table and write the records."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,7 +1,8 @@
-"""Builds the pages of the site that are not Markdown files in docs/, and adapts links.
+"""A hook of MkDocs that adds pages from outside docs/ and the tutorial, and adapts all links.
 
-These pages are README, the measurements and the tutorial. Links in the files are those of code
-hosts, relative to the file; on the site they lead to the pages.
+The pages from outside docs/ are README and the other Markdown files at the root, and the
+measurements. The tutorial is a notebook, which becomes a Markdown page. The links in all files are
+relative paths, as code hosts need them. The hook turns them into links to pages of the site.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
+# The files outside docs/ that the site shows; the last pattern finds .md and .png.
 OUTSIDE = [
     *ROOT.glob("*.md"),
     ROOT / "benchmarks" / "README.md",
     *(ROOT / "benchmarks" / "results").glob("*.[mp][dn]*"),
 ]
+# The groups are the text in brackets (with the ! of a picture), the text, the path and the anchor.
 LINK = re.compile(r"(!?\[([^\]]*)\])\(([^)\s#]*)(#[^)\s]*)?\)")
 NAMES: dict[Path, str] = {}
 """The name on the site of each file, by its path below the root."""
@@ -35,22 +38,28 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             files.remove(file)
             add_notebook(file, files, config)
     for path in OUTSIDE:
-        place = path.relative_to(ROOT)
-        if str(place) == "README.md":
-            NAMES[place] = "index.md"
+        below_root = path.relative_to(ROOT)
+        if str(below_root) == "README.md":
+            NAMES[below_root] = "index.md"
         else:
-            NAMES[place] = str(place)
-        files.append(File.generated(config, NAMES[place], abs_src_path=str(path)))
+            NAMES[below_root] = str(below_root)
+        files.append(File.generated(config, NAMES[below_root], abs_src_path=str(path)))
     return files
 
 
 def add_notebook(file: File, files: Files, config: MkDocsConfig) -> None:
-    """Add the page and the pictures of an executed notebook."""
+    """Add the page and the pictures of a notebook to the files of the site.
+
+    Args:
+        file: the notebook, with the output of its cells.
+        files: the files of the site.
+        config: the configuration of MkDocs.
+    """
     from nbconvert import MarkdownExporter
 
     name = NAMES[Path("docs", file.src_uri)] = file.src_uri.removesuffix("ipynb") + "md"
     text, resources = MarkdownExporter().from_filename(file.abs_src_path)
-    # Data frames look like the tables of the pages.
+    # Without the style of pandas, data frames look like the tables of other pages.
     text = re.sub(
         r"<style scoped>.*?</style>| border=\"1\" class=\"dataframe\"| style=\"text-align: "
         r"right;\"",
@@ -64,14 +73,14 @@ def add_notebook(file: File, files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Return a page whose links to files below the root lead to pages of the site.
+    """Return a page whose links to files of the repository lead to pages of the site.
 
-    The site does not show code, so only the text is left of a link to code.
+    The site has no page for other files, such as code. Only the text of a link to them is left.
     """
-    here = next(place for place, name in NAMES.items() if name == page.file.src_uri)
+    source = next(path for path, name in NAMES.items() if name == page.file.src_uri)
 
     def rewritten(link: re.Match[str]) -> str:
-        target = Path(os.path.normpath(here.parent / link[3]))
+        target = Path(os.path.normpath(source.parent / link[3]))
         if name := NAMES.get(target):
             relative = posixpath.relpath(name, posixpath.dirname(page.file.src_uri))
             return f"{link[1]}({relative}{link[4] or ''})"

@@ -1,6 +1,7 @@
-"""Writes the reference from the code.
+"""Writes the pages of docs/reference from the docstrings and types in the code.
 
-``python docs/hooks/reference.py`` writes the part below the mark of each page of docs/reference.
+The text above the mark of a page is written by hand. ``python docs/hooks/reference.py`` replaces
+the text below the mark.
 """
 
 from __future__ import annotations
@@ -55,9 +56,8 @@ MARK = "<!-- made of the code from here on: python docs/hooks/reference.py -->\n
 def made(name: str) -> str:
     """Return a page as it should be: the text written by hand, the mark, and the generated text."""
     head = (PAGES / f"{name}.md").read_text(encoding="utf-8").partition(MARK)[0]
-    return (
-        head + MARK + "\n" + re.sub(r"\n{3,}", "\n\n", "\n".join(GENERATED[name]())).strip() + "\n"
-    )
+    generated = re.sub(r"\n{3,}", "\n\n", "\n".join(GENERATED[name]())).strip()
+    return f"{head}{MARK}\n{generated}\n"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
@@ -71,7 +71,11 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
 
 
 def choices(annotation: Any) -> Iterator[str]:
-    """Yield the words that a field accepts, and links to the sections of its models."""
+    """Yield the values that a field accepts, and links to the sections of its models.
+
+    Args:
+        annotation: the type of the field. Only ``Literal`` types and models yield something.
+    """
     if title := SECTIONS.get(annotation):
         yield f"[{title}](#{title})"
     elif get_origin(annotation) is Literal:
@@ -87,7 +91,7 @@ def default_words(model: type[BaseModel], entry: Parameter) -> str:
     if isinstance(default, BaseModel):
         return "its defaults"
     if isinstance(default, tuple) and default and isinstance(default[0], BaseModel):
-        return ", ".join(f"`{one.display}`" for one in default)
+        return ", ".join(f"`{model_entry.display}`" for model_entry in default)
     return {"required": "required", "null": "none", "[]": "none"}.get(
         entry.default, f"`{entry.default}`"
     )
@@ -110,7 +114,7 @@ def first_paragraph(text: str) -> str:
 
 
 def grid_keys() -> Iterator[str]:
-    """Yield a section for each model that reads a grid, with all its keys."""
+    """Yield a section for each part of a grid, with a table of its keys."""
     for model, title in SECTIONS.items():
         yield f"## {title}\n\n{plain(first_paragraph(model.__doc__))}\n"
         yield from fields_table(model)
@@ -126,22 +130,21 @@ def commands() -> Iterator[str]:
 def methods() -> Iterator[str]:
     """Yield a section for every registered method: its source, claims and parameters."""
     for name in known():
-        described = describe(name)
-        summary = first_paragraph(described.text)
+        description = describe(name)
+        summary = first_paragraph(description.text)
         yield (
-            f"## {name}\n\n{summary}\n\nSource: {described.source}. Yields a "
-            f"{described.yields}; among {described.group}.\n"
+            f"## {name}\n\n{summary}\n\nSource: {description.source}. Yields a "
+            f"{description.yields}; among {description.group}.\n"
         )
-        yield from (
-            *(f"- {claim}: {', '.join(units)}" for claim, units in described.support.items()),
-            "",
-        )
-        if described.parameters:
+        for claim, units in description.support.items():
+            yield f"- {claim}: {', '.join(units)}"
+        yield ""
+        if description.parameters:
             yield from fields_table(lookup(name, "docs").Params)
 
 
 def names() -> Iterator[str]:
-    """Yield the names that ``fedsim`` has for users and ``fedsim.methods`` for authors."""
+    """Yield a section for each public name of ``fedsim``, then for each of ``fedsim.methods``."""
     yield "## fedsim\n"
     for name in dir(fedsim):
         if not name.startswith("_"):
@@ -158,7 +161,13 @@ def names() -> Iterator[str]:
 def described(name: str, thing: Any, level: int = 3, *, value: bool = False) -> Iterator[str]:
     """Yield a name with its signature and docstring.
 
-    For a class, its own public methods and properties follow.
+    For a class, the public methods and properties that it defines itself follow.
+
+    Args:
+        name: the name as the heading shows it.
+        thing: the class, function or value that has this name.
+        level: the level of the heading. Members follow only at level 3.
+        value: whether ``thing`` is the function of a property, which is shown without a signature.
     """
     yield f"{'#' * level} `{name}`\n"
     if not value and not issubclass(thing if inspect.isclass(thing) else object, BaseModel):
@@ -168,16 +177,22 @@ def described(name: str, thing: Any, level: int = 3, *, value: bool = False) -> 
         )
         yield f"```python\n{name.rpartition('.')[2]}{signature}\n```\n"
     yield from prose(inspect.getdoc(thing) or "")
-    for own, member in vars(thing).items() if inspect.isclass(thing) and level == 3 else ():
+    if not inspect.isclass(thing) or level != 3:
+        return
+    for member_name, member in vars(thing).items():
+        # A class method has its function in __func__, and a property in fget.
         function = getattr(member, "__func__", getattr(member, "fget", member))
-        if not own.startswith("_") and inspect.isfunction(function) and function.__doc__:
+        if not member_name.startswith("_") and inspect.isfunction(function) and function.__doc__:
             yield from described(
-                f"{name}.{own}", function, level + 1, value=isinstance(member, property)
+                f"{name}.{member_name}", function, level + 1, value=isinstance(member, property)
             )
 
 
 def prose(docstring: str) -> Iterator[str]:
-    """Yield the lines of a docstring of Google's style in Markdown."""
+    """Yield the lines of a Google-style docstring as Markdown.
+
+    The entries of ``Args`` and similar sections become lists.
+    """
     for block in re.split(
         r"\n(?=(?:Args|Attributes|Class attributes|Returns|Raises):\n)", docstring
     ):
@@ -202,7 +217,7 @@ GENERATED: dict[str, Callable[[], Iterable[str]]] = {
     "grid": grid_keys,
     "commands": commands,
     "columns": lambda: table(
-        ("column", "meaning"), ((f"`{name}`", one.words) for name, one in COLUMNS.items())
+        ("column", "meaning"), ((f"`{name}`", column.words) for name, column in COLUMNS.items())
     ),
     "methods": methods,
 }

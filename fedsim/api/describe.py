@@ -27,7 +27,7 @@ from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import Printed, plain, print_line, spelled
 
 CLAIM_SHAPE = (64, 10, 10)
-"""The dimensions, classes and clients of the task that claims are listed for.
+"""The dimensions, classes and clients of the task for which claims are listed.
 
 No claim depends on them.
 """
@@ -53,11 +53,11 @@ class Parameter:
     """A parameter of an algorithm in words.
 
     Attributes:
-        name: its name.
-        type: its type.
-        default: its default, or ``required``.
-        constraint: the bounds of its values; empty without any.
-        meaning: a description.
+        name: the name of the parameter.
+        type: its type, such as ``int``.
+        default: its default value as a grid file has it, or ``required``.
+        constraint: the bounds of its values, such as ``>= 1``; empty if there are none.
+        meaning: its description in the docstring; empty if there is none.
     """
 
     name: str
@@ -129,11 +129,11 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
 
     Args:
         name: its name as a grid gives it, or its class.
-        where: the place to name in an error.
+        where: the file or command that an error names as its place.
 
     Raises:
         UserError: there is no algorithm of that name.
-        PluginError: its code cannot be used.
+        PluginError: the code of the algorithm cannot be used.
     """
     if isinstance(name, type):
         name = name_of(name)
@@ -142,19 +142,21 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
     group = f"{yields}s"
     if not cls.private:
         group = "not private"
-    if vars(cls).get("for_reproduction"):  # A subclass does not inherit it.
+    # This looks only at the class itself: subclasses do not inherit `for_reproduction`.
+    if vars(cls).get("for_reproduction"):
         group = "for reproduction"
     module = inspect.getmodule(cls)
     texts = [inspect.getdoc(module) or "", inspect.cleandoc(cls.__doc__ or "")]
-    methods = [
+    # Registration gives every algorithm the attribute `name`.
+    algorithms_of_module = [
         member
         for member in getattr(module, "__dict__", {}).values()
         if isinstance(member, type)
         and member.__module__ == cls.__module__
         and "name" in vars(member)
     ]
-    if len(methods) > 1:
-        # The text of a module with several methods says what they share, so it comes second.
+    if len(algorithms_of_module) > 1:
+        # The docstring of such a module is about all its algorithms, so it comes second.
         texts.reverse()
     return Description(
         name=name,
@@ -169,7 +171,20 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
 
 
 def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
-    """Return the units for every claim that the algorithm makes with its default parameters."""
+    """Return the claims that an algorithm makes with its default parameters.
+
+    Every combination of unit and trust is tried.
+
+    Args:
+        cls: the class of the algorithm.
+        where: the file or command that an error names as its place.
+
+    Returns:
+        By claim, the units for which the algorithm makes it; empty if it is not private.
+
+    Raises:
+        PluginError: the code of the algorithm raised an error.
+    """
     support: dict[str, list[str]] = {}
     public = PublicRows.made_up(*CLAIM_SHAPE[:2])
     for unit, trust in product(get_args(Unit), get_args(Trust)):
@@ -178,7 +193,7 @@ def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
             algorithm = cls(cls.Params(), task)
             solved_plan(algorithm, math.inf if cls.private else None, delta=1e-4)
             claim: str = allowed(algorithm.claim(), algorithm)
-        except PluginError:
+        except PluginError:  # It is a UserError, too, but a fault of the code.
             raise
         except UserError:  # The algorithm does not support this unit and trust.
             continue
@@ -206,6 +221,7 @@ def parameters_of(params: type[BaseModel]) -> Iterator[Parameter]:
     meanings: dict[str, str] = {}
     for cls in reversed(params.__mro__):
         section = (inspect.cleandoc(cls.__doc__ or "") + "\n").partition("Attributes:\n")[2]
+        # An entry has names, a colon and a text. Further lines of the text are indented more.
         for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n     +.*)*)", section, re.M):
             meaning = plain(" ".join(text.split()))
             meanings |= dict.fromkeys(names.split(", "), meaning)
@@ -218,13 +234,12 @@ def parameters_of(params: type[BaseModel]) -> Iterator[Parameter]:
             for key, sign in _BOUNDS.items():
                 if hasattr(bound, key):
                     bounds.append(f"{sign} {getattr(bound, key)}")
-        meaning = meanings.get(name, "")
         yield Parameter(
             name,
             _type(info.annotation),
             default,
             ", ".join(bounds),
-            meaning,
+            meanings.get(name, ""),
         )
 
 
@@ -252,8 +267,8 @@ class Catalogue(Printed):
         lines: dict[str, list[str]] = {kind: [] for kind in KINDS}
         for name in self.names:
             try:
-                described = describe(name)
-                lines[described.group].append(described.line)
+                description = describe(name)
+                lines[description.group].append(description.line)
             except UserError as error:
                 lines.setdefault("refused", []).append(f"  {name}: {error}")
         for group, members in lines.items():

@@ -1,4 +1,8 @@
-"""Runs grids, checks and audits algorithms, computes budgets, and embeds images."""
+"""The functions of fedsim: run a grid, describe, check or audit an algorithm, and so on.
+
+Every function is also a command of the same name. Modules that take long to import are imported in
+the functions that need them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ from fedsim.plugins.registry import (
     own_errors,
 )
 from fedsim.privacy.plan import Trust, Unit
-from fedsim.words import Printed, counted, number, plain_console, print_line, wide_console
+from fedsim.words import Printed, at_most, counted, number, plain_console, print_line, wide_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,9 +115,10 @@ def bench(
     folder = Path(out or Path("runs") / checked.name)
     store = ResultStore(folder)
     store.folder.check_no_file()
-    if not dry_run:  # before anything that takes time
+    if not dry_run:
+        # A folder in use is refused before anything that takes time.
         store.check_free()
-    # The package runs has to be imported before torch, which then takes less time to load.
+    # torch loads faster if the package fedsim.runs is imported before it.
     from fedsim.runs.bench import engine_for, run_bench
     from fedsim.runs.prepare import prepare, this_machine
 
@@ -209,19 +214,19 @@ def check(
     from fedsim.results.store import ResultStore
 
     runs = [run] if isinstance(run, Run | Path | str) else run
-    stores = [ResultStore(one.folder if isinstance(one, Run) else one) for one in runs]
+    stores = [ResultStore(item.folder if isinstance(item, Run) else item) for item in runs]
     for store in stores:
         store.folder.check()
     name = _importable_name(algorithm)
     texts = _texts(params)
     with own_errors(name), _silence():
-        in_a_grid = parameters(name, texts)
+        grid_params = parameters(name, texts)
         findings = tuple(check_algorithm(name, texts, unit, trust, quick=quick))
     passed = all(finding.passed is not False for finding in findings)
     parts: list[Any] = [in_a_line(name, findings)]
     if verbose or not passed:
         parts.append(findings_table(findings, verbose=verbose))
-    lines = check_lines(name, in_a_grid, texts, findings, quick=quick)
+    lines = check_lines(name, grid_params, texts, findings, quick=quick)
     for store in stores:
         parts.append(_note_check(store, lines))
     return Found(passed, tuple(parts))
@@ -247,10 +252,10 @@ def _note_check(store: ResultStore, lines: list[CheckRecord]) -> str:
         store.append("checks", lines)
     results = read_results(store.folder.path)
     results.write()
-    ends = Counter(
+    outcomes = Counter(
         row.check or "unchecked" for row in results.rows if lines and is_of(lines[0], row.values)
     )
-    words = ", ".join(f"{count} {end}" for end, count in ends.items())
+    words = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
     return f"{store.folder.path}: results with this code: {words or 'none'}"
 
 
@@ -288,12 +293,14 @@ def audit(
         trust_plugin: for a run folder, also run the code of plug-ins that it names.
 
     Returns:
-        The bound with 95 % confidence; ``passed`` is false if it is above the claim.
+        For an algorithm, the bound with 95 % confidence. ``passed`` is false if the bound is above
+        the claim, or if the unit adds more to a sum than the sensitivity of a proved or stated
+        claim allows. For a run folder, the AUC of every attack; ``passed`` is true.
 
     Raises:
         UserError: a value is out of its range, or another fedsim runs in the folder.
     """
-    options = locals()
+    options = locals()  # Only the parameters are local so far.
     from fedsim.evidence.audit.audit import AuditRun
     from fedsim.evidence.audit.white_box import brief, parameters, setting_of
     from fedsim.results.store import ResultStore
@@ -353,7 +360,15 @@ def _attack_generators(folder: Path, trust_plugin: bool) -> Found:
 
 
 def _check_no_options_of_a_claim(folder: str, options: Mapping[str, Any]) -> None:
-    """Refuse options of :func:`audit` that change nothing for a run folder."""
+    """Refuse options of :func:`audit` that have no effect on a run folder.
+
+    Args:
+        folder: the run folder, for the message.
+        options: the arguments of :func:`audit`, by name.
+
+    Raises:
+        UserError: an option differs from its default.
+    """
     changed = [
         f"`{name}`"
         for name, parameter in inspect.signature(audit).parameters.items()
@@ -392,7 +407,7 @@ class Account(Printed):
         delta: the δ that was asked for.
         rounds: the number of times that the mechanism runs.
         sample_rate: the probability with which a unit is in a round.
-        epsilons: the ε by δ, for further values of δ.
+        epsilons: the ε by δ, for ``delta`` and for 1e-4, 1e-5 and 1e-6.
     """
 
     sigma: float
@@ -410,7 +425,7 @@ class Account(Printed):
         noise = f"σ = {self.sigma:.6g}, {counted(self.rounds, 'round')} {sampled}"
         print_line(console, f"{noise}:")
         for delta, epsilon in self.epsilons.items():
-            print_line(console, f"  ε = {epsilon:.4f} at δ = {number(delta)}")
+            print_line(console, f"  ε = {at_most(epsilon)} at δ = {number(delta)}")
 
 
 def account(
@@ -446,15 +461,15 @@ def account(
         raise UserError("epsilon", "neither `epsilon` nor `sigma` is given", "give one of them")
     if epsilon is not None and sigma is not None:
         raise UserError("epsilon", "both `epsilon` and `sigma` are given", "give only one of them")
-    largest = {
+    values_and_limits = {
         "epsilon": (epsilon, 1e6),
         "sigma": (sigma, 1e6),
         "rounds": (rounds, 1e9),
         "sample_rate": (sample_rate, 1.0),
     }
-    for name, (value, most) in largest.items():
-        if value is not None and not 0 < value <= most:
-            raise UserError(name, f"must be above 0 and at most {most:,.0f}, got {value:g}")
+    for name, (value, limit) in values_and_limits.items():
+        if value is not None and not 0 < value <= limit:
+            raise UserError(name, f"must be above 0 and at most {limit:,.0f}, got {value:g}")
     if not 0 < delta < 1:
         raise UserError("delta", f"must be between 0 and 1, got {delta:g}")
     if epsilon is not None:
@@ -471,8 +486,10 @@ def account(
         )
         sigma = plan.sigma
     assert sigma is not None
-    ran = [Mechanism(sigma, sample_rate, rounds)]
-    epsilons = {each: accountant.epsilon(ran, each)[0] for each in (delta, *DELTAS)}
+    mechanisms = [Mechanism(sigma, sample_rate, rounds)]
+    epsilons = {
+        each_delta: accountant.epsilon(mechanisms, each_delta)[0] for each_delta in (delta, *DELTAS)
+    }
     return Account(sigma, epsilons[delta], delta, rounds, sample_rate, epsilons)
 
 
@@ -509,7 +526,7 @@ def embed(
     """
     from fedsim.data.arrays import UNIT_NORM, check_target
     from fedsim.data.encode import EmbedJob
-    from fedsim.data.encode import embed as embedded
+    from fedsim.data.encode import embed as embed_images
     from fedsim.data.encoder import locate
     from fedsim.data.sources.load import image_set
     from fedsim.data.spec import DatasetSpec, EncoderSpec
@@ -529,16 +546,16 @@ def embed(
     check_target(out)
     if batch < 1:
         raise UserError("batch", f"must be at least 1, got {batch}")
-    spec = parse_option(DatasetSpec, "dataset", dataset).within(Path.cwd())
-    asked = parse_option(EncoderSpec, "encoder", encoder)
+    dataset_spec = parse_option(DatasetSpec, "dataset", dataset).within(Path.cwd())
+    encoder_spec = parse_option(EncoderSpec, "encoder", encoder)
     with at("dataset"):
-        images = image_set(spec)
-    job = EmbedJob(images, locate(asked), batch)
+        images = image_set(dataset_spec)
+    job = EmbedJob(images, locate(encoder_spec), batch)
     with kept_handlers():
-        embeddings = embedded(
+        embeddings = embed_images(
             job,
             plain_console(),
-            skip_bad=skip_bad or spec.skip_bad,
+            skip_bad=skip_bad or dataset_spec.skip_bad,
         )
         embeddings.save(out)
     count, dim = embeddings.x.shape

@@ -565,7 +565,8 @@ def test_epsilon_of_a_noise_is_close_to_dp_accountings() -> None:
     assert peer < account.epsilon < 1.002 * peer
     assert account.epsilons[1e-6] > account.epsilons[1e-5] > account.epsilons[1e-4]
     assert account.epsilons[1e-5] == account.epsilon
-    assert "ε = 2.6786 at δ = 1e-5" in repr(account)
+    assert "ε = 2.679 at δ = 1e-5" in repr(account)
+    assert "ε = 2.896e-5 at δ = 1e-6" in repr(fedsim.account(sigma=1e5, delta=1e-6))
 
 
 def test_noise_of_a_budget_has_its_epsilon() -> None:
