@@ -147,7 +147,11 @@ class DPMERF(OneShot):
         p = self.params
         classes = torch.arange(self.task.classes, device=server.device)
         blocks = list(
-            zip(classes.split(CLASSES_AT_ONCE), targets.split(CLASSES_AT_ONCE), strict=True)
+            zip(
+                torch.split(classes, CLASSES_AT_ONCE),
+                torch.split(targets, CLASSES_AT_ONCE),
+                strict=True,
+            )
         )
         stream = server.seeds.torch(Purpose.PENALTY)
         parameters = dict(server.model.named_parameters())
@@ -181,7 +185,8 @@ class DPMERF(OneShot):
         generated = server.model(classes.repeat_interleave(per_class), stream)
         features = kernel_features(generated, server.tensors["frequencies"])
         mean = features.view(len(classes), per_class, -1).mean(1)
-        return (mean * (per_class / (per_class - 1) * mean - 2 * targets)).sum()
+        loss: Tensor = (mean * (per_class / (per_class - 1) * mean - 2 * targets)).sum()
+        return loss
 
     def class_rows(self, server: Server) -> Tensor:
         """Returns the released class counts, at least the level of their noise, ``[C]``."""

@@ -107,7 +107,7 @@ def looks_of(points: pd.DataFrame) -> dict[str, Look]:
     """Return the look of every line and reference, as the report draws it."""
     points_with_claims = points.assign(
         claim=np.where(points["epsilon_target"].isna(), "none", "proved"),
-        refuted=False,
+        claim_refuted=False,
         public=None,
         yields=np.where(points["label"].isin(CLASSIFIERS), "classifier", "generator"),
     )

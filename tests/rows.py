@@ -34,7 +34,7 @@ ERROR = {
 }
 
 
-def make_row(*, plan: Mapping[str, Any] = NOISE, **values: Any) -> Row:
+def make_row(*, plan: Mapping[str, Any] = NOISE, refuted: bool = False, **values: Any) -> Row:
     """Return a result; everything has a default."""
     epsilon = values.get("epsilon_target", 1.0)
     columns = dict.fromkeys(COLUMNS) | {
@@ -90,8 +90,10 @@ def make_row(*, plan: Mapping[str, Any] = NOISE, **values: Any) -> Row:
         columns["share_of_ceiling"] = share
     if epsilon is None:
         return Row(columns)
+    refuted = refuted or columns["status"] == "refuted"
     names = ("epsilon_target", "delta", "trust", "scope", "claim", "selection")
-    return Row(columns, {**{name: columns[name] for name in names}, **plan, "releases": []})
+    plan = {**{name: columns[name] for name in names}, **plan, "releases": []}
+    return Row(columns, plan, refuted)
 
 
 def make_failed(**values: Any) -> Row:
@@ -151,7 +153,8 @@ def make_rounds(
 
 def changed(row: Row, **values: Any) -> Row:
     """Return a result with other values."""
-    return Row({**row.values, **values}, row.plan)
+    refuted = row.refuted or values.get("status") == "refuted"
+    return Row({**row.values, **values}, row.plan, refuted)
 
 
 def values_of(row: Row, *without: str) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def _claim(facts: pd.DataFrame) -> str:
     """Return what the epsilons of one method rest on, given the lines of its settings."""
     if facts["epsilon_target"].isna().all():
         return "not private"
-    if facts["refuted"].any():
+    if facts["claim_refuted"].any():
         return "refuted"
     # Without noise (ε = ∞) nothing is claimed, so only finite budgets count where there are any.
     private = facts[facts["epsilon_target"] < math.inf]

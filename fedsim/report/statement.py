@@ -170,7 +170,7 @@ def statements(
     for proof in proofs:
         if proof.verdict in _UNPROVED:
             unproved.setdefault(proof.row.label, proof)
-    refuted = {(row.label, row.unit, row.trust): row for row in rows if _is_refuted(row)}
+    refuted = {(row.label, row.unit, row.trust): row for row in rows if row.refuted}
     asked = [row for row in rows if only is None or row.cell_id in only]
     valid = [row for row in asked if row.status in ("ok", "overspent")]
     stated = []
@@ -191,29 +191,6 @@ def statements(
     return stated
 
 
-def _is_refuted(row: Row) -> bool:
-    """Return whether an audit refutes the claim of a result.
-
-    The status says so only if nothing else is wrong: a result that failed, or whose training was
-    overspent or unaccounted, has that status, whatever an audit found.
-    """
-    if row.status == "refuted":
-        return True
-    if row.audit_pairs is None:
-        return False
-    # Audits load torch, which a report without audits does not need.
-    from fedsim.evidence.audit.audit import Audit
-
-    audit = Audit(
-        row.epsilon_target,
-        row.audit_epsilon_lower,
-        row.audit_pairs,
-        row.audit_canary_ratio,
-        row.claim == "heuristic",
-    )
-    return audit.refuted
-
-
 def _why_no_guarantee(rows: Sequence[Row], unproved: Proof | None) -> str:
     """Return why a method has no guarantee; of several reasons, the one that says most against it.
 
@@ -221,7 +198,7 @@ def _why_no_guarantee(rows: Sequence[Row], unproved: Proof | None) -> str:
         rows: All results of the method.
         unproved: The verdict on a result that ``fedsim verify`` did not prove, if there is one.
     """
-    if any(map(_is_refuted, rows)):
+    if any(row.refuted for row in rows):
         return "an audit refutes its claim"
     if unproved is not None:
         return f"{_UNPROVED[unproved.verdict]}: {unproved.why}"

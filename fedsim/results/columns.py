@@ -54,10 +54,13 @@ class Row:
         values: The value of each column by the column's name.
         plan: The privacy plan, with the fields of :class:`fedsim.privacy.plan.PrivacyPlan`; empty
             for a method without privacy.
+        refuted: Whether an audit refutes the claim. The status says so only if nothing else is
+            wrong with the result.
     """
 
     values: Mapping[str, Any]
     plan: Fields = field(default_factory=dict)
+    refuted: bool = False
 
     def __getattr__(self, name: str) -> Any:
         if name not in COLUMNS:
@@ -213,7 +216,8 @@ def row_of(
         scored = evaluation
         evaluation_keys = evaluation.get("evaluation")
         seconds = (seconds or 0.0) + evaluation["seconds"]
-    status = _status_of(error, plan, ledger, audit)
+    refuted = audit is not None and audit["refuted"]
+    status = _status_of(error, plan, ledger, refuted=refuted)
     if status == "unaccounted":
         error = {"type": "Unaccounted", "message": ledger["unaccounted"], "traceback": ""}
     # Each column takes its value from one of these groups (see Column.path).
@@ -241,11 +245,12 @@ def row_of(
         "local_only": local_only,
         "audit": audit,
     }
-    return Row({name: column.value(groups) for name, column in COLUMNS.items()}, plan)
+    values = {name: column.value(groups) for name, column in COLUMNS.items()}
+    return Row(values, plan, refuted)
 
 
 def _status_of(
-    error: dict[str, str] | None, plan: Fields, ledger: LedgerRecord, audit: AuditRecord | None
+    error: dict[str, str] | None, plan: Fields, ledger: LedgerRecord, *, refuted: bool
 ) -> str:
     """Return the status of a result: ``ok`` or one of :data:`UNDRAWN`.
 
@@ -253,7 +258,7 @@ def _status_of(
         error: The error of the training or evaluation; None if both succeeded.
         plan: The privacy plan; empty without privacy.
         ledger: The totals of what ran; empty without privacy.
-        audit: The strongest audit of the claim, if there is one.
+        refuted: Whether an audit refutes the claim.
     """
     if error:
         return "failed"
@@ -262,7 +267,7 @@ def _status_of(
     spent = ledger.get("epsilon_spent")
     if spent is not None and spent > plan["epsilon_target"] * (1 + OVERSPENT_TOLERANCE):
         return "overspent"
-    if audit is not None and audit["refuted"]:
+    if refuted:
         return "refuted"
     return "ok"
 

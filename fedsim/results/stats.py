@@ -69,7 +69,8 @@ class SeedGroups:
             differ are appended to it.
         facts: One line per setting, by its number: :data:`PLACE`, :data:`METHOD`, :data:`BUDGET`,
             ``scope``, ``claim`` (the weakest of its results), ``seeds`` (how many results its means
-            include), and how many results are left out, by status.
+            include), ``claim_refuted`` (whether an audit refutes the claim of a result), and how
+            many results are left out, by status.
         spread: What is shown beside means.
         published: The published numbers that tables and curves show beside the results. No
             statistic includes them.
@@ -97,6 +98,7 @@ class SeedGroups:
         rows = frame_of(results)
         rows["label"] = _distinct_labels(results, params)
         rows["drawn_claim"] = [row.drawn_claim for row in results]
+        rows["claim_refuted"] = [row.refuted for row in results]
         rows["_params"] = [dump(values) for values in params]
         rows["_evaluation"] = [dump(row.evaluation) for row in results]
         keys = [*PLACE, *METHOD, *BUDGET, "dataset_hash", "public_hash", "_params", "_evaluation"]
@@ -203,6 +205,7 @@ def _facts(rows: pd.DataFrame) -> pd.DataFrame:
         " and ".join(scopes.dropna().unique()) or None for _, scopes in by_setting["scope"]
     ]
     facts["claim"] = [weakest(list(claims)) for _, claims in by_setting["drawn_claim"]]
+    facts["claim_refuted"] = by_setting["claim_refuted"].any()
     facts["seeds"] = rows["seed"].where(rows["status"] == "ok").groupby(rows["setting"]).nunique()
     for status in UNDRAWN:
         facts[status] = (rows["status"] == status).groupby(rows["setting"]).sum()

@@ -267,7 +267,8 @@ def test_best_of_each_kind_is_bold_if_its_claim_holds() -> None:
     )
 
 
-def test_claims_are_named_beside_labels_and_explained_below() -> None:
+@pytest.mark.parametrize("status", ["refuted", "overspent"])
+def test_claims_are_named_beside_labels_and_explained_below(status: str) -> None:
     rows = [
         make_row(
             cell_id=word,
@@ -278,7 +279,7 @@ def test_claims_are_named_beside_labels_and_explained_below() -> None:
     ]
     rows += [
         make_row(cell_id="r", label="refuted"),
-        make_row(cell_id="s", label="refuted", epsilon_target=4.0, status="refuted"),
+        make_row(cell_id="s", label="refuted", epsilon_target=4.0, status=status, refuted=True),
     ]
     rows += [
         make_row(
