@@ -1,7 +1,8 @@
 """Reads and writes lines of JSON, in which numbers that are not finite are words.
 
-A text that is such a word, as a label may be, gets a mark before it, so that :func:`decode` returns
-the text unchanged.
+JSON has no infinity and no NaN, so they are written as the texts "inf", "-inf" and "nan". A text
+that is itself such a word, as a label may be, gets a mark ``'`` before it. :func:`decode` turns the
+words into numbers, removes the mark, and returns every other text unchanged.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from fedsim.files import unread
 from fedsim.words import json_number
 
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-_WORD = re.compile(r"'*(?:-?inf|nan)")
+_NUMBER_WORD = re.compile(r"'*(?:-?inf|nan)")
 """Matches a text that is the word of a number, with any marks before it."""
 _MARK = "'"
-_ENDS = ('inf"', 'nan"')
-"""The endings of words; every line with the word of a number has one of them."""
+_WORD_ENDINGS = ('inf"', 'nan"')
+"""The endings of these words in JSON; a line without any of them has no such word."""
 load = from_json
-"""Returns a JSON text as plain values; raises ValueError if it is not JSON or nested too deeply."""
+"""Returns the plain values of a JSON text.
+
+Raises ValueError if the text is not JSON, or is nested too deeply.
+"""
 
 
 def is_json(line: bytes) -> bool:
@@ -39,7 +43,10 @@ def is_json(line: bytes) -> bool:
 
 
 def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the number and content of every complete line of a file; nothing if there is no file.
+    """Yield the number, from 1, and the content of every complete line of a file.
+
+    A line is complete if it ends with a newline or is a JSON object. Blank lines are skipped. A
+    file that does not exist has no lines.
 
     Raises:
         UserError: the file cannot be read.
@@ -66,29 +73,33 @@ def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def has_words(line: bytes) -> bool:
-    """Return whether a line may hold the word of a number, which :func:`decode` changes."""
-    return any(end.encode() in line for end in _ENDS)
+    """Return whether a line may hold the word of a number, and so needs :func:`decode`."""
+    return any(ending.encode() in line for ending in _WORD_ENDINGS)
 
 
 def dump(value: Any) -> str:
-    """Return a value as one line of JSON, which ``decode(load(line))`` turns back."""
+    """Return a value as one line of JSON, without a newline.
+
+    ``decode(load(line))`` returns the value again, as plain values (:func:`plain`).
+    """
+    # A value without such numbers and words is written directly, which is faster.
     try:
         line = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError):  # a number that is not finite, an array or a path
         pass
     else:
-        if not any(end in line for end in _ENDS):
+        if not any(ending in line for ending in _WORD_ENDINGS):
             return line
     return json.dumps(encode(value), ensure_ascii=False, allow_nan=False)
 
 
 def plain_json(value: Any) -> str:
-    """Return a value as JSON without marks, for readers that know the type of every value."""
+    """Return a value as JSON without marks, for readers that know which values are numbers."""
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
 
 
 def encode(value: Any) -> Any:
-    """Return :func:`plain` values, with a mark before each text that is a number's word."""
+    """Return a value as :func:`plain` does, with a mark before each text that is a number word."""
     return _json_values(value, _MARK)
 
 
@@ -102,6 +113,7 @@ def plain(value: Any) -> Any:
 
 
 def _json_values(value: Any, mark: str) -> Any:
+    """Return plain JSON values, with ``mark`` before each text that is the word of a number."""
     if isinstance(value, Mapping):
         return {str(key): _json_values(item, mark) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -109,7 +121,7 @@ def _json_values(value: Any, mark: str) -> Any:
     if isinstance(value, Path):
         value = str(value)
     if isinstance(value, str):
-        if _WORD.fullmatch(value):
+        if _NUMBER_WORD.fullmatch(value):
             return mark + value
         return value
     if hasattr(value, "tolist"):
@@ -118,11 +130,11 @@ def _json_values(value: Any, mark: str) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Return the value that :func:`encode` was given, as plain values."""
+    """Undo :func:`encode`: words become numbers again, and texts lose their marks."""
     if isinstance(value, str):
         if value in _NOT_FINITE:
             return _NOT_FINITE[value]
-        if _WORD.fullmatch(value):
+        if _NUMBER_WORD.fullmatch(value):
             return value.removeprefix(_MARK)
         return value
     if isinstance(value, dict):

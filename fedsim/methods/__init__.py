@@ -1,6 +1,6 @@
-"""All names that authors of methods need, in one place.
+"""Gathers all names that authors of methods need.
 
-They are base classes, the arguments of their hooks, parts of models, and what releases are made of.
+They are base classes, the arguments of their hooks, parts of models, and parts of releases.
 Authors write ``from fedsim.methods import ...``, and so do the shipped baselines. fedsim itself
 imports every name from the module that defines it.
 """

@@ -1,7 +1,7 @@
-"""The base class of every algorithm.
+"""Defines the base class of every algorithm, its parameters and its phases.
 
-An algorithm supplies the mathematics: what clients and server compute. The harness drives its
-rounds (:mod:`fedsim.training.rounds`), calibrates its noise and counts its epsilon.
+An algorithm supplies the computations of clients and server. The harness runs the rounds
+(:mod:`fedsim.training.rounds`), calibrates the noise (:func:`solved_plan`) and counts epsilon.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ class Phase:
 
     Attributes:
         release: the mechanism of its rounds. Without privacy only the number of rounds counts.
-        at_clients: (clients, round, broadcast) to the cohort's message: what a cohort computes.
-        at_server: (server, round, the noisy sum of the messages): updates the server. It returns
-            diagnostics that depend on no private values, as numbers or as tensors of one number.
-        broadcast: (server) to the tensors that every client receives at the start of a round.
-        weights: for statistics, by name: their weights in a unit's joint norm. A statistic is sent
+        at_clients: a function of (clients, round, broadcast). It computes the message of a cohort,
+            which is a group of clients that are computed together.
+        at_server: a function of (server, round, noisy sums of the messages). It updates the server
+            and returns diagnostics, as numbers or as tensors of one number. They may depend on
+            private values through the noisy sums only.
+        broadcast: a function of (server). It returns the tensors that every client receives at the
+            start of a round.
+        weights: the weight of each statistic in a unit's joint norm, by name. A statistic is sent
             times its weight and the clip norm. The mapping is empty for gradients and updates.
     """
 
@@ -51,8 +54,8 @@ class Phase:
         """Return the phase with the noise that a share of the budget pays for.
 
         Budgets are measured in 1 / sigma^2, where the costs of mechanisms add up: a step with noise
-        multiplier m * sigma and sample rate q costs about q^2 / (m * sigma)^2. The shares of all
-        phases add up to 1.
+        multiplier m * sigma and sample rate q costs about q^2 / (m * sigma)^2. A share s of the
+        budget therefore pays for m = q * sqrt(steps / s). The shares of all phases add up to 1.
         """
         noise = self.release.sample_rate * math.sqrt(self.release.steps / share)
         return replace(self, release=replace(self.release, relative_noise=noise))
@@ -68,9 +71,10 @@ class Params(BaseModel):
 
     @classmethod
     def brief(cls, values: Mapping[str, Any], given: Container[str]) -> dict[str, Any]:
-        """Return those of ``values`` whose names are fields and whose values the fields allow.
+        """Return the ``values`` that may be set: the field exists and allows the value.
 
-        Rules about several parameters together are not applied, so the caller must validate.
+        Names in ``given`` are left out. Rules about several parameters together are not applied, so
+        the caller must validate.
 
         Args:
             values: parameter values that make a training short.
@@ -96,9 +100,9 @@ class Algorithm(ABC):
         name: its name in grid files; set by ``@register``.
         source: the paper or page that it follows.
         Params: the class of its parameters, with defaults.
-        private: whether an epsilon has a meaning for it.
-        for_reproduction: whether it is included only to reproduce its paper: at the budgets of our
-            tables its defaults score at or near chance.
+        private: whether it supports a privacy budget. If not, epsilon has no meaning for it.
+        for_reproduction: whether it is included only to reproduce its paper. At the budgets of our
+            tables its defaults then score at or near chance.
         units, trusts: the privacy settings that it supports.
         syntheses: values of its parameter ``synthesis`` with which a saved generator can be loaded,
             whatever it was trained with.
@@ -125,20 +129,24 @@ class Algorithm(ABC):
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
-        """Return the training: its mechanisms in order, with what clients and server compute."""
+        """Return the phases of the training, in order."""
 
     @abstractmethod
     def build(self, clients: int) -> nn.Module:
-        """Return the model, with per-client layers for ``clients`` members (0 at the server).
+        """Return the model of a cohort, or of the server.
 
         The harness sets its weights afterwards, by name.
+
+        Args:
+            clients: the number of clients for which per-client layers have weights; 0 at the
+                server.
         """
 
     def generator(self, server: Server) -> Generator:
         """Return the generator.
 
-        Of private values it may read only the server's state and seeds, and the client codes if
-        they were released. An algorithm without a generator defines :meth:`classifier` instead.
+        It may read the server's state and seeds, and the client codes if they were released, but no
+        other private value. An algorithm without a generator defines :meth:`classifier` instead.
         """
         raise NotImplementedError(f"{type(self).__name__} has neither a generator nor a classifier")
 
@@ -181,13 +189,16 @@ class Algorithm(ABC):
         return cls.classifier is Algorithm.classifier
 
     def claim(self) -> Claim:
-        """Return what its (epsilon, delta) rests on: "proved" if it is a theorem."""
+        """Return how strong the claim of (epsilon, delta) is: "proved" if it is a theorem.
+
+        It is "none" for an algorithm that is not private.
+        """
         if self.private:
             return "proved"
         return "none"
 
     def scope(self) -> str:
-        """Return which parameters the noise protects, in the word that results show."""
+        """Return a word for the parameters that get noise, which results show."""
         return "joint"
 
     def clip(self) -> float:
@@ -205,7 +216,7 @@ class Algorithm(ABC):
     def clips_clients(self) -> bool:
         """Return whether the contribution of a client is clipped as a whole.
 
-        Nothing is then assumed of single examples.
+        The guarantee then assumes nothing about single examples.
         """
         return self.task.unit == "client"
 
@@ -224,17 +235,18 @@ class Algorithm(ABC):
     def ignores_partition(self) -> bool:
         """Return whether any partition gives the same result.
 
-        That is so if all that is released are sums over examples, whichever clients hold them.
+        This holds if it releases only sums over examples, whichever clients hold the examples.
         """
         return False
 
     def uses_public(self) -> bool:
         """Return whether it needs the grid's public examples, as ``task.public``.
 
-        They are there while it trains, for server and clients alike. A generator is made again
-        without them, from ``server.model`` and ``server.tensors``, so what it needs of them belongs
-        there. Whatever is computed from public examples alone costs no epsilon. What also depends
-        on a private example is a release.
+        Server and clients can read them while the algorithm trains. They are absent when a saved
+        generator is loaded from ``server.model`` and ``server.tensors``. So the algorithm must
+        store there any value that the generator needs from them. A value that is computed from
+        public examples alone costs no epsilon. A value that also depends on a private example is a
+        release.
         """
         return False
 

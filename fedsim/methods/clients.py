@@ -1,7 +1,7 @@
-"""The clients of a cohort: the only access to their data, their random numbers and their noise.
+"""Defines :class:`Clients`, the clients of a cohort, which are computed together.
 
-An algorithm gets a :class:`Clients` in every round. It reads the clients' examples from there,
-samples them, draws random numbers, adds noise and returns a message.
+An algorithm gets a :class:`Clients` in every round. Only through this object can it read and sample
+the clients' examples, draw their random numbers and add their noise. It then returns a message.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ from fedsim.seeds import Purpose, Seeds
 
 Item = TypeVar("Item")
 NUMBERS_AT_ONCE = 2**18
-"""How many numbers of noise are drawn before they are added.
+"""The number of noise values that are drawn before they are added.
 
-So many fit a processor's cache. A block of clients' noise is added to kept tensors at once.
+This many values fit a processor's cache. They are the noise of a block of clients, or of one client
+if it needs more.
 """
 
 
@@ -77,15 +78,18 @@ class Pooled(NamedTuple):
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Return tensors one after another; without a copy if they are so in memory already."""
+    """Return tensors joined along their first dimension.
+
+    Nothing is copied if the tensors already follow each other in memory.
+    """
     first = parts[0]
     memory = first.untyped_storage().data_ptr()
-    end = first.storage_offset()
+    offset = first.storage_offset()
     for part in parts:
-        is_next = part.untyped_storage().data_ptr() == memory and part.storage_offset() == end
-        if not (is_next and part.is_contiguous()):
+        follows = part.untyped_storage().data_ptr() == memory and part.storage_offset() == offset
+        if not (follows and part.is_contiguous()):
             return torch.cat(list(parts))
-        end += part.numel()
+        offset += part.numel()
     rows = sum(len(part) for part in parts)
     return first.as_strided((rows, *first.shape[1:]), first.stride())
 
@@ -94,8 +98,8 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 class Clients:
     """The clients of one cohort: their data and their private state.
 
-    A *unit* is here what is sampled: an example, or a group with all its examples. If the budget
-    protects whole clients, the units are the examples of each client.
+    In this class a *unit* is an example, or a group with all its examples: :meth:`poisson` samples
+    units. If the budget protects whole clients, the units here are still examples.
 
     Attributes:
         members: the numbers of the clients, ascending.
@@ -110,7 +114,8 @@ class Clients:
         state: further private tensors that an algorithm keeps between rounds: counters without a
             dimension, or ``[members, ...]``.
         ran: the record of this round.
-        steps: the numbers of this round's steps, each for one draw of noise; None: any number.
+        steps: the numbers of the steps that this round may run, each of which draws noise once.
+            None allows any number.
         device: where the tensors are. Random numbers and row numbers are made on the CPU.
     """
 
@@ -131,7 +136,7 @@ class Clients:
     )
 
     def in_coordinates(self, coordinates: Chart | None) -> Clients:
-        """Return the same clients with their embeddings in ``coordinates``; None: as they are.
+        """Return the clients with embeddings in ``coordinates``; with None, this object itself.
 
         The embeddings are converted once for all rounds. Use the result for batches only: its
         ``ran`` and ``steps`` remain those of the round that converted it.
@@ -139,16 +144,16 @@ class Clients:
         if coordinates is None:
             return self
         if self._converted is None or self._converted[0] != coordinates:
-            # At most one row, which says how many coordinates there are.
-            row = coordinates.of_rows(self.pooled.x[:1])
-            whole = row.new_empty(len(self.pooled.y), *row.shape[1:])
-            parts = torch.split(whole, [len(y) for y in self.y])
-            for part, start in zip(parts, self.pooled.starts, strict=True):
-                for first in range(0, len(part), BLOCK):
-                    block = part[first : first + BLOCK]
+            # The first row, if there is any, tells the number of coordinates.
+            first_row = coordinates.of_rows(self.pooled.x[:1])
+            converted = first_row.new_empty(len(self.pooled.y), *first_row.shape[1:])
+            members_x = torch.split(converted, [len(y) for y in self.y])
+            for member_x, start in zip(members_x, self.pooled.starts, strict=True):
+                for first in range(0, len(member_x), BLOCK):
+                    block = member_x[first : first + BLOCK]
                     rows = slice(start + first, start + first + len(block))
                     block.copy_(coordinates.of_rows(self.pooled.x[rows]))
-            self._converted = (coordinates, replace(self, x=parts))
+            self._converted = (coordinates, replace(self, x=members_x))
         return self._converted[1]
 
     @cached_property
@@ -327,6 +332,7 @@ class Clients:
         samples = []
         for position, client in enumerate(self.members):
             stream = self.seeds.keystream(Purpose.SAMPLING, round_, client)
+            # The first number decides for the client, each further one for a unit.
             uniform = stream.uniform(1 + self.units(position))
             sampled = (uniform[0] < client_rate) & (uniform[1:] < rate)
             units = torch.from_numpy(np.flatnonzero(sampled))
@@ -399,11 +405,11 @@ class Clients:
         if self.plan is None:
             return Noised(sent, kept)
         self._check_step(round_)
-        sums = Tensors()
+        sums = Tensors()  # the sums to which the clients add noise
         if self.plan.trust == "silo":
             sums = sent
         std = self.plan.noise_std(release.name)
-        multiplier = math.inf
+        multiplier = math.inf  # if clients have no tensor to add noise to
         noised_kept = {}
         for name, value in kept.items():
             dtype = torch.float32 if value.dtype == torch.float64 else value.dtype
@@ -499,7 +505,8 @@ class Clients:
         """Return the cohort's message.
 
         Args:
-            sums: sums over the members. What depends on data must come from :meth:`add_noise`.
+            sums: sums over the members. In a private algorithm, sums that depend on data must come
+                from :meth:`add_noise`.
             diagnostics: values per example or per client by name. They carry no noise, so they are
                 not protected.
             uplink_bytes: bytes that all members together would send over a network; None: tensors

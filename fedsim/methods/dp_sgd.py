@@ -1,13 +1,13 @@
-"""Base class of algorithms that are a loss per example, trained by federated DP-SGD.
+"""Defines the base class of algorithms that train by federated DP-SGD on a loss per example.
 
 In a round every client draws a Poisson sample of its examples, and the sum of their clipped
-gradients goes to the server. Noise is added: once to the sum under ``trust: aggregate``, by every
-client under ``trust: silo``. The server then takes an Adam step. Clients take one local step per
-round, so the sum over clients is DP-SGD on the union of their data (Abadi et al. 2016, arXiv
-1607.00133).
+gradients goes to the server. Under ``trust: aggregate`` noise is added once, to the sum. Under
+``trust: silo`` every client adds noise. The server then takes an Adam step. Clients take one local
+step per round, so the sum over clients is DP-SGD on the union of their data (Abadi et al. 2016,
+arXiv 1607.00133).
 
-Some parameters stay with a client, such as an encoder or a code. Their gradient is clipped jointly
-with that of the shared parameters, and gets noise of its own at the client.
+Some parameters stay with a client, such as an encoder or a code. By default their gradient is
+clipped jointly with the gradient of the shared parameters, and the client adds noise to it.
 """
 
 from __future__ import annotations
@@ -70,15 +70,15 @@ class DPSGDParams(Params):
         client_rate: the probability with which each client takes part in a round. It amplifies
             privacy for ``unit: client`` and must be 1 for other units.
         clip: C, the joint clip norm of one unit's contribution.
-        learning_rate: Adam's learning rate for the shared parameters.
-        local_learning_rate: Adam's learning rate for the per-client parameters.
+        learning_rate: Adam's initial learning rate for the shared parameters.
+        local_learning_rate: Adam's initial learning rate for the per-client parameters.
         expected_batch: the public divisor of the summed gradients; it is not derived from the
             number of examples, which is private.
         precondition: the share of the budget (in 1 / sigma^2) that pays for released coordinates,
             in which embeddings are centred, of one scale and less stretched
             (:mod:`fedsim.methods.coordinates`). At 0 embeddings are used as they are.
-        noised: ``all`` clips and noises the gradients of shared and per-client parameters;
-            ``shared`` those of the shared parameters only.
+        noised: which gradients are clipped and get noise. ``all``: those of shared and per-client
+            parameters. ``shared``: those of shared parameters only.
         engine: how clipped sums are computed.
     """
 
@@ -96,11 +96,14 @@ class DPSGDParams(Params):
 
 
 class DPSGD(Algorithm):
-    """Base class of an algorithm that is a loss per example; it does everything about privacy.
+    """The base class of an algorithm that trains by DP-SGD.
+
+    It handles sampling, clipping and noise.
 
     A subclass supplies :meth:`build`, :meth:`loss`, :meth:`generator` and, if it needs random
     numbers per example, :meth:`draws`. The learning rate falls linearly over the rounds. The
-    product is made of the mean of the parameters over late rounds, which costs no epsilon.
+    generator or classifier uses the mean of the parameters over late rounds, which costs no
+    epsilon.
 
     Class attributes:
         server_only: prefixes of the names of parameters that belong to the server. The loss does
@@ -130,8 +133,9 @@ class DPSGD(Algorithm):
     def draws_in(self, round_: Round) -> Shapes:
         """Return the draws that the loss gets in one round: by default all of :meth:`draws`.
 
-        A subclass may leave out the draws of a part of the loss, and so this part, in some rounds.
-        It may choose them by the number of the round alone, which is public. Each unit is clipped
+        If a part of the loss uses draws, a subclass may leave out that part in some rounds, by
+        leaving out its draws. The choice may depend on the round's number only, which is public.
+        Each unit is clipped
         to the same norm in all rounds, so privacy does not change.
         """
         return self.draws()
@@ -159,7 +163,7 @@ class DPSGD(Algorithm):
 
         Args:
             mean: the noisy mean gradients.
-            noise: the standard deviation of their noise.
+            noise: the standard deviation of their noise, by name.
             state: tensors that are kept between rounds; the result may add to them.
             by_client: whether the gradients are per client, ``[clients, ...]``.
         """
@@ -200,10 +204,11 @@ class DPSGD(Algorithm):
     def sample_rate(self) -> float:
         """Return the probability with which each example, or each group, enters a round.
 
-        Plan, ledger and clients use this rate. The number of examples is private, but its size to
-        within a factor of two is treated as public. The rate depends on this public size alone, so
-        it is a constant, and the theorem of DP-SGD holds for every constant rate. For unit client
-        it is the rate within a client, which the theorem does not use.
+        Plan, ledger and clients use this rate. The number of examples (or groups) is private.
+        Rounded down to a power of two it is treated as public (``task.public_size``). The rate
+        depends on this public size alone, so it is a constant, and the theorem of DP-SGD holds for
+        every constant rate. For ``unit: client`` it is the rate within a client. The plan then uses
+        ``client_rate`` instead.
         """
         if self.task.unit == "client":
             return float(self.params.sample_rate)
@@ -219,24 +224,25 @@ class DPSGD(Algorithm):
         if self.task.unit == "client":
             rate = self.params.client_rate
         release = Release(RELEASE, rate, self.params.rounds)
-        sgd = Phase(release, self.client_round, self.server_step, self.broadcast)
+        training = Phase(release, self.client_round, self.server_step, self.broadcast)
         share = self.params.precondition
         if not share:
-            return (sgd,)
+            return (training,)
         mean, spread = coordinate_statistics(share)
 
         def receive(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
             spread.receive(server, sums, std)
             self.start_in(Coordinates(server.tensors), server)
 
-        def released(server: Server) -> Tensors:
+        def broadcast(server: Server) -> Tensors:
             return dict(server.tensors)
 
         statistics = (mean, replace(spread, receive=receive))
         phases = [
-            statistic_phase(statistic, self.clip(), self.task, released) for statistic in statistics
+            statistic_phase(statistic, self.clip(), self.task, broadcast)
+            for statistic in statistics
         ]
-        return (*phases, sgd.taking(1 - share))
+        return (*phases, training.taking(1 - share))
 
     def check_setting(self) -> None:
         """Refuse to sample clients unless the client is the unit.
@@ -253,7 +259,9 @@ class DPSGD(Algorithm):
             )
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:
-        """Test in the first round that the loss is per example, or per client if the unit is one.
+        """Test in the first noisy step that the loss of each unit depends on that unit alone.
+
+        For units of examples and groups it tests every example; for clients, every client.
 
         Raises:
             NotPerExample: the loss of one unit depends on others.
@@ -325,10 +333,10 @@ class DPSGD(Algorithm):
     # --- one round ---
 
     def broadcast(self, server: Server) -> Tensors:
-        """Return the coordinates and the shared parameters, but for those of the server only."""
+        """Return the coordinates and the shared parameters, without those in ``server_only``."""
         shared = {
-            name: p
-            for name, p in shared_tensors(server.model).items()
+            name: parameter
+            for name, parameter in shared_tensors(server.model).items()
             if not name.startswith(self.server_only)
         }
         return shared | {
@@ -336,7 +344,12 @@ class DPSGD(Algorithm):
         }
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """Compute the cohort's clipped sum in one batch, and step the per-client parameters."""
+        """Compute the cohort's clipped sum in one batch, and update the per-client parameters.
+
+        Returns:
+            The message with the sums of the shared parameters' gradients, and diagnostics. Under
+            ``trust: silo`` the sums contain noise.
+        """
         load_parameters(clients.model, broadcast)
         rows = clients.poisson(
             round_.stream,
@@ -345,24 +358,25 @@ class DPSGD(Algorithm):
         )
         converted = clients.in_coordinates(Coordinates.where_released(broadcast))
         batch = converted.batch(rows, round_.stream, self.draws_in(round_))
-        names: list[str] = []
+        part_names: list[str] = []
 
-        def stacked(model: nn.Module, batch: Batch) -> Tensor:
+        def loss_matrix(model: nn.Module, batch: Batch) -> Tensor:
             parts = loss_parts(self, model, batch)
-            names[:] = parts
+            # The result of `clipped_sum` has no names, so the names of the columns are kept here.
+            part_names[:] = parts
             return torch.stack(list(parts.values()), 1)
 
         norms = self.norms(clients.model)
         result = clipped_sum(
             clients.model,
-            stacked,
+            loss_matrix,
             batch,
             norms,
             self.params.engine,
         )
         parts = {}
         if len(batch):
-            parts = dict(zip(names, result.loss.unbind(-1), strict=True))
+            parts = dict(zip(part_names, result.loss.unbind(-1), strict=True))
         local = {name: result.sums[name] for name in local_names(clients.model)}
         shared = {name: value for name, value in result.sums.items() if name not in local}
         protected = local
@@ -374,7 +388,7 @@ class DPSGD(Algorithm):
             name: value.div_(norms.weight(name)).div_(self.params.expected_batch)
             for name, value in (local | noised.kept).items()
         }
-        std = 0.0
+        std = 0.0  # without a plan, or if only shared gradients get noise
         if clients.plan and noised.kept:
             std = clients.plan.noise_std(round_.release.name)
         noise = {name: std / norms.weight(name) / self.params.expected_batch for name in mean}
@@ -415,6 +429,11 @@ class DPSGD(Algorithm):
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
         """Take an Adam step on the noisy mean and the public terms; then update the running mean.
+
+        Args:
+            server: the server, which changes in place.
+            round_: the round.
+            total: the noisy sums of clipped gradients, by name.
 
         Returns:
             The values of the public terms, and the norm of the trained parameters.

@@ -1,4 +1,4 @@
-"""Views of a data set in memory that workers share; only rows that are read are copied."""
+"""Defines views of a data set in memory that workers share; they copy only rows that are read."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fedsim.device import CPU
 class PooledRows:
     """The embeddings of all members ``[N, d]``, one member after another.
 
-    It has the two operations of a tensor that select rows, and no others.
+    Of a tensor's operations it has only indexing and :meth:`index_select`, which select rows.
 
     Args:
-        values: the embeddings of a data set ``[n, d]``, in the order of C; they are only read.
+        values: the embeddings of a data set ``[n, d]``, in row-major order. They are only read.
         numbers: for each of the N rows its number in ``values``, int64.
     """
 
@@ -42,7 +42,7 @@ class PooledRows:
         """Return copies of the rows at the positions ``index`` ``[m]``, as a tensor does.
 
         Args:
-            dim: 0.
+            dim: the dimension to select from, always 0.
             index: positions among the N rows; negative ones are refused.
         """
         return _copied(self.values, self.numbers.index_select(dim, index))
@@ -52,7 +52,7 @@ class MemberRows(Sequence[Tensor]):
     """Each member's embeddings: ``x[i]`` is a new copy of the rows of member i.
 
     Args:
-        values: the embeddings of a data set ``[n, d]``, in the order of C; they are only read.
+        values: the embeddings of a data set ``[n, d]``, in row-major order. They are only read.
         numbers: for each member the numbers of its rows in ``values``, int64.
     """
 
@@ -71,7 +71,7 @@ class MemberRows(Sequence[Tensor]):
     def __getitem__(self, members: slice) -> MemberRows: ...
 
     def __getitem__(self, members: int | slice) -> Tensor | MemberRows:
-        """Return a copy of a member's rows; for a slice the members themselves, without a copy."""
+        """Return a copy of one member's rows; for a slice, a view of these members, not a copy."""
         if isinstance(members, slice):
             return MemberRows(self.values, self.numbers[members])
         return _copied(self.values, self.numbers[members])
@@ -83,7 +83,7 @@ def _copied(values: NDArray[np.float32], numbers: Tensor) -> Tensor:
     Torch aligns that memory, and the last bits of a matrix product may depend on alignment.
     """
     rows = torch.empty(*numbers.shape, values.shape[1], dtype=torch.float32, device=CPU)
-    # By default NumPy checks the numbers, and to do so fills a buffer first and copies it. Those of
-    # a partition are valid.
+    # By default NumPy checks the row numbers, for which it fills a buffer and then copies it. The
+    # mode "clip" avoids this copy. It clips nothing, because a partition's row numbers are valid.
     np.take(values, numbers.numpy(), axis=0, out=rows.numpy(), mode="clip")
     return rows

@@ -1,7 +1,7 @@
-"""The messages between server and clients.
+"""Defines the message from clients to the server, and other records that algorithms read.
 
-Here are also the public facts of a cell (:class:`Task`), the numbers of a round (:class:`Round`),
-the server's state (:class:`Server`) and the record of what ran (:class:`RoundTrace`).
+They are the public facts of a cell (:class:`Task`), the numbers of a round (:class:`Round`), the
+server's state (:class:`Server`), diagnostics, and the trace of a round (:class:`RoundTrace`).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Diagnostic:
     Attributes:
         values: one number per example or client; for ``spread`` one vector per client. Tensors stay
             on their device until the round is over.
-        reduction: ``mean``; or ``quantiles``: 5, 25, 50, 75 and 95 %, which are recorded under the
-            name with the suffix ``_quantiles``; or ``spread``: the mean squared distance over pairs
-            of clients.
+        reduction: ``mean``, the mean of the values; ``quantiles``, the quantiles
+            :data:`QUANTILES`; or ``spread``, the mean squared distance over pairs of clients. The
+            names of recorded quantiles get the suffix ``_quantiles``.
     """
 
     values: list[Any] | Tensor
@@ -64,7 +64,12 @@ class Diagnostic:
     def reduced(cls, parts: Sequence[Diagnostic]) -> Any:
         """Return the reduction of the values of all ``parts`` together.
 
-        With too few values it is None, or [] for quantiles. Values must be on the CPU.
+        Args:
+            parts: diagnostics of one name, one per cohort, with values on the CPU.
+
+        Returns:
+            A number, or a list of numbers for ``quantiles``. Without values it is None, or [] for
+            quantiles. A spread of one client is None.
         """
         arrays = [part.array() for part in parts if len(part.values)]
         reduction = parts[0].reduction
@@ -105,8 +110,8 @@ class Task:
         unit: what the budget protects: an example, a group of examples, or a client.
         trust: whom clients trust: the server (``aggregate``) or nobody (``silo``).
         probe_c: the inverse penalty (scikit-learn's ``C``) of the evaluation's linear probe.
-        public: the grid's public examples, for a method that says
-            :meth:`fedsim.methods.algorithm.Algorithm.uses_public`; else None.
+        public: the grid's public examples. They are None unless the algorithm's
+            :meth:`fedsim.methods.algorithm.Algorithm.uses_public` returns True.
         public_size: the size of the data set that the cell treats as public: the number of training
             units (examples, groups or clients), rounded down to a power of two. It is fixed when
             the cell is prepared. Two neighbouring data sets have the same public size in every
@@ -132,8 +137,8 @@ class Round:
         number: the round's number, counted from 0 over all phases.
         phase: the number of its phase, from 0.
         step: the round's number within its phase, from 0.
-        stream: the number of its random streams. A round of n noisy steps has the n numbers from
-            this one on.
+        stream: the number of its first random stream. A round with n noisy steps uses the streams
+            ``stream`` to ``stream + n - 1``.
         release: the mechanism of its phase.
     """
 
@@ -151,8 +156,8 @@ class Step:
     :meth:`fedsim.methods.clients.Clients.add_noise` records it.
 
     Attributes:
-        mechanism: the mechanism, with the noise multiplier of each member's own noise; infinite if
-            no tensor needed any.
+        mechanism: the mechanism, with the noise multiplier of each member's own noise. It is
+            infinite if the members had no tensor to add noise to.
         number: the number of the step, with which its noise was drawn.
         members: the clients whose data it read.
         needs_server_noise: whether sums left the clients without noise, so that the server has to
@@ -178,12 +183,14 @@ class Step:
 
 @dataclass
 class RoundTrace:
-    """The record of what the clients of a cohort did in a round, kept where it happens.
+    """The record of what the clients of a cohort did in a round.
+
+    Two runs with different samples or noise most likely have different sums of fingerprints.
 
     Attributes:
         steps: the steps of mechanisms that ran.
-        sampled: the sum of fingerprints of the samples.
-        noise: the sum of fingerprints of the drawn noise.
+        sampled: the sum of the fingerprints of the samples.
+        noise: the sum of the fingerprints of the drawn noise.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -193,19 +200,20 @@ class RoundTrace:
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """The message of a cohort after a round: the sum over its clients.
+    """The message of a cohort after a round, with sums over its clients.
 
-    Under ``trust: aggregate`` it never contains the part of a single client.
+    Under ``trust: aggregate`` an adversary sees only the sum over all cohorts. A tensor of a single
+    client may be sent only with the client's own noise, or by an algorithm that is not private.
 
     Attributes:
         sums: tensors by name. A tensor that only one cohort sends is passed on as it is.
         uplink_bytes: bytes that all clients together would send over a network. If participation is
             private, clients that do not take part are counted too.
-        downlink_bytes: bytes that they would receive, counted likewise; None: the harness counts
-            the broadcast for every client.
+        downlink_bytes: bytes that all clients together would receive, counted in the same way. With
+            None the harness counts the broadcast for every client.
         diagnostics: values per example or per client by name, without noise, for people who may see
             the data.
-        ran: the record of what ran. The harness sets it and overwrites an algorithm's.
+        ran: the record of what ran. The harness sets it, whatever an algorithm gives.
     """
 
     sums: Tensors
@@ -218,16 +226,18 @@ class Message:
         """Return the message with all its tensors on ``device``, in one copy per dtype."""
         diagnostics = {name: Diagnostic.of(value) for name, value in self.diagnostics.items()}
         tensors = {("sum", name): value for name, value in self.sums.items()}
-        for name, part in diagnostics.items():
-            if isinstance(part.values, Tensor):
-                tensors["diagnostic", name] = part.values
+        for name, diagnostic in diagnostics.items():
+            if isinstance(diagnostic.values, Tensor):
+                tensors["diagnostic", name] = diagnostic.values
         copies = moved(tensors, device)
         return replace(
             self,
             sums={name: copies["sum", name] for name in self.sums},
             diagnostics={
-                name: replace(part, values=copies.get(("diagnostic", name), part.values))
-                for name, part in diagnostics.items()
+                name: replace(
+                    diagnostic, values=copies.get(("diagnostic", name), diagnostic.values)
+                )
+                for name, diagnostic in diagnostics.items()
             },
         )
 

@@ -1,7 +1,8 @@
-"""The product of an algorithm: a generator or a classifier, shared or with a version per client.
+"""Defines the product of an algorithm: a generator or a classifier of embeddings.
 
-Here are the protocols that a product satisfies, and wrappers that turn products of coordinates into
-products of embeddings.
+A product is shared by all clients or has a version per client. The file has the protocols that a
+product satisfies. It also has wrappers that turn products of coordinates into products of
+embeddings, and one that limits the norm of synthetic embeddings.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class Personal(Protocol):
 
 
 Product = Generator | Classifier
-Made = TypeVar("Made", bound=Product)
-Onward = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+AnyProduct = TypeVar("AnyProduct", bound=Product)
+RowMap = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 """A map of generated rows: (rows ``[n, k]``, their labels ``[n]``, stream) to rows ``[n, d]``."""
 LONGEST = 1.2
 """The largest norm of a synthetic embedding.
@@ -60,21 +61,21 @@ which costs scores of up to 0.009.
 """
 
 
-def is_classifier(made: Product) -> TypeIs[Classifier]:
+def is_classifier(product: Product) -> TypeIs[Classifier]:
     """Return whether a product is a classifier; else it is a generator."""
-    return isinstance(made, Classifier)
+    return isinstance(product, Classifier)
 
 
-def is_personal(made: Product) -> bool:
+def is_personal(product: Product) -> bool:
     """Return whether a product has a version for every client."""
-    return isinstance(made, Personal)
+    return isinstance(product, Personal)
 
 
-def own(made: Made, client: int) -> Made:
+def own(product: AnyProduct, client: int) -> AnyProduct:
     """Return the version of a product for ``client``; without versions, the shared product."""
-    if isinstance(made, Personal):
-        return made.of_client(client)
-    return made
+    if isinstance(product, Personal):
+        return product.of_client(client)
+    return product
 
 
 class Chart(Protocol):
@@ -99,16 +100,24 @@ class CoordinateClassifier:
         return self.classifier.probabilities(self.chart.of_rows(x))
 
 
+class PersonalCoordinateClassifier(CoordinateClassifier):
+    """A :class:`CoordinateClassifier` with a version for every client."""
+
+    def of_client(self, client: int) -> CoordinateClassifier:
+        """Return the classifier of embeddings of ``client``."""
+        return CoordinateClassifier(own(self.classifier, client), self.chart)
+
+
 class Mapped:
     """A generator whose rows go through a map before they are returned.
 
     Args:
         generator: the generator.
-        onward: the map of rows, labels and the stream.
+        onward: maps the generator's rows, given their labels and the stream.
         width: the number of columns that the generator's rows must have; None: any number.
     """
 
-    def __init__(self, generator: Generator, onward: Onward, width: int | None = None) -> None:
+    def __init__(self, generator: Generator, onward: RowMap, width: int | None = None) -> None:
         self.generator = generator
         self.onward = onward
         self.width = width
@@ -121,14 +130,14 @@ class Mapped:
 
 
 class PersonalMapped(Mapped):
-    """The same for a generator with a version for every client."""
+    """A :class:`Mapped` generator with a version for every client."""
 
     def of_client(self, client: int) -> Mapped:
         """Return the mapped version of ``client``."""
         return Mapped(own(self.generator, client), self.onward, self.width)
 
 
-def mapped(generator: Generator, onward: Onward, width: int | None = None) -> Generator:
+def mapped(generator: Generator, onward: RowMap, width: int | None = None) -> Generator:
     """Return a :class:`Mapped` generator, which has a version per client if ``generator`` has."""
     if is_personal(generator):
         return PersonalMapped(generator, onward, width)
@@ -156,19 +165,21 @@ def stretched(
     )
 
 
-def for_embeddings(made: Product, chart: Chart | None, width: int | None = None) -> Product:
+def for_embeddings(product: Product, chart: Chart | None, width: int | None = None) -> Product:
     """Return a product of embeddings, made from a product of coordinates.
 
     Args:
-        made: the generator or classifier of coordinates.
-        chart: the coordinates; None: ``made`` is one of embeddings already and is returned.
+        product: the generator or classifier of coordinates.
+        chart: the coordinates. With None, ``product`` is one of embeddings already and is returned.
         width: the number of coordinates that a generator must draw; None: any number.
     """
     if chart is None:
-        return made
-    if is_classifier(made):
-        return CoordinateClassifier(made, chart)
-    return stretched(made, chart, width=width)
+        return product
+    if is_classifier(product):
+        if is_personal(product):
+            return PersonalCoordinateClassifier(product, chart)
+        return CoordinateClassifier(product, chart)
+    return stretched(product, chart, width=width)
 
 
 def shorten(rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
@@ -180,23 +191,25 @@ def shorten(rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
     return rows / excess.clamp_min(1)
 
 
-def shortened(made: Product, width: int | None = None) -> Product:
-    """Return a generator none of whose rows is longer than :data:`LONGEST`; classifiers as is.
+def shortened(product: Product, width: int | None = None) -> Product:
+    """Return a generator whose rows have at most norm :data:`LONGEST`.
+
+    A classifier is returned as it is.
 
     Args:
-        made: the generator or classifier.
+        product: the generator or classifier.
         width: the number of columns that rows must have; None: any number.
     """
-    if is_classifier(made):
-        return made
-    return mapped(made, shorten, width)
+    if is_classifier(product):
+        return product
+    return mapped(product, shorten, width)
 
 
-def before_shortening(made: Product) -> Product:
+def before_shortening(product: Product) -> Product:
     """Undo :func:`shortened`."""
-    if isinstance(made, Mapped) and made.onward is shorten:
-        return made.generator
-    return made
+    if isinstance(product, Mapped) and product.onward is shorten:
+        return product.generator
+    return product
 
 
 class FiniteRows(NamedTuple):
@@ -213,13 +226,13 @@ class FiniteRows(NamedTuple):
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Return rows ``[n, d]`` of these labels.
 
-        The rows of a class come in random order. They repeat only if more are asked for than there
-        are.
+        The rows of a class come in random order. They repeat only if ``labels`` asks for more rows
+        than the class has.
         """
         chosen = torch.empty_like(labels, device="cpu")
         order = torch.randperm(len(self.y), generator=stream)
         for label in set(labels.tolist()):
             rows = order[self.y[order] == label]
-            asked = torch.nonzero(labels.cpu() == label).flatten()
-            chosen[asked] = rows[torch.arange(len(asked)) % len(rows)]
+            positions = torch.nonzero(labels.cpu() == label).flatten()
+            chosen[positions] = rows[torch.arange(len(positions)) % len(rows)]
         return self.x[chosen]

@@ -1,7 +1,7 @@
-"""Checks of what a method's own functions return, made where they are called.
+"""Checks the values that a method's functions return, where fedsim calls these functions.
 
-A mistake is raised with the function's file and line, what it returned, and the contract that it
-broke. Otherwise some library would meet the value later, with a message that explains nothing.
+An error names the function's file and line, the returned value and the broken contract. Without
+these checks some library would fail on the value later, with a message that explains nothing.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def loss_parts(
         batch: n examples.
 
     Raises:
-        PluginError: the loss takes other arguments, or returns anything else.
+        PluginError: the loss takes other arguments, or returns no such dict.
     """
     parts = _call(algorithm.loss, (model, batch), LOSS_CONTRACT)
     if not isinstance(parts, Mapping):
@@ -68,7 +68,8 @@ def sampled_rows(generator: Any, labels: Tensor, stream: Any, width: int | None 
         width: the number of columns that rows must have; None: any number.
 
     Raises:
-        PluginError: it has no ``sample`` of two arguments, or that returns anything else.
+        PluginError: the generator has no ``sample(labels, stream)``, or ``sample`` returns no such
+            tensor.
     """
     if not callable(getattr(generator, "sample", None)):
         raise PluginError(
@@ -93,14 +94,14 @@ def _is_float_tensor(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def check_product(made: Any, make: Callable[..., Any], *, generates: bool) -> None:
-    """Refuse a product that lacks the function for which it is made.
+def check_product(product: Any, make: Callable[..., Any], *, generates: bool) -> None:
+    """Refuse a product without the function that a generator or a classifier must have.
 
     Args:
-        made: what ``make`` returned.
+        product: the object that ``make`` returned.
         make: the method's function ``generator`` or ``classifier``.
-        generates: whether it has to be a generator, with a function ``sample``; else a classifier,
-            with a function ``probabilities``.
+        generates: True if the product must be a generator, with a function ``sample``. False if it
+            must be a classifier, with a function ``probabilities``.
 
     Raises:
         PluginError: the product lacks that function.
@@ -111,8 +112,8 @@ def check_product(made: Any, make: Callable[..., Any], *, generates: bool) -> No
     else:
         needed = "probabilities"
         contract = CLASSIFIER_CONTRACT
-    if not callable(getattr(made, needed, None)):
-        problem = f"returned {described(made)}, which has no {needed}"
+    if not callable(getattr(product, needed, None)):
+        problem = f"returned {described(product)}, which has no {needed}"
         raise _contract_error(make, problem, contract)
 
 
@@ -138,7 +139,8 @@ def _call(
 ) -> Any:
     """Call a function of a method and return its result.
 
-    A TypeError may come from inside the function, or mean that it does not take these arguments.
+    A TypeError may mean that the function does not take these arguments. If it does take them, the
+    error comes from inside the function and is raised unchanged.
 
     Raises:
         PluginError: the function does not take these arguments.
@@ -170,6 +172,6 @@ def _location(function_or_class: Any) -> str:
     """Return the file, the line and the name of a function or class."""
     name = str(getattr(function_or_class, "__qualname__", type(function_or_class).__name__))
     line = line_of(function_or_class)
-    if line == name:
+    if line == name:  # the file is unknown
         return name
     return f"{line}: {name}"

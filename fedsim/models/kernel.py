@@ -1,6 +1,7 @@
-"""The kernel of the MMD (maximum mean discrepancy) alignment, and its per-example form.
+"""Computes the kernel of the maximum mean discrepancy (MMD), which aligns a generator with data.
 
-The kernel is the mean of inverse multiquadrics ``h / (h + |a - b|^2)``. Its bandwidths h are public
+The file has a score per example, the MMD of two batches, and random features of the kernel. The
+kernel is the mean of inverse multiquadrics ``h / (h + |a - b|^2)``. Its bandwidths h are public
 constants that fit rows of unit norm (squared distances in [0, 4]); no private data sets them.
 """
 
@@ -16,7 +17,7 @@ BANDWIDTHS = (0.1, 0.3, 1.0)
 
 
 def kernel(squared_distance: Tensor) -> Tensor:
-    """Returns the kernel at every squared distance; it is 1 at distance 0."""
+    """Returns the kernel at every squared distance, in the same shape; at distance 0 it is 1."""
     by_bandwidth = [h / (h + squared_distance) for h in BANDWIDTHS]
     return torch.stack(by_bandwidth).mean(0)
 
@@ -33,13 +34,13 @@ def kernel_score(
         k(x', x'') - k(x, x') - k(x, x'').
 
     The expectation over x' and x'' is, up to a constant, MMD^2 between the generator and a point
-    mass at x. Its gradient, averaged over x, is therefore that of MMD^2 between generator and data
-    (kernel score: Gneiting and Raftery 2007), while each term depends on one example.
+    mass at x. So the gradient of the score, averaged over x, is the gradient of MMD^2 between
+    generator and data (Gneiting and Raftery 2007). Each score depends on one example only.
 
     Args:
         x: embeddings ``[N, d]``.
         first: x' ``[N, d]``, generated for the label and code of x.
-        second: x'' ``[N, d]``, generated independently for the same.
+        second: x'' ``[N, d]``, generated independently for the same label and code.
     """
     differences = torch.stack(
         [
@@ -50,15 +51,15 @@ def kernel_score(
     )
     squared_distances = differences.square().sum(-1)
     between_generated, to_first, to_second = kernel(squared_distances)
-    term: Tensor = between_generated - to_first - to_second
-    return term
+    score: Tensor = between_generated - to_first - to_second
+    return score
 
 
 def batch_mmd(x: Tensor, generated: Tensor) -> Tensor:
     """Returns the unbiased squared MMD between two batches ``[N, d]`` and ``[M, d]``, a scalar.
 
-    It depends on all embeddings at once, so no example's share of it has a bound of its own
-    (Gretton et al. 2012, JMLR 13). It compares the mixtures of all classes, without labels.
+    It is no sum of terms that depend on one example each, so it cannot be clipped per example
+    (Gretton et al. 2012, JMLR 13). It ignores labels.
     """
     cross_term = 2 * _pairwise_kernel(x, generated).mean()
     return _mean_over_pairs(x) + _mean_over_pairs(generated) - cross_term
@@ -92,15 +93,20 @@ def kernel_frequencies(
 
         h / (h + r^2) = E exp(-t r^2 / h)    over    t ~ Exp(1),
 
-    so the frequencies are normal with variance 2 t / h (Rahimi and Recht 2007). The bandwidths take
-    turns.
+    so the frequencies are normal with variance 2 t / h (Rahimi and Recht 2007). One frequency after
+    the other takes the next of the :data:`BANDWIDTHS`, in turn.
+
+    Args:
+        dim: d, the dimension of embeddings.
+        count: the number of frequencies.
+        stream: the random numbers.
     """
     uniform = torch.rand(count, generator=stream).clamp_min(1e-12)
-    mixture = -uniform.log()  # t ~ Exp(1)
+    exponential = -uniform.log()  # t ~ Exp(1)
     repeats = -(-count // len(BANDWIDTHS))
     bandwidths = torch.tensor(BANDWIDTHS).repeat(repeats)[:count]
     directions = torch.randn(dim, count, generator=stream)
-    return directions * (2 * mixture / bandwidths).sqrt()
+    return directions * (2 * exponential / bandwidths).sqrt()
 
 
 def kernel_features(x: Tensor, frequencies: Tensor) -> Tensor:

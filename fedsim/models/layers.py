@@ -1,7 +1,8 @@
-"""Layers of a cohort: each has one set of weights, or one code, per client.
+"""Defines layers with one set of weights, or one code, per client, and initial weights of models.
 
-They read a ragged batch, which holds the rows of all clients together. Initial weights come from
-the seed tree, keyed by parameter name, so what two algorithms share starts the same for a seed.
+The layers read a ragged batch, which holds the rows of all clients of a cohort together. Initial
+weights are drawn from the seed tree by parameter name. So parameters that have the same name and
+shape in two algorithms start from the same values for a seed.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class ZeroLinear(nn.Linear):
 class ClientLinear(nn.Module):
     """A linear layer with one set of weights per client: ``y_n = W_c(n) x_n + b_c(n)``.
 
-    The rows of clients are padded to one length, so that one batched product serves all clients
-    that have rows.
+    Here c(n) is the client of row n. The clients' rows are padded to equal numbers of rows, so that
+    one batched product computes all clients.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class ClientLinear(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """Maps ``[N, in]`` to ``[N, out]``; ``layout`` says which client each row belongs to."""
-        if layout.direct:
+        if layout.direct:  # under torch.func.vmap, where shapes may not depend on data
             weight = self.weight[layout.client]
             bias = self.bias[layout.client]
             return torch.einsum("noi,ni->no", weight, x) + bias
@@ -69,7 +70,7 @@ class ClientLinear(nn.Module):
 
 
 class ClientCode(nn.Module):
-    """One trainable code per client, which a network reads as an input of each example."""
+    """One trainable vector per client, its code, which a network reads with each example."""
 
     def __init__(self, clients: int, size: int) -> None:
         super().__init__()
@@ -102,10 +103,10 @@ def initialise(
 
     Weights are drawn from N(0, 1 / fan_in), client codes from N(0, 1 / size); biases and zero
     layers are 0; elementwise scales and shifts stay as built. Fan_in is the number of inputs of one
-    output, which for a convolution are all that its kernel covers.
+    output. For a convolution these are all inputs that its kernel covers.
 
     A draw depends on the parameter's name and on the shape of one client's slice, never on the
-    cohort: all clients start with the same encoder, and each with its own code.
+    cohort. All clients start with the same per-client weights, but each with its own code.
 
     Args:
         model: the model of the cohort.
@@ -116,20 +117,20 @@ def initialise(
         for name, parameter in module.named_parameters(recurse=False):
             key = zlib.crc32(f"{path}.{name}".encode())
             if isinstance(module, ClientCode):
-                for row, client in zip(parameter, members, strict=True):
+                for code, client in zip(parameter, members, strict=True):
                     stream = seeds.torch(
                         Purpose.INIT,
                         key,
                         client,
                     )
-                    draw = torch.randn(len(row), generator=stream)
-                    row.copy_(draw / math.sqrt(len(row)))
+                    draw = torch.randn(len(code), generator=stream)
+                    code.copy_(draw / math.sqrt(len(code)))
             elif name == "bias" or isinstance(module, ZeroLinear):
                 parameter.zero_()
             elif parameter.dim() >= 2:
                 shape = parameter.shape
                 if isinstance(module, ClientLinear):
-                    shape = shape[1:]  # of one client
+                    shape = shape[1:]  # the same draw serves every client
                 fan_in = math.prod(shape[1:])
                 draw = torch.randn(
                     shape,
@@ -149,7 +150,7 @@ def initial_model(
     from ``seeds`` for this call and restored afterwards.
 
     Args:
-        build: makes a model for a number of clients.
+        build: a function of the number of clients that returns a model.
         seeds: the seed tree.
         members: the numbers of the clients in the cohort.
 

@@ -1,4 +1,8 @@
-"""Linear classifiers as tensors: the result of federated classifiers, and the probe's weights."""
+"""Defines linear classifiers, mixtures of classifiers, and conversions of the linear probe.
+
+The probe (:mod:`fedsim.models.probe`) is a logistic regression on standardised embeddings. Here it
+becomes tensors, a classifier, or a linear classifier whose weights contain its standardisation.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +21,11 @@ from fedsim.models.probe import Probe, fit_probe
 TRIED_WEIGHTS = tuple(step / 10 for step in range(11))
 """The weights of the local classifier that :func:`best_weight` tries."""
 ABSENT = -1e4
-"""The logit of a class without a training row, whose probability it makes 0."""
+"""The logit of a class without a training example; it makes the class's probability 0."""
 
 
 class LinearHead(nn.Module):
-    """Softmax regression in training, on embeddings times sqrt(d).
+    """A trainable softmax regression on embeddings times sqrt(d).
 
     Embeddings have unit norm, so the scaled ones have entries of order one.
     """
@@ -125,7 +129,7 @@ def probe_tensors(probe: Probe) -> dict[str, Tensor]:
 
 
 def probe_of(tensors: Mapping[str, Tensor]) -> Probe:
-    """Returns the probe whose :func:`probe_tensors` are ``tensors``."""
+    """Undoes :func:`probe_tensors`: returns the probe that the tensors describe."""
     arrays = {name: value.cpu().numpy() for name, value in tensors.items()}
     return Probe(**arrays)
 
@@ -163,19 +167,29 @@ def fit_linear(
         y: labels ``[n]``.
         classes: the number of classes C.
         probe_c: the inverse strength of the probe's penalty.
+
+    Raises:
+        ValueError: there is no example, or one is not finite.
     """
     return folded(fit_probe(x, y, probe_c), classes)
 
 
 def folded(probe: Probe, classes: int) -> LinearClassifier:
-    """Returns a probe as a classifier whose weights and biases contain its standardisation."""
+    """Returns a probe as a linear classifier of embeddings that are not standardised.
+
+    Weights and biases of the result contain the probe's standardisation.
+
+    Args:
+        probe: the probe; it may lack classes that its training did not have.
+        classes: the number of classes C of the result.
+    """
     weight = np.zeros((classes, len(probe.mean)))
     bias = np.full(classes, ABSENT)
     bias[probe.classes] = 0.0
     if len(probe.classes) > 1:
         labels = probe.classes
         if len(labels) == 2:
-            labels = labels[1:]  # two classes share one row of coefficients
+            labels = labels[1:]  # the only coefficients are those of the second class
         weight[labels] = probe.weight.T / probe.scale
         bias[labels] = probe.bias - weight[labels] @ probe.mean
     return LinearClassifier(
@@ -190,9 +204,9 @@ def best_weight(
     y: Tensor,
     importance: Tensor,
 ) -> float:
-    """Returns the weight of ``local`` whose mixture has the best weighted accuracy.
+    """Returns the weight of ``local`` at which its mixture with ``shared`` is most accurate.
 
-    The weight is one of :data:`TRIED_WEIGHTS`; of equally good ones it is the smallest.
+    The weight is one of :data:`TRIED_WEIGHTS`. Among equally good weights it is the smallest.
 
     Args:
         local: probabilities by the local classifier ``[n, C]``.
@@ -205,7 +219,7 @@ def best_weight(
     for weight in TRIED_WEIGHTS:
         correct = _mixture(local, shared, weight).argmax(1) == y
         score = float((correct * importance).sum())
-        # Differences of rounding alone do not count as better.
+        # A score that is higher only by rounding is not better.
         if score > best_score + 1e-9:
             best = weight
             best_score = score

@@ -1,6 +1,7 @@
-"""The label-by-client matrix of a partition, and the file of a run folder that holds such matrices.
+"""Defines the label-by-client matrix of a partition, and reads and writes files of such matrices.
 
-The matrices are what ``fedsim`` draws to show how unequal the clients of a grid are.
+A run folder has one such file. ``fedsim`` draws the matrices to show how unequal the clients of a
+grid are.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ MOST_PANELS = 12
 
 @dataclass(frozen=True, eq=False)
 class LabelMatrix:
-    """How many examples of each label each client holds.
+    """The number of examples of each label that each client holds.
 
-    These are exact counts of real data. They are a diagnostic that no epsilon covers.
+    These are exact counts of real data without noise, so no epsilon covers them.
 
     Attributes:
         dataset, scheme, alpha, clients, seed: the partition's place in the grid; alpha is None
@@ -59,13 +60,13 @@ class LabelMatrix:
         return np.asarray(self.counts.sum(axis=1), np.int64)
 
 
-_FILE: TypeAdapter[Sequence[LabelMatrix]] = TypeAdapter(list[LabelMatrix])
+_MATRICES: TypeAdapter[Sequence[LabelMatrix]] = TypeAdapter(list[LabelMatrix])
 
 
 def write_partitions(path: Path, matrices: Sequence[LabelMatrix]) -> None:
     """Write matrices to a file; an older file is replaced in one step."""
     with replaced(path) as temporary:
-        temporary.write_bytes(_FILE.dump_json(matrices) + b"\n")
+        temporary.write_bytes(_MATRICES.dump_json(matrices) + b"\n")
 
 
 def read_partitions(path: Path) -> Sequence[LabelMatrix]:
@@ -77,7 +78,7 @@ def read_partitions(path: Path) -> Sequence[LabelMatrix]:
     try:
         if not path.exists():
             return []
-        return _FILE.validate_json(path.read_bytes(), strict=True)
+        return _MATRICES.validate_json(path.read_bytes(), strict=True)
     except (OSError, ValueError) as error:
         raise UserError(
             str(path),

@@ -1,8 +1,8 @@
-"""A partition says which client holds which training example, and what each client sees of it.
+"""Divides training examples among clients, and computes how each client sees its examples.
 
-Examples may stay together: all that share a value of a column, such as a patient's images, then go
-to one client. Under feature shift, every client sees its embeddings through an affine map of its
-own.
+Examples may have to stay together. All examples with the same value of a column, such as the images
+of one patient, then form a group and go to one client. Under feature shift, every client sees its
+embeddings through its own affine map.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fedsim.seeds import Purpose, Seeds
 TOGETHER_KEY = "partition.together"
 """The grid's key that errors about groups name."""
 VALIDATION = 5
-"""One in this many examples (or groups) of a client is for validation, if any are."""
+"""One in this many examples (or groups) of a client is held out by :func:`with_validation`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Partition:
         rows: the numbers of each client's training examples, one int64 array per client. They are
             ascending, or ascending within groups that stay together. Clients share no example, and
             together they hold all but those for validation.
-        fingerprint: 16 hexadecimal digits of a hash of what the clients hold.
+        fingerprint: 16 hexadecimal digits of a hash of the partition, with its feature shift.
         label_counts: how many examples of each class each client holds, with those for
             validation, int64 ``[clients, classes]``.
         scheme: the name of the scheme that made it.
@@ -67,13 +67,19 @@ class Partition:
         return tuple(map(np.concatenate, zip(self.rows, self.validation, strict=True)))
 
     def units_of(self, client: int) -> Integers:
-        """Return the group of each of a client's training examples, or else its own position."""
+        """Return the number of the unit of each training example of a client, int64 ``[n]``.
+
+        The unit is the example's group. If examples do not stay together, it is the example itself,
+        and its number is its position.
+        """
         if self.groups is None:
             return np.arange(len(self.rows[client]))
         return self.groups[client]
 
     def without(self, left_out: Sequence[NDArray[np.bool_]]) -> Partition:
-        """Return a copy without some training examples, whose groups are numbered anew.
+        """Return a copy without some training examples.
+
+        The groups that remain are numbered from 0 again. All other attributes stay the same.
 
         Args:
             left_out: whether each example is left out, one array per client.
@@ -128,7 +134,13 @@ def _checked_division(
     columns: Columns,
     alpha: float = 1.0,
 ) -> tuple[Division, Integers]:
-    """Return what a scheme divides, checked, and the number of each example's part ``[n]``."""
+    """Return the checked division, and the number of each example's part, int64 ``[n]``.
+
+    A part is an example, or a group that stays together.
+
+    Raises:
+        UserError: the scheme cannot divide these data.
+    """
     labels, part_columns, part = divisible_parts(y, columns, spec)
     _check_min_size(len(labels), clients, spec)
     division = Division(labels, part_columns, clients, spec, alpha)
@@ -178,6 +190,7 @@ def make_partition(
     division, part = _checked_division(y, spec, clients, columns, alpha)
     rng = Seeds(seed).numpy(Purpose.PARTITION)
     owner = OWNERS[spec.scheme](division, rng)[part]
+    # Examples are sorted by client, then by part, then by row number.
     order = np.lexsort((part, owner))
     sizes = np.bincount(owner, minlength=clients)
     rows = tuple(np.split(order, np.cumsum(sizes)[:-1]))
@@ -205,11 +218,10 @@ def make_partition(
 
 
 def with_validation(partition: Partition) -> Partition:
-    """Return a partition that holds a fifth of each client's examples out for validation.
+    """Return a partition that holds out every fifth example of each client for validation.
 
-    Every fifth example is held out, or every fifth group if examples stay together. So the choice
-    looks at no label and no embedding. A client with fewer than five of them has none for
-    validation.
+    If examples stay together, it holds out every fifth group. The choice reads no label and no
+    embedding. A client with fewer than five examples (or groups) has none for validation.
     """
     left_out = []
     validation = []
@@ -230,7 +242,7 @@ def divisible_parts(
     columns: Columns,
     spec: PartitionSpec,
 ) -> tuple[Integers, Columns, Integers]:
-    """Return what a scheme divides: examples, or the groups that stay together.
+    """Return the parts that a scheme divides: examples, or the groups that stay together.
 
     Args:
         y: labels of the training examples ``[n]``.
@@ -248,22 +260,23 @@ def divisible_parts(
     if spec.together is None:
         return y, columns, np.arange(len(y))
     groups = complete_column(columns, spec.together, TOGETHER_KEY)
-    _, first, part = np.unique(groups, return_index=True, return_inverse=True)
-    counts = np.zeros((len(first), int(y.max()) + 1), np.int64)
+    _, first_rows, part = np.unique(groups, return_index=True, return_inverse=True)
+    counts = np.zeros((len(first_rows), int(y.max()) + 1), np.int64)
     np.add.at(counts, (part, y), 1)
     if spec.column is not None and spec.column in columns:
+        # Every example must have the site of the first example of its group.
         sites = columns[spec.column]
-        divided = np.flatnonzero(sites != sites[first][part])
-        if len(divided):
+        misplaced = np.flatnonzero(sites != sites[first_rows][part])
+        if len(misplaced):
             raise UserError(
                 TOGETHER_KEY,
                 f"all rows of one {spec.together} must be at one client, but {spec.together} "
-                f"'{groups[divided[0]]}' has rows with different values of {spec.column}, and "
+                f"'{groups[misplaced[0]]}' has rows with different values of {spec.column}, and "
                 "these are at different clients",
                 f"correct {spec.column} in these rows, give each {spec.together} its own value, or "
                 "give another scheme, such as scheme: dirichlet",
             )
-    part_columns = {name: values[first] for name, values in columns.items()}
+    part_columns = {name: values[first_rows] for name, values in columns.items()}
     return counts.argmax(1), part_columns, part.astype(np.int64)
 
 
@@ -280,9 +293,9 @@ def check_split(column: str, train: Columns, test: Columns) -> None:
     Raises:
         UserError: the column is missing or incomplete, or a group is on both sides.
     """
-    trained = complete_column(train, column, TOGETHER_KEY)
-    tested = complete_column(test, column, TOGETHER_KEY)
-    both = np.intersect1d(trained, tested)
+    train_groups = complete_column(train, column, TOGETHER_KEY)
+    test_groups = complete_column(test, column, TOGETHER_KEY)
+    both = np.intersect1d(train_groups, test_groups)
     if len(both):
         raise UserError(
             TOGETHER_KEY,
@@ -305,8 +318,8 @@ def shift_of(
     """Return a client's affine map ``x -> gain * x + (x left) right^T + offset``.
 
     Gains are log-normal, ``exp(strength * N(0, 1))``, like those of instruments that were
-    calibrated separately; their mean square is 1. The map of rank 8 and the offset have norm
-    ``strength`` and random directions.
+    calibrated separately; their mean square is 1. The map ``left right^T``, of rank
+    r = min(8, ``dim``), and the offset have norm ``strength`` and random directions.
 
     Args:
         client: the client's number.
@@ -359,8 +372,8 @@ def as_seen(
 ) -> Embeddings:
     """Return the data set with every example as its client sees it.
 
-    Test examples stand for all clients alike: client ``i mod clients`` sees example i. Without
-    feature shift the same data set comes back.
+    Test examples belong to no client, so they are dealt in turn: test example i is as client
+    ``i mod clients`` sees it. Without feature shift the same data set comes back.
     """
     if not spec.shifts:
         return data
@@ -368,10 +381,10 @@ def as_seen(
     x_test = data.x_test.copy()
     clients = len(partition.rows)
     for client, rows in enumerate(partition.all_rows):
-        tested = slice(client, None, clients)
-        for x, seen in ((x_train, rows), (x_test, tested)):
-            x[seen] = apply_shift(
-                x[seen],
+        test_rows = slice(client, None, clients)
+        for x, client_rows in ((x_train, rows), (x_test, test_rows)):
+            x[client_rows] = apply_shift(
+                x[client_rows],
                 client,
                 strength=spec.strength,
                 seed=seed,
@@ -401,8 +414,9 @@ def own_rows(
 ) -> OwnRows:
     """Return the test examples that count as each client's own.
 
-    Under a scheme with sites they are the test examples of the client's site, under feature shift
-    those that the client sees, and under any other scheme all test examples.
+    Under a scheme with sites they are the test examples of the client's site. Under feature shift
+    they are the test examples that :func:`as_seen` shows as this client sees them. Under any other
+    scheme they are all test examples.
     """
     clients = len(partition.rows)
     names = site_names(data, partition, spec)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fedsim.methods.messages import Diagnostic
-from fedsim.methods.products import is_personal, own, shortened
+from fedsim.methods.products import Chart, for_embeddings, is_personal, own, shortened
+from fedsim.models.linear import LinearClassifier, LocalClassifiers
 
 
 class Rows:
@@ -34,6 +35,22 @@ def test_shortened_scales_only_rows_that_are_too_long() -> None:
 def test_shortened_keeps_the_versions_of_clients() -> None:
     assert is_personal(shortened(OwnRows()))
     assert not is_personal(shortened(Rows()))
+
+
+class Doubled(Chart):
+    """Coordinates that are twice the embeddings."""
+
+    def of_rows(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def test_classifiers_of_coordinates_keep_the_versions_of_clients() -> None:
+    weights = (torch.eye(2), -torch.eye(2))
+    classifiers = [LinearClassifier(weight, torch.zeros(2)) for weight in weights]
+    product = for_embeddings(LocalClassifiers(classifiers), Doubled())
+    x = torch.tensor([[1.0, 0.0]])
+    of_second = own(product, 1).probabilities(x)  # type: ignore[union-attr]
+    torch.testing.assert_close(of_second, classifiers[1].probabilities(2 * x))
 
 
 def reduced(reduction: Any, *parts: Any) -> Any:
