@@ -1,9 +1,10 @@
 """FedHypeVAE, warm: a linear-Gaussian FedHypeVAE in closed form, estimated from released moments.
 
-Five Gaussian mechanisms release the mean, the distances of rows from it, class means, moments of
-the rows about these, and moments of every class in the few directions that separate classes. The
-decoder is affine in z, so its exact posterior and its maximum likelihood are known, and the noise
-is best spent on what they need.
+Five Gaussian mechanisms release, one after the other: the mean of the rows; their directions and
+distances from it; class means; moments of the rows about the class means; and moments of every
+class in the block, the few directions that separate classes. The decoder is affine in z, so the
+exact posterior and the maximum-likelihood estimate follow from these moments. The budget pays for
+nothing else.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ SHARES = {
 }
 """The share of each release in the budget, in units of 1 / sigma^2."""
 MOMENT_WEIGHTS = {"class_sums": 0.5, "class_counts": 0.15, "second": 1.0}
-"""Weights of the moments in a row's joint norm if there are many rows; class means are known then.
+"""Weights of the moments in a row's joint norm, before :meth:`FedHypeVAEWarm.emphasis`.
+
+They suit many rows, for which the release before this one already gives precise class means.
 """
 
 
@@ -56,16 +59,18 @@ class TunedWarm:
     Attributes:
         clip: coordinates are clipped at this share of their root mean square norm.
         known: rows are centred at the means of their classes if shrinkage leaves more than this
-            share of these means, on average.
-        visible: the root mean square eigenvalue of its noise, per row, up to which the second
-            moment keeps its weight; beyond it, sums and counts gain weight.
+            share of the norm of a class mean, on average over classes.
+        visible: the second moment keeps its weight if the root mean square eigenvalue of its noise,
+            divided by the number of rows, is at most this. Otherwise sums and counts gain weight.
         most_excess: the weight of the second moment is divided by at most this.
         most_counts: the largest weight of class counts.
-        least_variance: the smallest share that a variance is of the one that contains it.
-        floor: eigenvalues below this share of their mean cannot be told apart from it if the noise
-            is larger than the mean.
+        least_variance: an estimated part of a variance is at least this share of the whole. It
+            bounds the variance within classes, and the variance about the released centre.
+        floor: an estimated eigenvalue is at least this times the smaller of two numbers: the mean
+            eigenvalue, and the noise on an entry times sqrt(d).
         least_eigenvalue: the smallest eigenvalue, in units of their mean.
-        resolution: the largest noise on the covariance in the block, in units of the covariance.
+        resolution: the largest operator norm of the noise on a covariance in the block, in units of
+            that covariance.
         block: the largest number of directions in the block, unless more lie between class means.
         most_entries: the largest number of entries of all classes' covariances in the block
             together. So C classes have at most sqrt(most_entries / C) directions: 259 with 1,000
@@ -104,8 +109,9 @@ class FedHypeVAEWarmParams(OneShotParams):
     Attributes:
         block: the largest number of directions in which every class has its own covariance; the
             noise allows fewer at a small epsilon.
-        paired: whether rows of a label are drawn in pairs, and pairs orthogonal to each other, to
-            balance what carries no information about the class; if false, each row is independent.
+        paired: whether rows of a label are drawn in pairs, and pairs orthogonal to each other. This
+            balances the coordinates that carry no information about the class. If false, rows are
+            independent.
     """
 
     block: int = Field(TUNED.block, ge=1)
@@ -174,7 +180,7 @@ class FedHypeVAEWarm(OneShot):
         )
 
     def broadcast(self, server: Server) -> Tensors:
-        """Returns what clients need of what has been released so far."""
+        """Returns the tensors that have been released so far and that clients need."""
         tensors = server.tensors
         return {name: tensors[name] for name in self.sent_to_clients if name in tensors}
 
@@ -203,8 +209,8 @@ class FedHypeVAEWarm(OneShot):
     def emphasis(self, server: Server, rows: Tensor) -> Tensor:
         """Returns factors on the weights of the moments, in their order, ``[3]``.
 
-        The joint norm of the weights stays the same. For few rows in many dimensions the second
-        moment says little and class counts are uncertain.
+        The joint norm of the weights stays the same. For few rows in many dimensions, noise hides
+        the second moment, so its weight falls. The weights of sums and counts rise.
 
         Args:
             server: the server, whose noise is public.
@@ -215,15 +221,15 @@ class FedHypeVAEWarm(OneShot):
         excess = noise * (self.dim / 2) ** 0.5 / rows / TUNED.visible
         excess = excess.clamp(1, TUNED.most_excess)
         sums, counts, second = MOMENT_WEIGHTS.values()
-        wanted = torch.stack(
+        new_weights = torch.stack(
             [
                 torch.full_like(excess, sums),
                 (counts * excess.sqrt()).clamp_max(TUNED.most_counts),
                 second / excess,
             ]
         )
-        usual = to_device(torch.tensor([sums, counts, second]), rows.device)
-        factors: Tensor = wanted / wanted.norm() / (usual / usual.norm())
+        weights = to_device(torch.tensor([sums, counts, second]), rows.device)
+        factors: Tensor = new_weights / new_weights.norm() / (weights / weights.norm())
         return factors
 
     # --- class means ---
@@ -253,8 +259,8 @@ class FedHypeVAEWarm(OneShot):
     ) -> None:
         """Stores class means with their noise, and the centres of the moments.
 
-        If class means stand out of their noise, rows are centred at them from here on, and vary
-        less.
+        The centres are the shrunk class means if these stand out of their noise, else 0. Rows
+        about class means are shorter, so they are clipped to a smaller radius.
         """
         released_counts = sums["class_counts"][:, 0]
         counts = moments.counts_above_noise(
@@ -269,8 +275,8 @@ class FedHypeVAEWarm(OneShot):
             steps=shrinkage.STEPS,
         )
         shrunk = shrunk.to(means.dtype)
-        left = shrunk.norm(dim=1) / means.norm(dim=1).clamp_min(1e-12)
-        known = left.mean() > TUNED.known
+        share_left = shrunk.norm(dim=1) / means.norm(dim=1).clamp_min(1e-12)
+        known = share_left.mean() > TUNED.known
         centres = torch.where(known, shrunk, 0.0)
         variance = 1 - self.error(server.tensors)
         variance_between = (counts / counts.sum() * (centres * means).sum(1)).sum()
@@ -394,7 +400,8 @@ class FedHypeVAEWarm(OneShot):
             self.block_size(server),
             outward,
         )
-        # The part of the classes' common mean that lies in the block is drawn there.
+        # The prior already contains the part of the common mean that lies in the block. So this
+        # part is subtracted from the decoder's constant.
         centre = means.mean(0)
         in_block = (centre @ inverse_root @ block.directions) @ block.directions.T @ root
         return {
@@ -407,11 +414,11 @@ class FedHypeVAEWarm(OneShot):
         }
 
     def block_size(self, server: Server) -> int:
-        """Returns as many directions as the noise of the class moments leaves visible.
+        """Returns the number of directions of the block.
 
-        There are at least the C - 1 directions between class means, and never more than
-        :meth:`most_directions`. What is visible is computed for C classes whose counts are the
-        harmonic mean of the released ones.
+        It is the number that the noise of the class moments leaves visible, or C - 1, the number of
+        directions between class means, if that is more. :meth:`most_directions` bounds it. The
+        visible number is computed as if every class had the harmonic mean of the released counts.
         """
         counts = server.tensors["counts"]
         typical_rows = len(counts) * float(len(counts) / (1 / counts).sum())
@@ -467,8 +474,8 @@ class FedHypeVAEWarm(OneShot):
     ) -> None:
         """Stores the prior's mean and covariance for every class."""
         counts = server.tensors["counts"]
-        start = server.tensors["coordinates"]
-        size = start.shape[1]
+        block_means = server.tensors["coordinates"]
+        size = block_means.shape[1]
         reach = class_block.reach(size)
         mean_residuals = sums["class_sums"] / counts[:, None]
         offsets = shrinkage.james_stein(
@@ -487,7 +494,7 @@ class FedHypeVAEWarm(OneShot):
             noise,
         )
         server.tensors |= {
-            "prior_means": start + reach * offsets,
+            "prior_means": block_means + reach * offsets,
             "prior_covariances": covariances.mul_(reach**2),
         }
 
@@ -501,12 +508,12 @@ class FedHypeVAEWarm(OneShot):
 
 
 def estimated_eigenvalues(noisy: Tensor, noise: float) -> Tensor:
-    """Returns the eigenvalues of the covariance, descending, from the noisy ones; both ``[d]``.
+    """Returns estimates of the eigenvalues of the covariance, descending, ``[d]``.
 
-    Their sum is kept.
+    Their sum is that of the noisy eigenvalues, if that is positive.
 
     Args:
-        noisy: the eigenvalues of the noisy covariance, descending.
+        noisy: the eigenvalues of the noisy covariance, descending, ``[d]``.
         noise: the standard deviation of the noise on an off-diagonal entry.
     """
     mean = float(noisy.mean().clamp_min(1e-9))

@@ -1,6 +1,8 @@
-"""FedHypeVAE's parameters, the model of a cohort, and the generator that is made from it.
+"""The parameters, the model and the generator of FedHypeVAE.
 
-The generator decodes at meta-codes, which represent the codes of all clients.
+The model has an encoder and a code for every client of a cohort, and the hypernetwork that all
+clients share. A cohort is the group of clients that are trained together. The generator decodes at
+meta-codes: a few codes whose mixture of generators is close to that of all clients.
 """
 
 from __future__ import annotations
@@ -44,9 +46,9 @@ NETWORKS: dict[str, Any] = {
     "precondition": 0.0,
     "noised": "shared",
 }
-"""The networks of the paper, on embeddings as they are, and which gradients get noise.
+"""Defaults of both readings of the paper: its networks, no coordinates, noise on shared gradients.
 
-Sizes are ours, since the paper gives none.
+The paper gives no sizes of networks, so these are ours.
 """
 FORMS: dict[str, dict[str, Any]] = {
     "paper": {
@@ -60,9 +62,9 @@ FORMS: dict[str, dict[str, Any]] = {
     },
     "per-example": NETWORKS,
 }
-"""The defaults of the two readings of the paper that differ from those of the class.
+"""The defaults of ``paper`` and ``per-example`` that differ from :class:`FedHypeVAEParams`.
 
-Rates are ours, since the paper gives none.
+The paper gives no learning rates, so these are ours.
 """
 CODE_SCALE = {"default": 0.3, "paper": 1.0, "per-example": 1.0}
 """The factor on the code v before it enters the hypernetwork, by form.
@@ -72,9 +74,9 @@ It limits how far clients can differ; the paper has no such factor.
 MOST_PAIRS = 4096
 """The largest number of pairs of a client and a class whose priors are computed as a table.
 
-If there are more, most pairs have no row in a batch, and every row gets a prior of its own. The
-choice must not depend on the number of rows, which is private. Otherwise one row could change how
-all other rows are rounded.
+If there are more pairs, most of them have no row in a batch. So the prior is then computed once for
+every row. The choice must not depend on the number of rows, which is private. Otherwise one row
+could change how all other rows are rounded.
 """
 MOST_META_ROWS = 2048
 """About the largest number of rows that are generated in a step of fitting the meta-codes."""
@@ -83,9 +85,9 @@ PRIOR_INPUTS_AT_ONCE = 2**25
 BETA = {"default": 0.5, "paper": 1.0, "per-example": 1.0}
 """The weight of KL(q || p(z | y, v)), by form; in the paper's ELBO it is 1.
 
-The exact posterior does not depend on it, so there it scales only the gradient of prior and codes.
-Adam undoes a constant scale; what remains is the weight of that gradient inside the clip and beside
-other terms.
+The exact posterior does not depend on beta. With it, beta only scales the gradients of prior and
+codes. Adam undoes a constant scale. So beta only decides how much these gradients weigh inside the
+clip and beside other terms of the loss.
 """
 
 
@@ -94,16 +96,16 @@ class FedHypeVAEParams(DPSGDParams):
 
     Attributes:
         form: ``default`` takes one DP-SGD step per round, clipped for each example. ``paper`` is a
-            literal reading of the paper: encoder, decoder and hypernetwork are MLPs; a round at a
-            client is ``local_steps`` steps on encoder and code, then one gradient of the
-            hypernetwork, clipped for the client as a whole; the MMD is that of a minibatch. It has
-            no coordinates and no ``sample_rate``, and counts clients in ``expected_batch``.
+            literal reading of the paper: encoder, decoder and hypernetwork are MLPs. In a round, a
+            client takes ``local_steps`` steps on encoder and code. It then computes one gradient of
+            the hypernetwork, which is clipped as a whole. The MMD is that of a minibatch. This form
+            has no coordinates and no ``sample_rate``, and ``expected_batch`` counts clients.
             ``per-example`` is another reading: the networks of ``paper``, trained in the rounds of
-            ``default``. Each example's gradient of the hypernetwork is clipped and gets noise.
-            Encoder and code are trained without noise, so epsilon is heuristic, but for
-            ``unit: client``. Both readings have defaults of their own (``FORMS``); a parameter that
-            is given replaces them. At a finite epsilon their codes stay at the clients, and
-            synthesis uses the untrained ones from which they started.
+            ``default``. Each example's gradient of the hypernetwork is clipped, and their sum gets
+            noise. Encoder and code are trained without noise. So epsilon is heuristic, except for
+            ``unit: client``. Both readings have their own defaults (:data:`FORMS`); a parameter
+            that you give replaces its default. At a finite epsilon the trained codes stay at the
+            clients, and synthesis uses the untrained codes from which they started.
         local_steps: for the paper's form, the number of steps of a client in a round.
         batch_size: for the paper's form, the number of rows in such a step, drawn with replacement.
         hyper_hidden: the width of the hypernetwork's hidden layer; 0 makes scales, shifts and prior
@@ -122,8 +124,8 @@ class FedHypeVAEParams(DPSGDParams):
             ``diagonal`` for one variance for every dimension of z.
         kernel: the weight of the per-example kernel score (the MMD alignment), as a mean over the
             rounds.
-        kernel_every: k, where only every k-th round has the kernel score, with k times the weight.
-            The numbers of these rounds are public, so privacy is the same for any k. With k = 1
+        kernel_every: k: only every k-th round has the kernel score, with k times the weight. The
+            numbers of these rounds are public, so privacy is the same for any k. With k = 1
             the kernel score takes about half of the time of a training. ``form: paper`` needs 1.
         lipschitz: the weight of the squared Jacobian norm of the hypernetwork, which reads only
             shared parameters and costs no privacy.
@@ -223,7 +225,7 @@ class HyperCVAE(nn.Module):
             inputs,
             full=params.prior == "full",
         )
-        # Before it is learned, the noise has half of the squared norm of an embedding.
+        # The initial observation noise has half of the squared norm of an embedding, which is 1.
         self.observation = ObservationNoise(0.5 / dim)
 
     def codes(self, clients: int) -> Tensor:
@@ -235,7 +237,7 @@ class HyperCVAE(nn.Module):
     def features(self, codes: Tensor) -> Tensor:
         """Returns the hypernetwork's hidden layer at scaled codes ``[N, code]``.
 
-        What the hypernetwork generates is linear in it. Without a hidden layer it is the codes.
+        All generated parameters are linear in this layer. Without it, the codes are returned.
         """
         if self.hyper is None:
             return codes
@@ -259,8 +261,12 @@ class HyperCVAE(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns mean, deviation and log density of a draw from the exact posterior.
 
-        All are without gradient (Fisher's identity, as in EM); see
-        :func:`fedsim.models.cvae.linear_posterior` for their shapes.
+        None of them has a gradient (Fisher's identity, as in EM). They are the results of
+        :func:`fedsim.models.cvae.linear_posterior`, which gives their shapes.
+
+        Args:
+            batch: the batch of N examples.
+            noise: standard normal draws ``[N, latent]``.
         """
         features = self.features(self.codes(batch.layout.clients))
         linear, prototypes = self.decoder.linear_map()
@@ -270,7 +276,8 @@ class HyperCVAE(nn.Module):
         client = batch.layout.client
         shift = shifts[client] / math.sqrt(self.decoder.dim)
         offset = scales[client] * prototypes[batch.y] + shift
-        # Under vmap there is one row at a time, and only the table depends on parameters alone.
+        # The table depends on parameters alone. So under vmap (``direct``), where every row is
+        # computed alone, it is computed only once.
         if batch.layout.direct or len(features) * self.prior.classes <= MOST_PAIRS:
             group = torch.stack([client, batch.y])
             prior = self.prior.table(features)
@@ -321,10 +328,11 @@ def fit_meta_codes(
 ) -> Tensor:
     """Returns ``count`` codes whose mixture of generators is closest to that of the clients.
 
-    Closeness is measured by the kernel score. The meta-codes start at the means of ``count`` groups
-    of clients along the codes' first principal direction, or in the clients' order if there is no
-    first one. They cost no privacy: only released codes (or public initial ones if none were
-    released) and the hypernetwork, which is already private, are read.
+    Closeness is measured by the kernel score. The clients are ordered along the first principal
+    direction of the codes, or by their numbers if no direction is the first. They are cut into
+    ``count`` groups, whose mean codes are the initial meta-codes. This costs no privacy: it reads
+    only the released hypernetwork and released codes, or public initial codes if none were
+    released.
 
     Args:
         model: the model with the hypernetwork.
@@ -406,7 +414,7 @@ class HyperGenerator:
         """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         with torch.no_grad():
             rows = len(labels)
-            picked = integers(len(self.codes), (rows,), stream, labels)
+            code_of_row = integers(len(self.codes), (rows,), stream, labels)
             latent = normal(
                 (rows, 1, self.model.params.latent),
                 stream,
@@ -417,14 +425,16 @@ class HyperGenerator:
                 stream,
                 labels,
             )
-            codes = self.codes[picked]
+            codes = self.codes[code_of_row]
             # The prior's inputs are one-hot, so with a thousand classes they need most memory.
-            block = max(1, PRIOR_INPUTS_AT_ONCE // self.model.prior.inputs)
+            size = max(1, PRIOR_INPUTS_AT_ONCE // self.model.prior.inputs)
             generated = []
-            # Without a row there is one empty block.
-            for start in range(0, max(1, rows), block):
-                part = slice(start, start + block)
+            # Without a row there is one empty block, which gives the result its shape.
+            for start in range(0, max(1, rows), size):
+                block = slice(start, start + size)
                 generated.append(
-                    self.model.generate(codes[part], labels[part], latent[part], observation[part])
+                    self.model.generate(
+                        codes[block], labels[block], latent[block], observation[block]
+                    )
                 )
             return torch.cat(generated)[:, 0]

@@ -1,6 +1,7 @@
 """Ditto and DP-Ditto: every client has its own linear classifier, held near a shared one.
 
-The shared classifier is trained by FedAvg.
+FedAvg trains the shared classifier. Ditto is not private. DP-Ditto trains both classifiers by local
+DP-SGD.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from fedsim.methods import (
 )
 
 SHARED_HEAD = "shared."
-"""The prefix of the names of the shared classifier's parameters."""
+"""The prefix of the parameter names of the shared classifier."""
 OWN_HEAD = "own."
-"""The prefix of the names of the own classifier's parameters."""
+"""The prefix of the parameter names of a client's own classifier."""
 
 
 class DittoParams(FedAvgLinearParams):
@@ -55,14 +56,15 @@ class SharedAndOwn(nn.Module):
 
 
 class PersonalSoftmaxRegression(LocalTraining):
-    """The model, the loss and the classifiers of both forms.
+    """The model, the loss and the classifiers of Ditto and DP-Ditto.
 
     Every client k solves
 
         min_v F_k(v) + lambda / 2 |v - w|^2,
 
     where w is the broadcast classifier. The two parts of the loss share no parameter, so w is
-    trained as it would be without v. The other base class decides how they are trained.
+    trained as it would be without v. Training is without noise, unless a subclass adds
+    :class:`LocalDPSGD`.
     """
 
     local = (OWN_HEAD,)
@@ -85,7 +87,7 @@ class PersonalSoftmaxRegression(LocalTraining):
         parameters: Tensors,
         broadcast: Tensors,
     ) -> None:
-        """Adds the proximal term of the own classifiers, which depends on no row, in place."""
+        """Adds the gradient of the own classifiers' proximal term, in place; it reads no row."""
         super().pull(clients, gradients, parameters, broadcast)
         for name in gradients:
             if name.startswith(OWN_HEAD):
@@ -94,7 +96,7 @@ class PersonalSoftmaxRegression(LocalTraining):
                 gradients[name] = gradients[name] + self.params.own_proximal * difference
 
     def released_names(self, model: nn.Module) -> list[str]:
-        """Returns the names of the own classifiers, which the evaluation reads at the clients."""
+        """Returns the parameter names of the own classifiers, which the evaluation needs."""
         return [name for name, _ in model.named_parameters() if name.startswith(OWN_HEAD)]
 
     def classifier(self, server: Server) -> LocalClassifiers:
@@ -135,10 +137,10 @@ class DPDittoParams(DPFedAvgLinearParams):
 class DPDitto(PersonalSoftmaxRegression, LocalDPSGD):
     """DP-Ditto: Ditto by local DP-SGD, with one clip for both classifiers.
 
-    An example's gradient by both classifiers is clipped jointly to C. Its client adds noise to
-    both, local noise for its own classifier. Each step is one Poisson-subsampled Gaussian mechanism
-    of both parts, so own classifiers, too, depend on noisy steps alone, and the guarantee is
-    proved.
+    The gradient of an example with respect to both classifiers is clipped jointly to C. The
+    example's client adds noise to both parts. So each step is one Poisson-subsampled Gaussian
+    mechanism. Both classifiers depend on the data only through such steps, so the guarantee is
+    proved for the own classifiers too.
     """
 
     source = "Li, Hu, Beirami and Smith 2021, arXiv 2012.04221; Abadi et al. 2016, arXiv 1607.00133"

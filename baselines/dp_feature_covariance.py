@@ -1,10 +1,13 @@
 """DP-FC: softmax regression by DP-SGD, preconditioned by the second moment; no generator.
 
-The paper releases the second moment of the rows, then takes gradient steps on a logistic loss;
-clipped, noised gradients are multiplied by the inverse of the second moment with a ridge. Different
-here: rows are in released coordinates; classes share a softmax, where the paper has a sigmoid each;
-the ridge follows the noise, where the paper has a constant; rates fall, and the later iterates are
-averaged.
+The paper releases the second moment of the rows, then takes gradient steps on a logistic loss. In
+each step, the noisy sum of clipped gradients is multiplied by the inverse of the second moment plus
+a ridge. Four things differ from the paper:
+
+- The rows are in released coordinates.
+- The classes share a softmax; in the paper each has a sigmoid.
+- The ridge follows the noise; in the paper it is a constant.
+- The learning rate falls, and the later iterates are averaged.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ from fedsim.methods import (
 )
 
 LEAST_RIDGE = 0.01
-"""The ridge without noise, as a share of the mean eigenvalue."""
+"""The part of the ridge that does not depend on the noise, as a share of the mean eigenvalue."""
 
 
 class DPFeatureCovarianceParams(DPSGDParams):
@@ -54,14 +57,15 @@ class DPFeatureCovarianceParams(DPSGDParams):
             from the mean.
         ridge: the multiple of the identity that is added to the second moment, in units of the
             largest eigenvalue that noise alone would have.
-        sample_rate: q, the rate of the Poisson sample of a step; at 1 all rows are in every step,
-            and steps differ by their noise alone.
+        sample_rate: q, the rate of the Poisson sample of a step. At 1 every step has all rows, so
+            its noise is the only randomness.
         most_sampled: the largest expected number of examples, or groups, in a step, if the data set
-            has its public size. It is larger than in other methods by DP-SGD, because a step of a
-            linear model is fast and steps with all rows differ by their noise alone.
-        clip: C, the clip norm; a gradient's norm is below 1.5, so few are clipped.
-        learning_rate: the rate of the preconditioned step; a logistic loss is flatter than the
-            squares for which the second moment is the Hessian.
+            has its public size. It is larger than in other methods by DP-SGD: a step of a linear
+            model is fast, and a step with all rows has no error of sampling.
+        clip: C, the clip norm. The norm of a gradient is at most sqrt(2) and mostly below 1, so few
+            gradients are clipped.
+        learning_rate: the rate of the preconditioned step. It may exceed 1: the second moment is
+            the Hessian of least squares, and a logistic loss is flatter.
     """
 
     precondition: float = Field(0.16, gt=0, lt=1)
@@ -76,9 +80,9 @@ class DPFeatureCovarianceParams(DPSGDParams):
 
 
 class BallHead(nn.Module):
-    """Softmax regression on rows in released coordinates, clipped to a ball of ``radius``.
+    """Softmax regression on rows in released coordinates, without a bias.
 
-    Clipped rows are in units of the radius.
+    Rows are divided by ``radius`` and then clipped to norm 1.
     """
 
     def __init__(
@@ -97,14 +101,14 @@ class BallHead(nn.Module):
         return logits
 
     def classifier(self) -> LinearClassifier:
-        """Returns the trained classifier, without the clip."""
+        """Returns the trained classifier of coordinates, which does not clip them."""
         weight = self.head.weight / self.radius
         return LinearClassifier(weight, weight.new_zeros(len(weight)))
 
 
 @register("dp-feature-covariance")
 class DPFeatureCovariance(SoftmaxRegression, DPSGD):
-    """DP-FC: coordinates, the second moment in them, then preconditioned full-batch DP-SGD."""
+    """DP-FC: coordinates, the second moment in them, then preconditioned DP-SGD."""
 
     source = "DP-FC: Mehta et al. 2022, arXiv 2211.13403"
     Params: ClassVar[type[DPFeatureCovarianceParams]] = DPFeatureCovarianceParams
@@ -124,8 +128,10 @@ class DPFeatureCovariance(SoftmaxRegression, DPSGD):
             self.second_products,
             self.receive_second,
         )
-        phase = statistic_phase(second, self.clip(), self.task, lambda server: dict(server.tensors))
-        return (*coordinates, phase, sgd.taking(1 - p.precondition - p.second_share))
+        moment = statistic_phase(
+            second, self.clip(), self.task, lambda server: dict(server.tensors)
+        )
+        return (*coordinates, moment, sgd.taking(1 - p.precondition - p.second_share))
 
     def second_products(
         self,
@@ -142,11 +148,12 @@ class DPFeatureCovariance(SoftmaxRegression, DPSGD):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores the preconditioner, the inverse of the noisy second moment with a ridge.
+        """Stores the preconditioner ``[d, d]``: the inverse of the second moment plus a ridge.
 
-        Negative eigenvalues are set to 0 first.
+        Negative eigenvalues, which noise can cause, are set to 0 first.
         """
         second = (sums["second"] + sums["second"].T) / 2
+        # The largest eigenvalue that the noise of the symmetric matrix alone would have.
         edge = math.sqrt(2 * self.task.dim) * std["second"]
         least_ridge = LEAST_RIDGE * float(second.trace().clamp_min(1.0)) / self.task.dim
         ridge = self.params.ridge * edge + least_ridge

@@ -1,10 +1,13 @@
 """DP-LDA: a classifier in closed form from released moments; no generator.
 
 Nothing is sampled and no probe is trained. The releases are those of ``fedhypevae-warm``, with the
-same noise at the same seed, so the difference of their scores is what sampling and a probe cost. In
-whitened coordinates classes differ only in the block u, so Bayes' rule needs u given the class,
-N(m_c, S_c), with equal priors (FedCGS, arXiv 2503.06962; GH-OFL, arXiv 2602.01186). Different here:
-both send exact moments of all dimensions.
+same noise at the same seed. So the difference between the scores of the two methods is the cost of
+sampling and of a probe.
+
+In whitened coordinates, classes differ only in the block, the few directions that separate them.
+Bayes' rule with equal priors thus needs only the distribution N(m_c, S_c) of a row's coordinates u
+in the block, for each class c. FedCGS (arXiv 2503.06962) and GH-OFL (arXiv 2602.01186) build such
+classifiers from exact moments of all dimensions.
 """
 
 from __future__ import annotations
@@ -19,19 +22,19 @@ from algorithms.fedhypevae_warm import FedHypeVAEWarm, FedHypeVAEWarmParams
 from fedsim.methods import Classifier, LinearClassifier, Server, register, spectral_function
 
 LEAST_CLASS_VARIANCE = 0.05
-"""The smallest variance of a class in the block, in units of what classes share."""
+"""The smallest variance of a class in the block, in units of the variance that classes share."""
 MOST_DEVIATIONS = 2**26
-"""How many deviations of rows from class means are in memory at a time."""
+"""The largest number of entries in memory, in the deviations of rows from all class means."""
 
 
 class DPLDAParams(FedHypeVAEWarmParams):
     """Parameters of DP-LDA.
 
     Attributes:
-        head: the kind of classifier. ``lda`` has one covariance S, the mean of the classes';
-            ``qda`` a covariance for every class; ``naive-bayes`` a diagonal one for every class.
-            ``ridge`` is least squares on class indicators, ``W = M (S + M^T M / C + ridge I)^-1``
-            for the means M ``[C, k]`` about their mean.
+        head: the kind of classifier. ``lda`` uses one covariance S, the mean over classes. ``qda``
+            uses the covariance of each class, and ``naive-bayes`` only its diagonal. ``ridge`` is
+            least squares on class indicators: ``W = M (S + M^T M / C + ridge I)^-1``, where M
+            ``[C, k]`` are the class means minus their mean.
         ridge: the penalty of ``ridge``, in units of the variance that classes share.
     """
 
@@ -50,7 +53,7 @@ class DPLDA(FedHypeVAEWarm):
     Params = DPLDAParams
 
     def classifier(self, server: Server) -> Classifier:
-        """Returns the head, for embeddings."""
+        """Returns the classifier of embeddings that the parameter ``head`` names."""
         t = server.tensors
         covariances = t["prior_covariances"]
         basis = t["basis"] / t["radius"]
@@ -74,8 +77,8 @@ class DPLDA(FedHypeVAEWarm):
         Args:
             means: class means in the block ``[C, k]``.
             covariance: the covariance within classes ``[k, k]``.
-            basis: ``[d, k]``, takes embeddings about ``centre`` to the block.
-            centre: ``[d]``.
+            basis: the map from embeddings minus ``centre`` to the block ``[d, k]``.
+            centre: the released mean of the embeddings ``[d]``.
         """
         centred = means - means.mean(0)
         between = centred.T @ centred / len(means)
@@ -97,8 +100,8 @@ class Discriminant:
     Args:
         means: m_c ``[C, k]``.
         covariances: S_c ``[C, k, k]``, or one that all classes share, ``[1, k, k]``.
-        basis: ``[d, k]``.
-        centre: ``[d]``.
+        basis: the map from embeddings minus ``centre`` to the block ``[d, k]``.
+        centre: the released mean of the embeddings ``[d]``.
     """
 
     def __init__(
@@ -121,8 +124,8 @@ class Discriminant:
     def probabilities(self, x: Tensor) -> Tensor:
         """Returns class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
         u = (x - self.centre) @ self.basis
-        rows = max(1, MOST_DEVIATIONS // self.whitened_means.numel())
-        return torch.cat([self._probabilities(some_rows) for some_rows in torch.split(u, rows)])
+        size = max(1, MOST_DEVIATIONS // self.whitened_means.numel())
+        return torch.cat([self._probabilities(rows) for rows in torch.split(u, size)])
 
     def _probabilities(self, u: Tensor) -> Tensor:
         """Returns class probabilities ``[n, C]`` of rows in the block, ``[n, k]``."""

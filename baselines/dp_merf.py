@@ -1,11 +1,14 @@
 """DP-MERF: a generator that is trained to match released mean random Fourier features.
 
 The mean features of the classes are released once. This is the variant that balances classes by
-released counts (Harder, Adamczewski and Park 2021, arXiv 2002.11603). Different here: the kernel is
-a mixture of Gaussian kernels (:mod:`fedsim.models.kernel`) with public bandwidths instead of one
-whose width is set by private data; the coordinates are released first, so that the generator starts
-where the rows are; and the generator is a prototype per class plus a linear map of z and learned
-observation noise instead of an MLP.
+released counts (Harder, Adamczewski and Park 2021, arXiv 2002.11603). Three things differ from the
+paper:
+
+- The kernel is a mixture of Gaussian kernels with public bandwidths
+  (:mod:`fedsim.models.kernel`). In the paper, private data set the width of one kernel.
+- The coordinates are released first, so that the generator starts where the rows are.
+- The generator is a prototype per class plus a linear map of z and learned observation noise. In
+  the paper it is an MLP.
 """
 
 from __future__ import annotations
@@ -84,17 +87,17 @@ class DPMERF(OneShot):
         The features of every row have norm 1.
         """
         share = self.params.coordinates_share
-        last = Statistic(
+        embedding = Statistic(
             "embedding",
             1 - share,
             moments.CLASS_MEAN_WEIGHTS,
             self.embedding_products,
             self.receive_embedding,
         )
-        return (*coordinate_statistics(share), last)
+        return (*coordinate_statistics(share), embedding)
 
     def build(self, clients: int) -> nn.Module:
-        """Returns the generator at the server, and an empty model at clients."""
+        """Returns the generator for the server (``clients`` 0), and an empty model for clients."""
         p = self.params
         if clients:
             return nn.Module()
@@ -126,11 +129,17 @@ class DPMERF(OneShot):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Trains the generator to match the classes' mean features."""
+        """Trains the generator to match the classes' mean features, and stores the class counts.
+
+        Args:
+            server: the server, whose model is the generator.
+            sums: the noisy class sums of features ``[C, 2 frequencies]`` and counts ``[C, 1]``.
+            std: the standard deviation of the noise of each sum.
+        """
         counts = moments.counts_above_noise(sums["class_counts"], std["class_counts"])
         self.train_generator(server, sums["class_sums"] / counts)
         server.tensors["class_counts"] = counts[:, 0]
-        # The generator is trained and needs them no more.
+        # Only the training needs the frequencies.
         del server.tensors["frequencies"]
 
     def train_generator(self, server: Server, targets: Tensor) -> None:
@@ -160,8 +169,8 @@ class DPMERF(OneShot):
             gradients = {name: torch.zeros_like(value) for name, value in parameters.items()}
             for some_classes, some_targets in blocks:
                 loss = self.distance(server, some_classes, some_targets, stream)
-                of_block = torch.autograd.grad(loss, list(parameters.values()))
-                for name, gradient in zip(parameters, of_block, strict=True):
+                block_gradients = torch.autograd.grad(loss, list(parameters.values()))
+                for name, gradient in zip(parameters, block_gradients, strict=True):
                     gradients[name] += gradient
             rate = p.learning_rate * (1 - step / p.generator_steps)
             adam_step(parameters, gradients, state, rate)
@@ -173,13 +182,13 @@ class DPMERF(OneShot):
         targets: Tensor,
         stream: torch.Generator,
     ) -> Tensor:
-        """Returns the loss of some classes, whose rows are generated anew.
+        """Returns the loss of some classes on newly generated rows, a scalar.
 
         Args:
             server: the server, whose model is the generator.
             classes: the classes ``[k]``.
             targets: their mean features ``[k, 2 frequencies]``.
-            stream: the draws of the generator.
+            stream: the source of the generator's random draws.
         """
         per_class = self.params.per_class
         generated = server.model(classes.repeat_interleave(per_class), stream)

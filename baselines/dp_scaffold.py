@@ -5,14 +5,14 @@ A local step of client k goes along
     g - c_k + c
 
 where g is the noised mean of clipped gradients, and the control variates c_k and c correct the
-drift of the client. After K steps of rate eta from x to y_k its control variate becomes the mean of
-its noised gradients,
+drift of the client. In a round, K steps of rate eta take the client from the broadcast parameters x
+to y_k. Its control variate then becomes the mean of its noised gradients in the round,
 
     c_k - c + (x - y_k) / (K eta).
 
-The client sends its update and the change of c_k, and the server adds the mean change to c. All of
-it is post-processing of noisy steps. Control variates start at 0: the paper's warm start is left
-out.
+The client sends its update and the change of c_k, and the server adds the mean change to c. These
+messages are post-processing of noisy steps. Control variates start at 0: the paper's warm start is
+left out.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Scaffold(LocalDPSGD):
     units: ClassVar[tuple[Unit, ...]] = ("example", "group")
 
     def initial_server(self, seeds: Seeds) -> Server:
-        """Returns the server's start, with c = 0."""
+        """Returns the server before the first round, with c = 0."""
         server = super().initial_server(seeds)
         for name, value in self.broadcast(server).items():
             server.tensors[f"{CONTROL}{name}"] = torch.zeros_like(value)
@@ -72,7 +72,7 @@ class Scaffold(LocalDPSGD):
                 clients.state[f"{CONTROL}{name}"] = value.new_zeros(count, *value.shape)
 
     def stacked(self, clients: Clients, broadcast: Tensors) -> tuple[Tensors, Tensors]:
-        """Returns the parameters that are trained; control variates are not."""
+        """Returns the parameters with which members start a round, without control variates."""
         parameters = {
             name: value for name, value in broadcast.items() if not name.startswith(CONTROL)
         }
@@ -98,7 +98,10 @@ class Scaffold(LocalDPSGD):
         gradients: Tensors,
         state: Tensors,
     ) -> None:
-        """Takes a step of SGD: control variates are in units of gradients."""
+        """Takes a step of plain SGD, in place, since control variates have the units of gradients.
+
+        Adam, the default of local steps, would rescale gradients.
+        """
         for name, gradient in gradients.items():
             parameters[name].sub_(gradient, alpha=self.params.learning_rate)
 
@@ -118,8 +121,8 @@ class Scaffold(LocalDPSGD):
         for name, update in list(sent.items()):
             control = f"{CONTROL}{name}"
             change = -broadcast[control] - update / path_length
-            is_active = takes_part.view(-1, *[1] * (change.dim() - 1))
-            clients.state[control] += is_active * change
+            active = takes_part.view(-1, *[1] * (change.dim() - 1))  # 1 or 0, [K, 1, ...]
+            clients.state[control] += active * change
             # The server divides by the number of clients that are expected to take part, but c is
             # the mean over all clients.
             sent[control] = self.params.client_rate * change

@@ -1,6 +1,7 @@
-"""FedAvg-CVAE and DP-CVAE: CVAEs whose decoder is averaged over clients.
+"""FedAvg-CVAE and DP-CVAE: conditional VAEs whose decoder is averaged over clients.
 
-Encoders stay at their clients, and the prior is N(0, I). FedAvg-CVAE is not private.
+Encoders stay at their clients, and the prior is N(0, I). FedAvg-CVAE is not private. DP-CVAE trains
+by local DP-SGD.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class PrivateEncoders(LocalTraining):
     local = ("encoder.",)
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
-        """Returns the shape of one draw of z."""
+        """Returns the shape of the normal draw with which z is sampled from the posterior."""
         return {"posterior": (self.params.latent,)}
 
     def generator(self, server: Server) -> CVAEGenerator:
@@ -84,9 +85,10 @@ class FedAvgCVAE(PrivateEncoders):
         )
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Returns the negative ELBO of each example in units of the observation variance, ``[N]``.
+        """Returns both parts of each example's negative ELBO, ``[N]`` each.
 
-        In these units its scale does not grow as the variance falls.
+        They are multiplied by the observation variance, held constant. So the scale of the loss
+        does not grow as the variance falls.
         """
         decoded, kl = model(batch.x, batch.y, batch.draws["posterior"])
         log_var = model.observation(batch.x)
@@ -101,15 +103,16 @@ class DPCVAEParams(LocalDPSGDParams):
     """Parameters of DP-CVAE.
 
     Attributes:
-        local_steps: the number of local steps in a round. 25 steps at sample rate 0.2 are the 5
-            local epochs; 256 rows are a batch if a client has about 1,280.
+        local_steps: the number of local steps in a round. 25 steps at sample rate 0.2 are 5 local
+            epochs, as published. The published batch of 256 rows is the expected one for a client
+            of 1,280 rows.
         latent: the dimension of z.
         hidden: the widths of the hidden layers of encoder and decoder.
         beta: the weight of an example's KL divergence against its squared error. The published
-            weight is 0.1 for entries that each client scales to 0 .. 1. For rows of norm 1 the
-            equal weight depends on the encoder: it is 0.0004 to 0.002 for DINOv2-small on four
-            data sets, and below 0.0001 for EfficientNet-Lite0 on two. With 0.1 the posterior
-            collapses, and the generator draws class means (measured on OrganAMNIST).
+            weight is 0.1, for entries that each client scales to 0 .. 1. Rows here have norm 1. The
+            equivalent weight for them depends on the embedding model: 0.0004 to 0.002 for
+            DINOv2-small on four data sets, and below 0.0001 for EfficientNet-Lite0 on two. With 0.1
+            the posterior collapses, and the generator draws class means (measured on OrganAMNIST).
     """
 
     rounds: int = Field(50, ge=1)
@@ -127,11 +130,14 @@ class DPCVAEParams(LocalDPSGDParams):
 class DPCVAE(PrivateEncoders, LocalDPSGD):
     """DP-CVAE: a CVAE by DP-SGD at each client, with averaged decoders.
 
-    Architecture and protocol are as published. Different here, because the published method pays
-    for less than it does: the noise is solved for the local steps that run; the KL divergence is
-    that of each example, not a sum over the batch; each row is scaled to unit norm, instead of by
-    the data's private minimum and maximum (so the last layer is linear); and labels are sampled
-    uniformly, instead of by their private counts.
+    Architecture and protocol are as published. But the published epsilon does not cover everything
+    that the published code does, so four things differ here:
+
+    - The noise is computed for the local steps that run.
+    - The KL divergence is that of each example, not a sum over the batch.
+    - Each row is scaled to norm 1, not by the private minimum and maximum of the data. So the last
+      layer is linear.
+    - Labels are sampled uniformly, not by their private counts.
     """
 
     source = "Di Salvo, Nguyen and Ledig, MICCAI 2025, arXiv 2507.02671"
@@ -146,7 +152,8 @@ class DPCVAE(PrivateEncoders, LocalDPSGD):
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Returns the squared error of each row and beta times its KL divergence, ``[N]`` each.
 
-        The squared error of a row of unit norm is the mean over the entries of x sqrt(d).
+        The squared error is a sum over the d entries. It equals the mean over entries if x and its
+        reconstruction are multiplied by sqrt(d).
         """
         decoded, kl = model(batch.x, batch.y, batch.draws["posterior"])
         squared_error = (batch.x - decoded).square().sum(-1)

@@ -1,6 +1,7 @@
 """Linear classifiers on the embeddings by FedAvg; no generator.
 
-FedAvg-linear is not private. DP-FedAvg-linear uses local DP-SGD or, for unit client, DP-FedAvg.
+FedAvg-linear is not private. DP-FedAvg-linear trains by local DP-SGD. For ``unit: client`` it
+trains by DP-FedAvg, which clips each client's update and adds noise.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class FedAvgLinearParams(LocalTrainingParams):
 class SoftmaxRegression:
     """The model, the loss and the classifier that federated linear classifiers share.
 
-    Another base class decides how they are trained. A subclass may build another model that has a
-    method ``classifier``.
+    The training comes from a second base class of each method. A subclass may build another model;
+    it must have a method ``classifier``.
     """
 
     task: Task
@@ -80,7 +81,7 @@ class DPFedAvgLinearParams(LocalDPSGDParams):
 class DPFedAvgLinear(SoftmaxRegression, LocalDPSGD):
     """DP-FedAvg-linear: a linear classifier by local DP-SGD.
 
-    For unit client it clips the clients' updates and adds noise to them instead.
+    For ``unit: client`` it clips each client's update and adds noise to the sum of updates instead.
     """
 
     source = "McMahan et al. 2018, arXiv 1710.06963; Abadi et al. 2016, arXiv 1607.00133"

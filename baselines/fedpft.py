@@ -1,6 +1,7 @@
 """FedPFT and DP-FedPFT: every client sends Gaussian mixtures of its classes, once.
 
-The server draws from all of them.
+The server's generator draws from the mixtures of all clients. FedPFT fits them by EM and is not
+private. DP-FedPFT releases noisy moments, which give one Gaussian per client and class.
 """
 
 from __future__ import annotations
@@ -41,11 +42,14 @@ from fedsim.methods import (
 )
 
 PARTS = ("means", "roots", "mass")
-"""The tensors of a mixture; see :class:`Mixtures`."""
+"""The names of the tensors of a mixture; see :class:`Mixtures`."""
 
 
 MOST_ENTRIES = 2**27
-"""The largest number of entries of all means and standard deviations, unless K is 1."""
+"""The largest number of entries of the means and standard deviations of all components together.
+
+FedPFT reduces the number of components until this holds, but not below 1.
+"""
 
 
 class FedPFTParams(Params):
@@ -61,9 +65,10 @@ class FedPFTParams(Params):
 
 
 class ClientMixtures(Algorithm):
-    """What FedPFT and DP-FedPFT share: a generator that draws from the mixtures of all clients.
+    """Base class of FedPFT and DP-FedPFT: the generator draws from the mixtures of all clients.
 
-    A subclass stores every client's ``means``, ``roots`` and ``mass`` at the server.
+    For every client k, a subclass stores ``means.k``, ``roots.k`` and ``mass.k`` in the server's
+    tensors.
     """
 
     @property
@@ -82,9 +87,9 @@ class ClientMixtures(Algorithm):
     def generator(self, server: Server) -> Mixtures:
         """Returns a generator that draws each component in proportion to the rows it represents."""
         merged = {}
-        for part in PARTS:
-            of_clients = [server.tensors[f"{part}.{k}"] for k in range(self.task.clients)]
-            merged[part] = torch.cat(of_clients, 1)
+        for name in PARTS:
+            client_tensors = [server.tensors[f"{name}.{k}"] for k in range(self.task.clients)]
+            merged[name] = torch.cat(client_tensors, 1)
         return Mixtures(**merged)
 
 
@@ -122,8 +127,8 @@ class FedPFT(ClientMixtures):
             stream = clients.seeds.keystream(Purpose.LOCAL, round_.stream, client)
             seeds = stream.integers(2**31, (self.task.classes,)).tolist()
             mixtures = [self._fit(x[y == label], seed) for label, seed in enumerate(seeds)]
-            for part in PARTS:
-                sent[f"{part}.{client}"] = torch.stack([mixture[part] for mixture in mixtures])
+            for name in PARTS:
+                sent[f"{name}.{client}"] = torch.stack([mixture[name] for mixture in mixtures])
         components = sum(int((sent[f"mass.{k}"] > 0).sum()) for k in clients.members)
         numbers = components * (2 * self.task.dim + 1)
         return clients.send(sent, uplink_bytes=NUMBER_BYTES * numbers)
@@ -150,7 +155,9 @@ class FedPFT(ClientMixtures):
             roots[:count] = mixture.covariances_**0.5
             mass[:count] = len(x) * mixture.weights_
         arrays = {"means": means, "roots": roots, "mass": mass}
-        return {part: torch.from_numpy(a).float().to(x.device) for part, a in arrays.items()}
+        return {
+            name: torch.from_numpy(array).float().to(x.device) for name, array in arrays.items()
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +190,7 @@ class Mixtures:
 CLIENT_CLASS_WEIGHTS = unit_weights({"sums": 1.0, "counts": 0.15, "squares": 1.0})
 """Weights of the statistics in a row's joint norm."""
 LEAST_ENTRY_VARIANCE = 1e-6
-"""Smaller variances of an entry, which noise can make negative, are raised to this."""
+"""The smallest variance of an entry. Noise can make an estimate smaller, or negative."""
 
 
 @register("dp-fedpft")
@@ -237,19 +244,20 @@ class DPFedPFT(ClientMixtures):
         """Returns every client's statistics with its own noise."""
         count = len(clients.members)
         classes = self.task.classes
-        cell_of_row = clients.layout.client * classes + clients.pooled.y
-        cells = count * classes
+        # A pair is a client and a class.
+        pair_of_row = clients.layout.client * classes + clients.pooled.y
+        pairs = count * classes
         norms = Norms(self.clip(), weights=CLIENT_CLASS_WEIGHTS)
         sums = Tensors()
         norms_of_blocks = []
         groups = clients.all_groups
         for rows, units in (groups or clients.layout).blocks(BLOCK):
             r = moments.in_unit_ball(clients.pooled.x[rows])
-            cell = cell_of_row[rows]
+            pair = pair_of_row[rows]
             products = {
-                "sums": OuterProduct.sums(r, cell, cells),
-                "counts": OuterProduct.sums(torch.ones_like(r[:, :1]), cell, cells),
-                "squares": OuterProduct.sums(r * r, cell, cells),
+                "sums": OuterProduct.sums(r, pair, pairs),
+                "counts": OuterProduct.sums(torch.ones_like(r[:, :1]), pair, pairs),
+                "squares": OuterProduct.sums(r * r, pair, pairs),
             }
             groups_of_rows = units if groups else None
             # This adds the block to `sums`.
@@ -274,7 +282,8 @@ class DPFedPFT(ClientMixtures):
     ) -> dict[str, float]:
         """Stores a Gaussian of every class of every client.
 
-        It has mass 0 if its count is within twice the standard deviation of the noise.
+        It has mass 0 if its released count is at most twice the standard deviation of the noise on
+        a count. Such a class may have no rows at this client.
         """
         noise_std = server.noise_std(round_.release.name, 1)
         sum_std = noise_std / CLIENT_CLASS_WEIGHTS["sums"]
@@ -285,9 +294,9 @@ class DPFedPFT(ClientMixtures):
             squares = total[f"squares.{client}"] / CLIENT_CLASS_WEIGHTS["squares"]
             counts = moments.counts_above_noise(released_counts, count_std)
             means = sums / counts
-            # Noise makes the square of a mean too large by this on average.
-            mean_variance = (sum_std / counts).square()
-            variances = squares / counts - means.square() + mean_variance
+            # On average, noise makes the square of a mean larger by this variance.
+            noise_variance = (sum_std / counts).square()
+            variances = squares / counts - means.square() + noise_variance
             roots = variances.clamp_min(LEAST_ENTRY_VARIANCE).sqrt()
             is_seen = released_counts > 2 * count_std
             server.tensors |= {

@@ -1,6 +1,7 @@
-"""The evaluation's linear probe as a method, not private.
+"""Three methods that train the evaluation's linear probe on real rows; none of them is private.
 
-It is trained by each client alone, on all rows pooled, or beside FedAvg's classifier (FedLambda).
+Local-only trains one probe per client. Centralised trains one probe on the rows of all clients.
+FedLambda mixes each client's probe with the classifier of FedAvg.
 """
 
 from __future__ import annotations
@@ -49,9 +50,8 @@ The held-out rows decide the weight of the client's own classifier against the s
 class LocalOnlyLinear(Algorithm):
     """Local-only, the floor: every client's own linear probe; not private.
 
-    Nothing is shared, and the score is the mean over clients. The reference of the same name uses
-    other probes, which weigh classes evenly and have the best of several penalties: it is usually
-    higher.
+    Nothing is shared, and the score is the mean over clients. The reference of the same name is
+    usually higher: its probes weigh classes evenly and use the best of several penalties.
     """
 
     source = "the usual floor"
@@ -72,7 +72,7 @@ class LocalOnlyLinear(Algorithm):
         round_: Round,
         broadcast: Tensors,
     ) -> Message:
-        """Returns every client's classifier, which stays with it: nothing is sent."""
+        """Returns every client's classifier; it stays at the client, so no byte counts as sent."""
         return clients.send(fit_own_probes(clients, self.task.probe_c), uplink_bytes=0)
 
     def classifier(self, server: Server) -> LocalClassifiers:
@@ -81,7 +81,11 @@ class LocalOnlyLinear(Algorithm):
 
 
 def fit_own_probes(clients: Clients, probe_c: float) -> Tensors:
-    """Returns a probe of each client's rows, as tensors named by the client's number."""
+    """Returns a probe of each client's rows, as tensors ``<client>.<name>``.
+
+    Raises:
+        ValueError: a client has no row, or a row is not finite.
+    """
     tensors = Tensors()
     for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
         probe = fit_probe(x.cpu().numpy(), y.cpu().numpy(), probe_c)
@@ -95,7 +99,7 @@ def keep(
     round_: Round,
     total: Tensors,
 ) -> Mapping[str, float]:
-    """Stores what clients keep at the server, for the evaluation."""
+    """Stores the clients' tensors at the server, where the evaluation reads them."""
     server.tensors |= total
     return {}
 
@@ -105,12 +109,12 @@ def own_classifiers(tensors: Tensors, task: Task) -> list[ProbeClassifier]:
     classifiers = []
     for client in range(task.clients):
         prefix = f"{client}."
-        of_client = {
+        client_tensors = {
             name.removeprefix(prefix): value
             for name, value in tensors.items()
             if name.startswith(prefix)
         }
-        classifiers.append(ProbeClassifier(probe_of(of_client), task.classes))
+        classifiers.append(ProbeClassifier(probe_of(client_tensors), task.classes))
     return classifiers
 
 
@@ -118,7 +122,7 @@ def own_classifiers(tensors: Tensors, task: Task) -> list[ProbeClassifier]:
 class Centralised(Algorithm):
     """Centralised: one linear probe on the rows of all clients; not private.
 
-    It has the default penalty and the classes' natural shares.
+    The probe has the default penalty, and all rows have the same weight.
     """
 
     source = "the usual upper reference"
@@ -165,7 +169,7 @@ class Centralised(Algorithm):
         return {}
 
     def classifier(self, server: Server) -> ProbeClassifier:
-        """Returns the classifier of all rows."""
+        """Returns the probe that was trained on the rows of all clients."""
         return ProbeClassifier(probe_of(server.tensors), self.task.classes)
 
 
@@ -173,9 +177,10 @@ class Centralised(Algorithm):
 class FedLambda(FedAvgLinear):
     """FedLambda: each client's classifier mixed with FedAvg's; not private.
 
-    The share lambda of the client's classifier is the best on a fifth of its rows. It is kNN-Per
-    (Marfoq et al. 2022) with a linear local model, as the baseline of Di Salvo et al. 2025 (arXiv
-    2507.02671); there one lambda serves all clients, here each has its own.
+    Lambda is the weight of the client's own classifier in the mixture. It is chosen by the accuracy
+    on a fifth of the client's rows. The method is kNN-Per (Marfoq et al. 2022) with a linear local
+    model, as in the baseline of Di Salvo et al. 2025 (arXiv 2507.02671). There, one lambda serves
+    all clients; here, each client has its own.
     """
 
     source = "Marfoq et al. 2022, arXiv 2111.09360"
@@ -191,19 +196,19 @@ class FedLambda(FedAvgLinear):
         round_: Round,
         broadcast: Tensors,
     ) -> Message:
-        """Returns every client's classifier and lambda, which stay with it: nothing is sent."""
+        """Returns every client's classifier and lambda; both stay there, so no byte is counted."""
         model: Any = clients.model
         load_parameters(model, broadcast)
         probe_c = self.task.probe_c
-        kept = fit_own_probes(clients, probe_c)
+        tensors = fit_own_probes(clients, probe_c)
         on_device = model.classifier()
         shared = LinearClassifier(on_device.weight.cpu(), on_device.bias.cpu())
         for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
             weight = held_out_weight(
                 x.cpu().numpy(), y.cpu().numpy(), shared, self.task.classes, probe_c
             )
-            kept[f"lambda.{client}"] = torch.tensor(weight)
-        return clients.send(kept, uplink_bytes=0)
+            tensors[f"lambda.{client}"] = torch.tensor(weight)
+        return clients.send(tensors, uplink_bytes=0)
 
     def classifier(self, server: Server) -> LocalClassifiers:
         """Returns the mixed classifiers of all clients."""
@@ -223,10 +228,10 @@ def held_out_weight(
     classes: int,
     probe_c: float,
 ) -> float:
-    """Returns the best weight of a client's own classifier on a fifth of its rows.
+    """Returns the weight of a client's own classifier that is best on a held-out fifth of its rows.
 
-    A classifier is trained on the other rows for this. The weight is 0 for a client with one row,
-    which leaves nothing to evaluate on.
+    For this choice, a classifier is trained on the other rows. A client with fewer than two rows
+    cannot hold out one and train on another, so its weight is 0.
 
     Args:
         x: the client's rows ``[n, d]``.
@@ -237,7 +242,7 @@ def held_out_weight(
     """
     if len(y) < 2:
         return 0.0
-    # Of fewer than HELD_OUT rows one is held out.
+    # A client with fewer than HELD_OUT rows holds out its last row.
     is_held_out = np.arange(len(y)) % HELD_OUT == min(HELD_OUT, len(y)) - 1
     local = fit_linear(x[~is_held_out], y[~is_held_out], classes, probe_c)
     rows = torch.from_numpy(x[is_held_out])

@@ -4,18 +4,19 @@
     python benchmarks/authors_dp_cvae.py --authors AUTHORS --data FILE.npz [--rounds N]
         [--seeds N ...] [--out FOLDER] [--json FILE]
 
-Both get the partition of fedsim (ten clients, Dirichlet 0.3), the sizes, the learning rate and the
-rounds that the authors published. The synthetic examples of all clients are evaluated by fedsim as
-external samples. Two things about their weight of the KL divergence, 0.1, decide the scores:
+Both codes get the partition of fedsim (ten clients, Dirichlet 0.3), and the sizes, the learning
+rate and the rounds that the authors published. fedsim evaluates the synthetic examples of all
+clients as external samples. Two facts about the authors' weight of the KL divergence, 0.1, decide
+the scores:
 
 - Their code adds up the KL divergence over a batch but averages the squared error over batch and
   entries. For one example of 384 dimensions and a batch of 256 the weight is therefore 9,830. The
   script runs their code a second time with the weight at which both terms are averages.
-- Their errors are those of rows whose entries each client has scaled to 0 .. 1, and ``dp-cvae`` has
-  rows of norm 1. The script gives ``dp-cvae`` the weight that is equal in its units.
+- In their code, each client scales the entries of its rows to 0 .. 1. ``dp-cvae`` has rows of norm
+  1, so its squared errors are smaller. The script gives ``dp-cvae`` the equivalent weight.
 
-The authors' checkout is read and never changed. Its code needs Opacus and nothing else. Samples
-that are in the folder already are not made again.
+The script never changes the authors' checkout. Their code also needs Opacus. Samples that are
+already in FOLDER are used again, so give another FOLDER with other data or other rounds.
 """
 
 from __future__ import annotations
@@ -48,11 +49,13 @@ EPOCHS = 5
 """The local epochs of a round, as the authors' aggregator has them."""
 BATCH = 256
 """The rows of a batch in the authors' data loaders."""
-BETA = 0.1
-NO_CLIP = 1e6
+BETA = 0.1  # the authors' weight of the KL divergence
+NO_CLIP = 1e6  # a clip norm that no gradient reaches
 VALIDATION_SHARE = 20
-"""One in so many training rows is given as a validation row too; the authors' code prints the loss
-of these rows and does nothing else with it."""
+"""One in this many training rows is a validation row too.
+
+The authors' code prints the loss of validation rows and does nothing else with it.
+"""
 
 
 def authors_client(number: int, x: NDArray[np.float32], y: NDArray[np.int64]) -> SimpleNamespace:
@@ -85,6 +88,9 @@ def authors_samples(
         beta: the weight of the KL divergence, ``cvae_beta``.
         seed: the seed of weights, batches and samples.
         folder: where their code writes its checkpoints.
+
+    Returns:
+        Embeddings ``[n, d]`` and labels ``[n]``.
     """
     from aggregator import CVAEAggregator  # type: ignore[import-not-found]
     from anonymizer.cvae import CVAEAnonymizer  # type: ignore[import-not-found]
@@ -106,8 +112,8 @@ def authors_samples(
     )
     anonymizer = CVAEAnonymizer(arguments, torch.Generator().manual_seed(seed))
     clients = [
-        authors_client(number, data.x_train[own], data.y_train[own])
-        for number, own in enumerate(rows)
+        authors_client(number, data.x_train[client_rows], data.y_train[client_rows])
+        for number, client_rows in enumerate(rows)
     ]
     for client in clients:
         client.trainer = anonymizer.get_trainer(client=client, is_trained=False)
@@ -133,32 +139,32 @@ def authors_samples(
 
 
 def betas(dim: int) -> dict[str, float]:
-    """Return the weights of the KL divergence to try, by what they are."""
+    """Return the weights to try with the authors' code, by a description of each."""
     return {"KL added up": BETA, "KL averaged": BETA / (BATCH * dim)}
 
 
 def error_scale(data: Embeddings, rows: Sequence[NDArray[np.int64]]) -> float:
-    """Return the factor of a squared error when each client scales its entries to 0 .. 1.
+    """Return the factor on a squared error if each client scales its entries to 0 .. 1.
 
     It is the mean of 1 / (max - min)² over entries and clients.
     """
     factors = []
-    for own in rows:
-        x = data.x_train[own]
+    for client_rows in rows:
+        x = data.x_train[client_rows]
         spread = x.max(axis=0) - x.min(axis=0)
         factors.append(np.mean(1 / spread**2))
     return float(np.mean(factors))
 
 
 def entries_of_ours(dim: int, rounds: int, scale: float) -> Iterator[dict[str, Any]]:
-    """Yield the entries of ``dp-cvae`` with the published sizes, the authors' weights and no clip.
+    """Yield grid entries of ``dp-cvae`` with the published sizes, equivalent weights and no clip.
 
-    A client of 1,200 rows has 5 batches of 256 rows in an epoch.
+    An epoch is counted as 5 steps: a client of 1,200 rows has 5 batches of at most 256 rows.
 
     Args:
         dim: the number of dimensions.
         rounds: the number of rounds.
-        scale: :func:`error_scale`.
+        scale: the result of :func:`error_scale`.
     """
     for words, authors_beta in betas(dim).items():
         beta = authors_beta * BATCH * dim / scale
@@ -175,7 +181,14 @@ def entries_of_ours(dim: int, rounds: int, scale: float) -> Iterator[dict[str, A
 
 
 def compared(source: Path, rounds: int, seed: int, folder: Path) -> list[dict[Any, Any]]:
-    """Train both with one seed and return their scores as fedsim measures them."""
+    """Train both codes with one seed and return the scores, one record per method and weight.
+
+    Args:
+        source: the file of embeddings, ``.npz``.
+        rounds: the number of rounds.
+        seed: the seed.
+        folder: where samples, checkpoints and fedsim's run are written.
+    """
     dataset = {"npz": str(source.absolute()), "overlap": "drop"}
     data = load(DatasetSpec.model_validate(dataset))
     partition = make_partition(
@@ -214,10 +227,10 @@ def shown(scores: Sequence[dict[Any, Any]]) -> Table:
     """Return a table of the mean balanced accuracy and coverage over seeds."""
     table = Table("method", "balanced accuracy", "coverage", "seeds")
     for label in dict.fromkeys(score["label"] for score in scores):
-        own = [score for score in scores if score["label"] == label]
-        accuracy = np.mean([score["balanced_accuracy"] for score in own])
-        coverage = np.mean([score["coverage"] for score in own])
-        table.add_row(label, f"{accuracy:.3f}", f"{coverage:.3f}", str(len(own)))
+        by_seed = [score for score in scores if score["label"] == label]
+        accuracy = np.mean([score["balanced_accuracy"] for score in by_seed])
+        coverage = np.mean([score["coverage"] for score in by_seed])
+        table.add_row(label, f"{accuracy:.3f}", f"{coverage:.3f}", str(len(by_seed)))
     return table
 
 
@@ -230,16 +243,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/authors_dp_cvae"))
     parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    sys.path.insert(0, str(given.authors.absolute()))
+    options = parser.parse_args()
+    sys.path.insert(0, str(options.authors.absolute()))
     sys.dont_write_bytecode = True  # nothing is written into the authors' checkout
     scores = []
-    for seed in given.seeds:
-        folder = given.out / f"seed-{seed}"
+    for seed in options.seeds:
+        folder = options.out / f"seed-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
-        scores += compared(given.data, given.rounds, seed, folder)
-    if given.json:
-        given.json.write_text(json.dumps(scores, indent=0) + "\n", encoding="utf-8")
+        scores += compared(options.data, options.rounds, seed, folder)
+    if options.json:
+        options.json.write_text(json.dumps(scores, indent=0) + "\n", encoding="utf-8")
     Console().print(shown(scores))
 
 

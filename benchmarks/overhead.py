@@ -1,4 +1,4 @@
-"""How long a round takes if the clients compute nothing.
+"""Measure how long a round takes if the clients compute nothing.
 
     python benchmarks/overhead.py [--rounds 400] [--repeats 3] [--json FILE]
 
@@ -9,8 +9,8 @@ clients, on one actor (all clients in one process) and on two.
 
 The server notes the time in each of its steps, and a round lasts from one step to the next. The
 script takes the median over the rounds of a cell, without the first 50, and the smallest median of
-all repeats. It prints this time in milliseconds, and how many client updates it allows in a second.
-Settings take turns, so that all of them meet the same load of the machine.
+all repeats. It prints this time in milliseconds, and the number of client updates in a second at
+this speed. Every repeat runs all settings, so that other load of the machine affects them alike.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise, product
 from pathlib import Path
 
+# Torch reads this variable when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
@@ -48,12 +49,12 @@ from fedsim.runs.prepare import Node, prepare
 from fedsim.runs.ray import RayEngine, local_cluster
 
 NUMBERS = 100_000
-"""How many numbers the server sends to every client, and every client back."""
+"""The length of the vector that the server sends to every client, and every client sends back."""
 WARM_UP = 50
 """The number of rounds before the first one that counts."""
 CLIENTS = (10, 100)
 ACTORS = (1, 2)
-MACHINE = Node(2.0, 0.0)
+MACHINE = Node(2.0, 0.0)  # CPUs and GPUs
 
 
 class EchoParams(Params):
@@ -82,7 +83,7 @@ class Echo(Algorithm):
         return nn.ParameterDict({"numbers": nn.Parameter(torch.zeros(NUMBERS))})
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """Return the sum of one copy of the broadcast for each client."""
+        """Return the sum of the members' messages, each a copy of the broadcast."""
         total = torch.zeros(NUMBERS)
         for _ in clients.members:
             total += broadcast["numbers"].clone()
@@ -107,7 +108,7 @@ class Measurement:
         clients: the number of clients.
         actors: the number of processes that hold them.
         ms_per_round: the smallest median over the repeats, in milliseconds.
-        updates_per_second: how many client updates this allows in a second.
+        updates_per_second: the number of clients divided by this time in seconds.
     """
 
     clients: int
@@ -132,8 +133,8 @@ def measure(rounds: int, repeats: int) -> list[Measurement]:
                 seconds = round_seconds(folder, clients, actors, rounds)
                 medians[clients, actors].append(seconds)
     measurements = []
-    for (clients, actors), of_repeats in medians.items():
-        seconds = min(of_repeats)
+    for (clients, actors), repeat_seconds in medians.items():
+        seconds = min(repeat_seconds)
         measurements.append(Measurement(clients, actors, 1e3 * seconds, clients / seconds))
     return measurements
 
@@ -142,10 +143,13 @@ def round_seconds(folder: Path, clients: int, actors: int, rounds: int) -> float
     """Run one cell and return the median time of its rounds, in seconds.
 
     Args:
-        folder: the run folder, which is made.
+        folder: the run folder, which is created.
         clients: the number of clients.
         actors: the number of processes that hold them.
         rounds: the number of rounds.
+
+    Raises:
+        SystemExit: the cell failed; it carries the output of the run.
     """
     method = {"name": f"{Path(__file__).resolve()}:Echo", "params": {"rounds": rounds}}
     grid = {

@@ -1,10 +1,12 @@
 """Defines the seed tree: every random number comes from a named stream.
 
-A stream is named by purpose, round and client, so that no actor and no order of draws changes its
-numbers. A public stream is a ``numpy.random.SeedSequence`` whose spawn key is (purpose, round,
-client). Every generator is keyed by at least 128 bits of it, so two of N streams are equal with a
-probability of about N^2 / 2^129. Secret streams come from one AES key per cell, whose blocks are
-numbered by purpose, round and client: no two streams of a cell share a block.
+A stream is named by purpose, round and client. So its numbers depend neither on the actor that
+draws them nor on the order of draws.
+
+A public stream is a ``numpy.random.SeedSequence`` whose spawn key is (purpose, round, client).
+Every generator is keyed by at least 128 bits of this sequence. So two of N streams are equal with a
+probability of about N^2 / 2^129. Secret streams come from one AES key per cell. Their blocks are
+numbered by purpose, round and client, so no two streams of a cell share a block.
 """
 
 from __future__ import annotations
@@ -58,14 +60,15 @@ SECRET = frozenset(
 """The purposes of streams that an adversary must not know.
 
 The noise must be secret, and so must the samples, because sampling amplifies privacy only while it
-is hidden. A client's draws for its rows, and the coins that hold units out, are assigned in the
-order of the rows. If they were known, they would show that all later rows move up when one is
-removed. Secret as well are the number of a tuned cell's trainings, their parameters and their keys.
+is hidden. A client's draws for its examples, and the draws that hold units out, are assigned in the
+order of the examples. If an example is removed, all later ones get other draws, and whoever knew
+the draws could notice. The number of a tuned cell's trainings, their parameters and their keys are
+secret as well.
 """
 ZEROS = bytes(2**19)
-"""The plain text that is encrypted: encrypted zeros are the key stream itself.
+"""The text that is encrypted: encrypted zeros are the key stream itself.
 
-Its size fits a processor's cache.
+It is small enough for a processor's cache.
 """
 SPARE_BYTES = 15
 """The number of free bytes that the cipher needs behind its output."""
@@ -83,24 +86,25 @@ class Keystream:
     """
 
     def __init__(self, key: bytes, counter: bytes) -> None:
-        """Start the stream of ``key`` at a block.
+        """Start the stream of a key at a block.
 
         Args:
             key: the key, 32 bytes.
-            counter: the number of the block, 16 bytes, the highest first.
+            counter: the number of the first block, 16 bytes, the most significant byte first.
         """
         self._cipher = Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()
 
     def words(self, count: int) -> NDArray[np.uint32]:
-        """Return ``count`` words of 32 bits."""
+        """Return the next ``count`` words of 32 bits, ``[count]``."""
         size = 4 * count
+        # The cipher may write up to SPARE_BYTES more than it encrypts.
         drawn = np.empty(size + SPARE_BYTES, np.uint8)
         for start in range(0, size, len(ZEROS)):
             self._cipher.update_into(memoryview(ZEROS)[: size - start], drawn[start:].data)
         return drawn[:size].view("<u4")
 
     def uniform(self, count: int) -> NDArray[np.float64]:
-        """Return ``count`` numbers in [0, 1), multiples of 2^-53."""
+        """Return ``count`` uniform numbers in [0, 1), ``[count]``, which are multiples of 2^-53."""
         drawn = (self.words(2 * count).view("<u8") >> np.uint64(11)).astype(np.float64)
         drawn *= 2.0**-53
         return drawn
@@ -112,7 +116,7 @@ class Keystream:
 
 @cache
 def _template() -> NDArray[np.uint8]:
-    """Return the state of a new torch generator, whose words are then replaced."""
+    """Return the state of a new torch generator, in whose copies :data:`_WORDS` are replaced."""
     import torch
 
     state: NDArray[np.uint8] = torch.Generator().manual_seed(0).get_state().numpy()
@@ -125,9 +129,9 @@ class Seeds:
 
     Attributes:
         root: the cell's seed.
-        secret: 256 bits, the key of the streams in :data:`SECRET`; None: it is ``root``, as a
-            simulation's may be.
-        whole: whether streams in :data:`SECRET` are drawn at all.
+        secret: the key of the streams in :data:`SECRET`, a number of 256 bits. None: the key is
+            ``root``, which suffices for a simulation, because its noise need not be secret.
+        whole: whether streams in :data:`SECRET` may be drawn from this tree.
     """
 
     root: int
@@ -137,17 +141,21 @@ class Seeds:
     def run(self, number: int) -> Seeds:
         """Return the seed tree of one of several trainings of a cell.
 
-        It has the same public streams, and its own key for the streams in :data:`SECRET`.
+        The tree has the public streams of the cell, and its own key for the streams in
+        :data:`SECRET`.
+
+        Args:
+            number: the number of the training, from 0.
         """
         key = self.keystream(Purpose.SELECTION, 1 + number).words(8).tobytes()
         return Seeds(self.root, int.from_bytes(key, "big"))
 
     @property
     def public(self) -> Seeds:
-        """The tree that a method's server draws from; its root is a SHA-256 hash of this one's.
+        """The tree that a method's server draws from; its root is a SHA-256 hash of this root.
 
-        A server that knew the cell's root could, without a secret, draw the noise again and
-        subtract it.
+        If a cell has no secret, its noise is drawn from its root. A server that knew this root
+        could draw the noise again and subtract it.
         """
         digest = hashlib.sha256(_SERVER_ROOT + self.root.to_bytes(32, "big")).digest()
         return Seeds(int.from_bytes(digest[:16], "big"), whole=False)
@@ -155,8 +163,8 @@ class Seeds:
     def keystream(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> Keystream:
         """Return the stream of a purpose in :data:`SECRET`.
 
-        The number of a block is the purpose (1 byte), the round (5), the client (4) and its place
-        in the stream (6).
+        The number of a block has 16 bytes: the purpose (1 byte), the round (5), the client (4) and
+        the block's place in the stream (6).
 
         Args:
             purpose: the purpose.

@@ -1,4 +1,4 @@
-"""Writes numbers and settings in words, and prints text as it is."""
+"""Writes numbers and settings as text, and prints text without markup."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 
 
 def number(value: float | None, digits: int = 6) -> str:
-    """Return a number as people write it, such as 0.1, 10, 1e-5 or ∞; an empty text for None.
+    """Return a number as short text, such as 0.1, 10, 1e-5 or ∞; an empty text for None.
 
     Args:
         value: the number.
@@ -27,28 +27,33 @@ def number(value: float | None, digits: int = 6) -> str:
 
 
 def at_most(bound: float | None, digits: int = 4) -> str:
-    """Return an upper bound as :func:`number` writes it, rounded up to ``digits`` digits."""
+    """Return an upper bound as :func:`number` writes it, rounded up to ``digits`` digits.
+
+    Args:
+        bound: the upper bound; None gives an empty text.
+        digits: the number of significant digits.
+    """
     if not bound or math.isinf(bound):
         return number(bound)
-    unit = Decimal(1).scaleb(Decimal(bound).adjusted() + 1 - digits)
-    return number(float(Decimal(bound).quantize(unit, ROUND_CEILING)), digits)
+    last_digit = Decimal(1).scaleb(Decimal(bound).adjusted() + 1 - digits)
+    return number(float(Decimal(bound).quantize(last_digit, ROUND_CEILING)), digits)
 
 
 def counted(count: float, noun: str) -> str:
-    """Return a count with its noun, which forms its plural with an s: 1 cell, 2 cells."""
+    """Return a count and its noun, with an s for the plural: 1 cell, 2 cells."""
     plural = "" if count == 1 else "s"
     return f"{count:.10g} {noun}{plural}"
 
 
 def json_number(value: Any) -> Any:
-    """Return a number for JSON: "inf", "-inf" and "nan" are texts, other values unchanged."""
+    """Return a value for JSON: a text for the numbers inf, -inf and nan, else the value itself."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
     return value
 
 
 def spelled(value: Any) -> str:
-    """Return a value as a grid file has it."""
+    """Return a value as a grid file would spell it: texts without quotes, other values as JSON."""
     if isinstance(value, str):
         return value
     return json.dumps(value, default=str)
@@ -61,9 +66,9 @@ def setting(
     epsilon: float | None = None,
     seed: int | None = None,
 ) -> str:
-    """Return the place of a cell in a grid as a text.
+    """Return the setting of a cell as a text.
 
-    It looks like ``digits · α = 0.3 · 10 clients · ε = 1 · seed 0``. Values that are None or empty
+    An example is ``digits · α = 0.3 · 10 clients · ε = 1 · seed 0``. Values that are None or empty
     are left out.
     """
     parts = [name for name in names if name]
@@ -86,7 +91,7 @@ def plain(text: str) -> str:
 def encodable(text: str) -> str:
     """Return ``text`` with a ``?`` for every character that UTF-8 cannot encode.
 
-    Such characters stand in names of files that are not UTF-8.
+    Names of files that are not UTF-8 contain such characters.
     """
     return text.encode(errors="replace").decode()
 
@@ -105,8 +110,8 @@ class Printed:
     """A result that prints itself, on the command line and as the value of a notebook's cell.
 
     Attributes:
-        fits_width: whether it adapts to the terminal's width. Otherwise it is never printed
-            narrower than the output of a command.
+        fits_width: whether its output adapts to the terminal's width. If False, it is printed on a
+            console that is wide enough for a table (:func:`wide_console`).
     """
 
     fits_width: ClassVar[bool] = False

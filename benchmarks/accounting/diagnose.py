@@ -95,7 +95,9 @@ class Settings(BaseModel):
             update of each client (``updates``), or ``nothing``.
         noise_at: who adds the noise: the ``server`` to the sum or mean over clients, or all
             ``clients`` to their messages.
-        noise_multiplier: the standard deviation of the noise on the sum, divided by the clip norm.
+        noise_multiplier: the standard deviation of the noise, divided by the clip norm. For noise
+            at the server it is the noise on the sum over clients; for noise at the clients, the
+            noise that each client adds to its own sum or update.
         calibrated: the budget for which the noise was computed; it replaces ``noise_multiplier``.
         claimed_epsilon: the ε that the tool claims.
         delta: the δ of every ε.
@@ -192,7 +194,7 @@ class Settings(BaseModel):
 
     @property
     def sigma(self) -> float:
-        """The noise multiplier; computed for the tool's budget if the tool computed it."""
+        """The noise multiplier: as given, or computed for the budget in ``calibrated``."""
         if self.calibrated is None:
             return self.noise_multiplier or 0.0
         steps = self.calibrated.local_epochs * self.epoch_steps
@@ -239,7 +241,7 @@ class Finding:
 
     @property
     def words(self) -> str:
-        """The ε with what was counted, in words."""
+        """The ε and its reason, as a phrase."""
         return f"ε = {number(self.epsilon, 4)} ({self.reason})"
 
 
@@ -280,23 +282,23 @@ def finding_of(settings: Settings, unit: Unit, trust: Trust) -> Finding:
 
 def weighted_by_rows(settings: Settings, unit: Unit, trust: Trust) -> Finding:
     """Return why there is no ε if updates are weighted by their clients' numbers of examples."""
-    equal = finding_of(settings.with_equal_weights(), unit, trust)
-    if equal.epsilon is None:
-        return equal
+    equal_finding = finding_of(settings.with_equal_weights(), unit, trust)
+    if equal_finding.epsilon is None:
+        return equal_finding
     if settings.noise_at == "clients":
-        why = "the clients send their numbers of examples as weights, without noise"
+        reason = "the clients send their numbers of examples as weights, without noise"
     elif settings.clipped == "updates":
-        why = (
+        reason = (
             "updates are weighted by their clients' numbers of examples, so the share of one "
             "client in the mean is not bounded by 1 / clients, as the noise assumes, and the "
             "numbers themselves are private"
         )
     else:
-        why = (
+        reason = (
             "updates are weighted by their clients' numbers of examples, which are private and "
             "carry no noise"
         )
-    return Finding(None, f"{why}; with equal weights it would be {equal.words}")
+    return Finding(None, f"{reason}; with equal weights it would be {equal_finding.words}")
 
 
 def clipped_examples(settings: Settings) -> Finding:
@@ -314,7 +316,8 @@ def clipped_examples(settings: Settings) -> Finding:
         return Finding(epsilon, f"{settings.steps} steps on all examples, σ = {number(sigma, 4)}")
     if settings.sampling == "shuffled":
         return shuffled_examples(settings)
-    # Another example takes the place of the missing one, so the sum changes by 2 C.
+    # In a sample of fixed size, another example takes the place of the missing one. So the sum
+    # changes by up to 2 C.
     sigma /= 2
     epsilon = settings.epsilon_of(sigma, 1.0, settings.steps)
     reason = (
@@ -346,23 +349,23 @@ def clipped_updates(settings: Settings, unit: Unit, trust: Trust) -> Finding:
     """Return the guarantee to a unit if the update of each client is clipped."""
     sigma = settings.sigma
     rate = 1.0
-    counted = [f"{settings.rounds} rounds"]
+    reasons = [f"{settings.rounds} rounds"]
     if unit == "example":
         sigma /= 2
-        counted.append(
+        reasons.append(
             "without amplification, because one example can turn the clipped update of its client "
             "into any other one, which changes the sum by 2 C"
         )
     elif settings.client_sampling == "poisson" and trust == "aggregate":
         rate = (settings.clients_per_round or 1) / (settings.clients or 1)
-        counted.append(f"Poisson samples of rate {number(rate)}")
+        reasons.append(f"Poisson samples of rate {number(rate)}")
     elif settings.client_sampling == "fixed":
-        counted.append(
+        reasons.append(
             "without amplification, because a fixed number of clients is no Poisson sample"
         )
-    counted.append(f"σ = {number(sigma, 4)}")
+    reasons.append(f"σ = {number(sigma, 4)}")
     epsilon = settings.epsilon_of(sigma, rate, settings.rounds)
-    return Finding(epsilon, ", ".join(counted))
+    return Finding(epsilon, ", ".join(reasons))
 
 
 def sparse_vector_filter(settings: Settings) -> Finding:
@@ -403,11 +406,12 @@ def diagnosis(settings: Settings) -> Iterator[str]:
         "missing client is zero. ε is that of privacy loss distributions, in the worse of both "
         "directions.)"
     )
-    spent = [finding.epsilon for finding in findings.values() if finding.epsilon is not None]
-    if settings.claimed_epsilon is not None and spent:
+    epsilons = [finding.epsilon for finding in findings.values() if finding.epsilon is not None]
+    if settings.claimed_epsilon is not None and epsilons:
+        # The smallest ε is the reading that is most favourable to the tool.
         yield (
             f"claimed: ε = {number(settings.claimed_epsilon)}; spent by the noisy steps: ε = "
-            f"{number(min(spent), 4)}"
+            f"{number(min(epsilons), 4)}"
         )
     if settings.unprotected:
         yield "the whole training has no ε, because"
@@ -422,12 +426,12 @@ def finding_lines(findings: Mapping[tuple[Unit, Trust], Finding], delta: float) 
         findings: the findings by unit and trust.
         delta: the δ of every ε.
     """
-    places: dict[Finding, list[tuple[Unit, Trust]]] = {}
-    for place, finding in findings.items():
-        places.setdefault(finding, []).append(place)
-    for finding, of_finding in places.items():
-        units = " and ".join(dict.fromkeys(unit for unit, _ in of_finding))
-        trusts = " and ".join(dict.fromkeys(trust for _, trust in of_finding))
+    pairs_by_finding: dict[Finding, list[tuple[Unit, Trust]]] = {}
+    for pair, finding in findings.items():
+        pairs_by_finding.setdefault(finding, []).append(pair)
+    for finding, pairs in pairs_by_finding.items():
+        units = " and ".join(dict.fromkeys(unit for unit, _ in pairs))
+        trusts = " and ".join(dict.fromkeys(trust for _, trust in pairs))
         if finding.epsilon is None:
             guarantee = "no ε, because"
         else:

@@ -1,7 +1,7 @@
-"""What an algorithm may claim of its privacy, and what checks in a run folder say of that claim.
+"""Which privacy claim an algorithm may make, and how checks in a run folder confirm or refute it.
 
-``proved`` is for what fedsim ships and nobody changed. Any other class states a theorem that nobody
-here has proved, if only because its loss may not be per example: its claim is ``stated``.
+Only code that fedsim ships and nobody changed may claim ``proved``. For any other class fedsim has
+no proof; for example, its loss may mix examples. The strongest claim of such a class is ``stated``.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
 
 NUMBERS_OF_STEPS = ("rounds", "local_steps", "meta_steps", "generator_steps")
-"""Parameters that say how often something is done; a check may do it less often."""
+"""Parameters that are numbers of steps; a check may use smaller numbers."""
 Check = Literal["passed", "failed"]
-"""How the check of a result's code, parameters, unit and trust ended."""
+"""The outcome of the checks of a result's code, parameters, unit and trust."""
 
 
 def allowed(claim: Claim, algorithm: Algorithm) -> Claim:
     """Return the claim that a plan may make if its algorithm makes ``claim``.
 
-    A shipped class may only state its theorem if somebody replaced shipped code.
+    It is ``claim``, but ``proved`` becomes ``stated`` if fedsim does not ship the class or if
+    somebody replaced shipped code.
 
     Raises:
         UserError: ``claim`` is not a claim.
@@ -52,7 +53,12 @@ def may_leave(
 ) -> bool:
     """Return whether a generator may be released under its ε.
 
-    Its theorem must be proved; or it must be stated, and a full check must have found nothing.
+    The claim must be ``proved``, or ``stated`` with a passed check. After a failed check no
+    generator may be released.
+
+    Args:
+        claim: the claim of its plan; None without a plan.
+        check: the result of :func:`check_of`; None if no check counts.
     """
     if check == "failed":
         return False
@@ -62,11 +68,16 @@ def may_leave(
 def check_of(
     checks: Sequence[Mapping[str, Any]], unit: str, trust: str, params: Mapping[str, Any]
 ) -> Check | None:
-    """Return what checks of the same code say of parameters in a unit and trust.
+    """Return the combined result of checks of the same code, for one setting of parameters.
 
-    The result is ``passed`` if these parameters passed a full check there; but None if they failed
-    in another unit or trust. Without a passed check it is ``failed`` if any check failed, else
-    None. Of several checks of the same parameters, unit and trust the last one counts.
+    The result is
+
+    - ``passed`` if these parameters passed a full check in this unit and trust, and failed in none;
+    - None if they passed there, but failed in another unit or trust;
+    - ``failed`` if they did not pass there, and any check of the code failed;
+    - None otherwise.
+
+    If several checks have the same parameters, unit and trust, the last one counts.
 
     Args:
         checks: lines of checks of the code, the oldest first.
@@ -75,21 +86,22 @@ def check_of(
         params: the parameters of the result. They are compared with those that a check tried,
             except for :data:`NUMBERS_OF_STEPS`.
     """
-    last: dict[str, dict[tuple[str, str], Check]] = defaultdict(dict)
+    # By parameters, then by unit and trust: the last result.
+    last_results: dict[str, dict[tuple[str, str], Check]] = defaultdict(dict)
     for check in checks:
-        setting = (check["unit"], check["trust"])
-        asked = _text_of(check["params"])
+        unit_and_trust = (check["unit"], check["trust"])
+        requested = _text_of(check["params"])
         tried = _text_of(check.get("tried", check["params"]))
         if check["ended"] == "failed":
-            last[asked][setting] = "failed"
-            last[tried][setting] = "failed"
-        # A quick check that passed says nothing, nor does one that does not say what it tried.
+            last_results[requested][unit_and_trust] = "failed"
+            last_results[tried][unit_and_trust] = "failed"
+        # A check that passed counts only if it was a full one and recorded what it tried.
         elif check["full"] and "tried" in check:
-            last[tried][setting] = "passed"
-    of_params = last[_text_of(params)]
+            last_results[tried][unit_and_trust] = "passed"
+    of_params = last_results[_text_of(params)]
     if of_params.get((unit, trust)) == "passed":
         return None if "failed" in of_params.values() else "passed"
-    if any("failed" in results.values() for results in last.values()):
+    if any("failed" in results.values() for results in last_results.values()):
         return "failed"
     return None
 
@@ -97,23 +109,23 @@ def check_of(
 def is_of(check: Mapping[str, Any], cell: Mapping[str, Any]) -> bool:
     """Return whether a line of a check is about the class of a cell.
 
-    Classes of one file have one source. A file is given by any path that leads to it, so that only
-    the names of the classes after it are compared.
+    The hash of the source and the name of the class must be equal. Paths of files are not compared,
+    because several paths may lead to the same file.
     """
     same_class = class_name(check["algorithm"]) == class_name(cell["algorithm"])
     return same_class and bool(check["source"] == cell["source"])
 
 
 def class_name(algorithm: str) -> str:
-    """Return the name of a class in its file, ``FILE:CLASS``; or the name of a shipped method."""
+    """Return ``CLASS`` of an algorithm ``FILE:CLASS``, or the name of a shipped method as it is."""
     return algorithm.rpartition(":")[2]
 
 
 def compared(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that a check of a result must have tried: all but numbers of steps."""
+    """Return the parameters without numbers of steps: a check must have tried these values."""
     return {name: value for name, value in params.items() if name not in NUMBERS_OF_STEPS}
 
 
 def _text_of(params: Mapping[str, Any]) -> str:
-    """Return the compared parameters as a text that is equal for equal parameters."""
+    """Return the compared parameters as JSON; equal parameters give equal texts."""
     return json.dumps(compared(params), sort_keys=True)

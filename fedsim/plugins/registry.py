@@ -1,7 +1,10 @@
-"""Looks up algorithms by name, and says where in a plug-in's source an error happened.
+"""Finds the class of an algorithm by its name, and the line of a plug-in that raised an error.
 
-A name is one that ``@register`` gave, an entry point of the group ``fedsim.algorithms``, or a path
-such as ``pkg.module:Class`` or ``file.py:Class``.
+A plug-in is an algorithm that fedsim does not ship. A name is
+
+- a name that ``@register`` gave,
+- an entry point of the group ``fedsim.algorithms``, or
+- a path such as ``pkg.module:Class`` or ``file.py:Class``.
 """
 
 from __future__ import annotations
@@ -35,9 +38,12 @@ if TYPE_CHECKING:
 GROUP = "fedsim.algorithms"
 """The group of entry points by which installed packages name their algorithms."""
 EXTERNAL = "given-rows"
-"""The algorithm of external samples (``{rows: FILE}`` in a grid), which no list names."""
+"""The name for external samples (``{rows: FILE}`` in a grid); :func:`known` does not list it."""
 NOTEBOOK = "__main__:"
-"""The beginning of the names of classes that no other process can import."""
+"""The prefix of the names of classes of a notebook or script.
+
+No other process can import such a class.
+"""
 _registered: dict[str, type[Algorithm]] = {}
 _Class = TypeVar("_Class", bound="type[Algorithm]")
 
@@ -51,7 +57,7 @@ def register(name: str) -> Callable[[_Class], _Class]:
 
     def add(cls: _Class) -> _Class:
         other = _registered.get(name)
-        # A class of a notebook may move into a file and keep its name.
+        # A notebook's class may be registered again after it was edited or moved to a file.
         if other is not None and other.__module__ != "__main__":
             path = f"{other.__module__}:{other.__qualname__}"
             if path != f"{cls.__module__}:{cls.__qualname__}":
@@ -102,8 +108,8 @@ def _path_of(name: str, where: str) -> str:
     """Return the path ``module:Class`` or ``file.py:Class`` behind a name."""
     if name == EXTERNAL:
         return "fedsim.methods.given:GivenRows"
-    # Installed names have no colon, and listing what is installed takes as long as a short
-    # training.
+    # A path has a colon and installed names have none. So a path needs no list of entry points,
+    # which takes as long as a short training.
     if ":" in name:
         return name
     path = _installed().get(name, name)
@@ -117,20 +123,26 @@ def _path_of(name: str, where: str) -> str:
 
 
 def find_in_working_folder() -> None:
-    """Let a grid name ``pkg.module:Class`` of the working folder."""
+    """Put the working folder on the import path, so that a grid may name its modules."""
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
 
 
 def check_installed(name: str, where: str) -> None:
-    """Refuse a name from somebody else's files whose look-up would run code that is not installed.
+    """Refuse a name in somebody else's files that is neither registered nor an entry point.
+
+    The look-up of such a name would run the code at its path.
+
+    Args:
+        name: the name of an algorithm.
+        where: the place to name in an error.
 
     Raises:
         UserError: the name is the path of a class.
     """
     if ":" in name and name not in known():
-        what = f"its algorithm is the plug-in '{name}', whose code would run"
-        raise UserError(where, what, "give `trust_plugin=True` if you trust that code")
+        problem = f"its algorithm is the plug-in '{name}', whose code would run"
+        raise UserError(where, problem, "give `trust_plugin=True` if you trust that code")
 
 
 def name_of(cls: type) -> str:
@@ -175,9 +187,9 @@ def check_importable(name: str, what: str) -> None:
 
 @contextmanager
 def own_errors(name: str) -> Iterator[None]:
-    """Turn what a plug-in raises in the block into one message in place of a traceback.
+    """Turn an exception of a plug-in in the block into an error of one message.
 
-    Errors of fedsim's own algorithms stay as they are.
+    Exceptions of shipped algorithms, and errors for the user, pass unchanged.
 
     Args:
         name: the algorithm that the block runs.
@@ -201,7 +213,11 @@ def own_errors(name: str) -> Iterator[None]:
 
 
 def _import_class(path: str, where: str) -> Any:
-    """Return what ``module:attribute`` or ``file.py:attribute`` leads to."""
+    """Import ``module:attribute`` or ``file.py:attribute``, and return the attribute.
+
+    Raises:
+        PluginError: the module or file cannot be imported, or has no such attribute.
+    """
     module_name, _, attribute = path.rpartition(":")
     try:
         if module_name.endswith(".py"):
@@ -229,8 +245,11 @@ def _import_class(path: str, where: str) -> Any:
 def _module_of_file(path: str, where: str) -> ModuleType:
     """Import a Python file by its stem, so that every process finds the same classes.
 
-    The working folder of a worker may differ from the driver's, which Ray puts on the worker's
-    import path.
+    A worker may run in another working folder. Ray puts the driver's working folder on the
+    worker's import path.
+
+    Raises:
+        PluginError: there is no such file, or another module has its name.
     """
     file = _file_at(path)
     if file is None:
@@ -254,7 +273,7 @@ def _module_of_file(path: str, where: str) -> ModuleType:
 
 
 def _file_at(path: str) -> Path | None:
-    """Return the file at a path below the working folder or a folder of modules; None without."""
+    """Return the file at a path from the working folder or from the import path, or None."""
     for folder in (str(Path.cwd()), *sys.path):
         file = Path(folder, path).resolve()
         if file.is_file():
@@ -263,13 +282,14 @@ def _file_at(path: str) -> Path | None:
 
 
 def source_of_today(name: str) -> str | None:
-    """Return the hash of the code that a name from an earlier grid means today, None without any.
+    """Return the hash of the code that a name from an earlier grid means today, or None.
 
-    It runs only installed code: the files of a plug-in are read and not imported.
+    It is None if there is no such code. Only installed code and code of this notebook runs; the
+    file of any other plug-in is read, but not imported.
     """
-    path, _, cls = name.rpartition(":")
-    defined = name.startswith(NOTEBOOK) and hasattr(sys.modules["__main__"], cls)
-    if name == EXTERNAL or name in known() or defined:
+    path, _, class_name = name.rpartition(":")
+    is_in_notebook = name.startswith(NOTEBOOK) and hasattr(sys.modules["__main__"], class_name)
+    if name == EXTERNAL or name in known() or is_in_notebook:
         return source_hash(lookup(name))
     if not path or name.startswith(NOTEBOOK):
         return None

@@ -1,19 +1,23 @@
-"""The canonical form of Python code: what it does, without how it is laid out or documented."""
+"""The canonical form of Python code, which its layout and documentation do not change.
+
+It is a text of the syntax tree. The second function lists the names that a file imports.
+"""
 
 from __future__ import annotations
 
 import ast
 
 _WITHOUT_MEANING = {"ctx", "kind", "type_comment", "type_ignores"}
-"""Fields of a node that follow from where it stands, or that do not change what code does."""
+"""Fields of a node that are left out: its place determines them, or they have no effect."""
 
 
 def canonical_form(source: str | bytes) -> str:
     """Return a text that two pieces of code share if they differ only in layout and documentation.
 
     The text lists the nodes of the syntax tree in order. It leaves out comments, layout,
-    docstrings and other strings that stand alone as a statement. Empty fields are left out as
-    well, because newer Pythons add some; so Python 3.11, 3.12 and 3.13 return the same text.
+    docstrings and other strings that stand alone as a statement. Newer Pythons add fields that
+    are mostly empty, so empty fields are left out, too. Then Python 3.11, 3.12 and 3.13 return the
+    same text.
 
     Raises:
         SyntaxError: ``source`` is not Python.
@@ -58,7 +62,7 @@ def _write(node: ast.AST, pieces: list[str]) -> None:
 
 
 def _write_value(value: object, pieces: list[str]) -> None:
-    """Append the text of a field: a node, a list of nodes, or a name or constant."""
+    """Append the text of a field's value: a node, a list, a name or a constant."""
     if isinstance(value, ast.AST):
         _write(value, pieces)
     elif isinstance(value, list):

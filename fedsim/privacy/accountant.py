@@ -1,7 +1,9 @@
-"""Computes the cost of Gaussian mechanisms: the (epsilon, delta) of all of them together.
+"""Computes the epsilon that Gaussian mechanisms spend together at a given delta.
 
 Each mechanism may see a Poisson sample of the units, and may depend on earlier outputs. Two data
 sets are neighbours if one has one unit more than the other (add or remove one).
+
+Numerical composition gives the epsilon. Where it is not reliable, Rényi composition replaces it.
 """
 
 from __future__ import annotations
@@ -22,15 +24,16 @@ from fedsim import __version__
 from fedsim.privacy.mechanism import Mechanism, merged
 
 AccountantName = Literal["prv", "rdp", "none"]
-"""How an epsilon was computed: by numerical composition, by Rényi divergences, or not at all.
+"""How an epsilon was computed.
 
-The first is "prv", the second "rdp". It is "none" if nothing ran, or if a mechanism had no noise.
+``prv``: by numerical composition of privacy loss random variables. ``rdp``: by Rényi divergences.
+``none``: not at all, because nothing ran or a mechanism had no noise.
 """
 LARGE_ORDERS = (72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
 INTEGER_ORDERS: tuple[float, ...] = (*range(2, 64), *LARGE_ORDERS)
 """The integer Rényi orders, whose divergence is fast to compute."""
 LOW_ORDERS: tuple[float, ...] = (1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8)
-"""Low Rényi orders, of which one is the best for a large epsilon."""
+"""Low Rényi orders; one of them gives the smallest bound if epsilon is large."""
 ORDERS: tuple[float, ...] = (
     1.005,
     1.01,
@@ -45,19 +48,19 @@ Above 1024 a binomial coefficient of the subsampled formula leaves the range of 
 """
 
 PRV_RELATIVE_ERROR = 1e-3
-"""The discretisation error, in units of epsilon.
+"""The discretisation error as a share of epsilon.
 
-It is part of the bound, so a smaller one wastes less of the budget.
+The bound includes the error, so a smaller error wastes less of the budget.
 """
 PRV_MAX_POINTS = 2**20
 """The largest number of points of the discretised privacy loss.
 
-It keeps one evaluation under about two seconds.
+With this limit one evaluation takes under about two seconds.
 """
 PRV_MAX_EPSILON = 690.0
-"""The largest epsilon of numerical composition.
+"""Numerical composition is used below this epsilon only.
 
-Above it exp overflows for some losses. They would be counted as smaller, and so would epsilon.
+Above it exp overflows for some losses, so that losses and epsilon would come out too small.
 """
 PRV_MIN_DELTA = 1e-10
 """The smallest delta of numerical composition.
@@ -67,9 +70,9 @@ Below it the rounding of the Fourier transform is no longer small against delta.
 _CODE = ("mechanism.py", "plan.py", "ledger.py", "accountant.py", "selection.py")
 _PACKAGES = ("opacus", "dp-accounting", "numpy", "scipy")
 _UP = Context(prec=10, rounding=ROUND_CEILING)
-"""Rounds an epsilon up to ten digits.
+"""Rounds an epsilon up to ten significant digits.
 
-Further digits of its sums depend on the processor and the number of threads.
+Further digits depend on the processor and the number of threads, which change the order of sums.
 """
 
 
@@ -82,12 +85,13 @@ def epsilon(
     It is the upper bound of numerical composition of privacy loss random variables (Gopi, Lee &
     Wutschitz 2021, "Numerical composition of differential privacy", theorem 5.5; Opacus'
     implementation), rounded up to ten digits. If that fails or would need too fine a mesh, it is
-    the bound of Rényi composition (:func:`rdp_epsilon`). Opacus composes only the losses of
-    removing a unit. That adding a unit costs no more is assumed here; ``fedsim verify`` composes
-    both with dp-accounting.
+    the bound of Rényi composition (:func:`rdp_epsilon`).
+
+    Opacus composes the losses of removing a unit only. This function assumes that adding a unit
+    costs no more. ``fedsim verify`` composes both directions with dp-accounting.
 
     Args:
-        mechanisms: what ran.
+        mechanisms: the mechanisms that ran.
         delta: in (0, 1).
 
     Returns:
@@ -165,10 +169,10 @@ def least_noise(
     """Returns a sigma that is enough and at most ``ratio`` times the least such sigma.
 
     Args:
-        is_enough: whether a sigma is enough; if one is, all larger ones are.
-        low: the lower end of the search.
-        high: the upper end, which is enough.
-        ratio: above 1.
+        is_enough: returns whether a sigma is enough. If a sigma is, every larger one must be.
+        low: the lower end of the search, above 0.
+        high: the upper end of the search, which must be enough.
+        ratio: the precision of the search, above 1.
     """
     while high / low > ratio:
         middle = math.sqrt(low * high)
@@ -195,8 +199,8 @@ def _prv_epsilon(
 ) -> float:
     """Returns Opacus' PRV upper bound, with a mesh that is scaled to the ``rough`` epsilon.
 
-    It is NaN if Opacus fails, or where its result is not trusted: for a delta below PRV_MIN_DELTA,
-    a mesh that is too coarse, and an epsilon from PRV_MAX_EPSILON on.
+    It is NaN if Opacus fails, or if its result is not reliable: if delta is below PRV_MIN_DELTA,
+    the mesh would be too coarse, or epsilon is not below PRV_MAX_EPSILON.
     """
     if not math.isfinite(rough) or delta < PRV_MIN_DELTA:
         return math.nan
@@ -207,8 +211,8 @@ def _prv_epsilon(
     finest_error = 2 * (1.5 * rough + 3) * scale / PRV_MAX_POINTS
     error = max(PRV_RELATIVE_ERROR * rough, finest_error)
     if error >= 1:
-        return math.nan  # Opacus' rule for the domain holds for smaller errors only
-    # Opacus is imported here because it imports its optimisers, too.
+        return math.nan  # Opacus' rule for the domain holds for errors below 1 only
+    # Opacus is imported late, because it imports its optimisers, too, which is slow.
     from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()

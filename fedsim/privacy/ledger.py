@@ -1,6 +1,6 @@
-"""The ledger counts the noisy mechanisms that ran.
+"""The ledger counts, for each client, the noisy mechanisms that ran on its data.
 
-It computes the ε that they spent, and it compares them with the plan, because ε is unknown if a
+It computes the ε that they spent. It also compares them with the plan, because ε is unknown if a
 step is missing or has other noise.
 """
 
@@ -30,7 +30,8 @@ class Ledger:
         """Counts that ``mechanism`` ran on the data of each of the ``clients``.
 
         Raises:
-            ValueError: the mechanism cannot have run.
+            ValueError: the mechanism has a negative noise multiplier, a sample rate outside (0, 1],
+                or no run.
         """
         is_valid_noise = mechanism.noise_multiplier >= 0
         is_valid_rate = 0 < mechanism.sample_rate <= 1
@@ -48,10 +49,10 @@ class Ledger:
     def epsilon(self, delta: float) -> tuple[float, accountant.AccountantName]:
         """Returns the epsilon spent so far, the largest over clients, and its accountant's name.
 
-        A unit lies within one client, so neighbours differ in the data of one client. Given all
-        earlier outputs, a mechanism on other clients' data has the same distribution for both. So
-        only the mechanisms on that client's data count (parallel composition, cf. McSherry 2009,
-        theorem 4). :func:`fedsim.privacy.accountant.epsilon` composes those of each client.
+        A unit lies within one client, so neighbouring data sets differ in one client. Given all
+        earlier outputs, a mechanism on another client's data has the same distribution for both
+        data sets. So only the mechanisms on the one client's data count (parallel composition, cf.
+        McSherry 2009, theorem 4). :func:`fedsim.privacy.accountant.epsilon` composes them.
         """
         histories = {self.of_client(client) for client in self._counts}
         spent = (accountant.epsilon(history, delta) for history in histories)
@@ -60,8 +61,8 @@ class Ledger:
     def unaccounted(self, plan: PrivacyPlan, clients: int) -> str:
         """Returns a sentence on the first difference between the ledger and ``plan``.
 
-        It is empty if there is no difference. The epsilon is unknown if a planned step is missing:
-        the step did not run, or it ran and was not counted.
+        It is empty if there is no difference. With a difference the epsilon is unknown: a step
+        that is missing here did not run, or it ran and was not counted.
 
         Args:
             plan: the plan.
@@ -104,9 +105,9 @@ class Ledger:
         return ""
 
     def mechanisms(self) -> tuple[Mechanism, ...] | None:
-        """Returns the mechanisms that ran on the data of each client, ordered by release.
+        """Returns the mechanisms that ran on every client's data, ordered by release.
 
-        Returns None if clients differ in them.
+        The result is empty if nothing ran, and None if clients differ in their mechanisms.
         """
         histories = {self.of_client(client) for client in self._counts}
         if len(histories) > 1:
@@ -115,7 +116,7 @@ class Ledger:
         return tuple(sorted(history, key=lambda mechanism: mechanism.release))
 
     def to_json(self) -> str:
-        """Returns the ledger as text; floats round-trip exactly.
+        """Returns the ledger as JSON, which keeps every float exactly.
 
         Clients with equal mechanisms share one record.
         """

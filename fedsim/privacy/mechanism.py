@@ -1,9 +1,12 @@
 """The Gaussian mechanism.
 
 A plan chooses its noise, clients or the server run it, and a ledger counts its runs. One run
-releases f(S) + N(0, (noise_multiplier * D)^2 I). S takes every unit independently with probability
-``sample_rate``, and D is f's L2 sensitivity to one unit. With a ``sample_rate`` of 1 it is the
-plain Gaussian mechanism.
+releases
+
+    f(S) + N(0, (noise_multiplier * D)^2 I),
+
+where the sample S contains every unit independently with probability ``sample_rate``, and D is the
+L2 sensitivity of f to one unit. A ``sample_rate`` of 1 gives the plain Gaussian mechanism.
 """
 
 from __future__ import annotations
@@ -43,16 +46,16 @@ class Mechanism:
 
     @property
     def costs(self) -> bool:
-        """Whether it releases anything about a unit."""
+        """Whether it releases anything about a unit, that is, whether it spends any epsilon."""
         return bool(self.count and self.sample_rate) and not math.isinf(self.noise_multiplier)
 
     def divergence(self, order: float) -> float:
-        """Returns the Rényi divergence of all runs at ``order``.
+        """Returns the Rényi divergence of all runs together at ``order``, computed by Opacus.
 
-        It is +inf if its series overflows double precision (Mironov, Talwar & Zhang 2019, arXiv
-        1908.10530, section 3.3).
+        It is the series of Mironov, Talwar & Zhang (2019, arXiv 1908.10530, section 3.3), and +inf
+        if the series overflows double precision.
         """
-        # Opacus is imported here because it imports its optimisers, too.
+        # Opacus is imported late, because it imports its optimisers, too, which is slow.
         from opacus.accountants.analysis.rdp import compute_rdp
 
         try:
@@ -80,10 +83,10 @@ class Mechanism:
 
 
 def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
-    """Returns the mechanisms sorted, with the runs of equal ones added up.
+    """Returns the mechanisms in sorted order, with the runs of equal mechanisms added up.
 
-    Mechanisms that cost nothing are left out, and so are the names of releases. So the result does
-    not depend on the order in which mechanisms ran, or on how they were grouped.
+    Mechanisms that cost nothing are left out, and so are the names of releases. The result does
+    therefore not depend on the order in which mechanisms ran, or on how they were grouped.
 
     Raises:
         ValueError: a noise multiplier, sample rate or count is out of range.

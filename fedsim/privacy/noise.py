@@ -1,6 +1,8 @@
 """Gaussian noise for the tensors of one release, and fingerprints of random draws.
 
-Equal fingerprints show that two runs drew the same noise.
+The noise comes from a stream of random words by the method of Box and Muller. Every pair of normal
+numbers needs two words: one for a radius, one for an angle. Two runs that drew the same noise have
+equal fingerprints.
 """
 
 from __future__ import annotations
@@ -18,15 +20,15 @@ from torch import Tensor
 from fedsim.seeds import Keystream
 
 CHUNK = 2**14
-"""The number of coordinates whose words come together: first those of the radii, then the angles.
-"""
+"""The number of coordinates in a row of words: first the words of all radii, then of all angles."""
 BLOCK = 8 * CHUNK
-"""The number of coordinates that are drawn at a time: few enough for a processor's cache."""
+"""The largest number of coordinates that are drawn at a time; they fit into a processor's cache."""
 RARE = 2**8
-"""The number of radius words at either end of their range that are drawn again with 64 bits.
+"""The number of words at either end of their range that are rare.
 
-With 32 bits the tail is coarse and ends at 6.8 standard deviations, and in float32 the radii of the
-largest words are 0, which would be no noise at all.
+The radius of a rare word is drawn again with 64 bits. With 32 bits the smallest words give a coarse
+tail that ends at 6.8 standard deviations, and in float32 the largest words give a radius of 0,
+which would be no noise at all.
 """
 SMALLEST = 1e-30
 """The smallest standard deviation that is accepted.
@@ -34,7 +36,7 @@ SMALLEST = 1e-30
 float32 has no normal numbers below 1e-38, and smaller ones may be flushed to 0.
 """
 FINGERPRINT_STRIDE = 64
-"""One in this many random words enters the fingerprint."""
+"""The fingerprint reads one random word out of this many."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Noise:
 
     Attributes:
         parts: tensors by name, views of one flat float32 tensor.
-        fingerprint: the CRC-32 of some of its random words. It is equal on every processor, though
-            logarithms may differ in the last bit.
+        fingerprint: the CRC-32 of some of its random words. It is equal on every processor, while
+            the noise itself may differ in the last bit (of logarithms).
     """
 
     parts: dict[str, Tensor]
@@ -62,6 +64,9 @@ def gaussian(
         shapes: the shape of each tensor by name; all are filled from one draw, in this order.
         std: the result of :meth:`fedsim.privacy.plan.PrivacyPlan.noise_std`.
         stream: the stream of this release, round and client.
+
+    Raises:
+        ValueError: float32 cannot represent such a standard deviation.
     """
     sizes = [math.prod(shape) for shape in shapes.values()]
     flat = np.empty(sum(sizes), np.float32)
@@ -102,12 +107,13 @@ def fill_gaussian(
             f"{1 / SMALLEST:g}, not {std}"
         )
     crc = 0
-    in_chunks = len(out) - len(out) % CHUNK
+    # Pieces [rows, CHUNK] of at most BLOCK coordinates, then the rest as a piece of one row.
+    full_chunks = len(out) - len(out) % CHUNK
     pieces = []
-    for start in range(0, in_chunks, BLOCK):
-        end = min(start + BLOCK, in_chunks)
+    for start in range(0, full_chunks, BLOCK):
+        end = min(start + BLOCK, full_chunks)
         pieces.append(out[start:end].reshape(-1, CHUNK))
-    pieces.append(out[None, in_chunks:])
+    pieces.append(out[None, full_chunks:])
     with_rare_words = []
     for piece in pieces:
         words = stream.words(piece.size + piece.size % 2)
@@ -116,7 +122,7 @@ def fill_gaussian(
         _box_muller(words, std, piece)
         if words.size and _is_rare(words).any():
             with_rare_words.append((piece, words))
-    # Their extra words come after all others.
+    # The extra words are drawn last, so that they do not shift the words of other pieces.
     for piece, words in with_rare_words:
         _redraw_rare(words, std, piece, stream)
     return crc
@@ -127,10 +133,16 @@ def _box_muller(
     std: float,
     out: NDArray[np.float32],
 ) -> None:
-    """Turns the random words of each row into normal numbers.
+    """Turns the random words of each row into normal numbers, in place for speed.
 
-    The first half of a row of ``out`` gets ``radius cos angle`` of all its pairs of words, the
-    second half ``radius sin angle``. Everything happens in place, for speed.
+    A row of words has all radius words first, then the angle words of the same pairs. The first
+    half of a row of ``out`` gets ``radius cos angle`` of every pair, the second half ``radius sin
+    angle``.
+
+    Args:
+        words: random words ``[rows, columns]``, an even number of columns.
+        std: the standard deviation.
+        out: ``[rows, columns]``, or one column less.
     """
     half = words.shape[1] // 2
     # The uniform number is in (0, 1]: half a step above the word's fraction, so that its logarithm
@@ -167,9 +179,9 @@ def _redraw_rare(
     out: NDArray[np.float32],
     stream: Keystream,
 ) -> None:
-    """Draws the numbers of :func:`_box_muller` with a rare radius word again, with 64 bits.
+    """Replaces the numbers of :func:`_box_muller` that have a rare radius word.
 
-    They reach 9.5 ``std``.
+    Their radii are computed from 64 bits: the old word, then a new one. They reach 9.5 ``std``.
     """
     half = words.shape[1] // 2
     rows, columns = np.nonzero(_is_rare(words))

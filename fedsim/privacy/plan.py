@@ -1,8 +1,9 @@
-"""The plan: how the privacy budget will be spent, solved once before the first step.
+"""The plan of a training: its noisy releases, and the noise that keeps the privacy budget.
 
-The unit is an example, a group of one client's examples (a patient's, a lesion's) or a client. Two
-data sets are neighbours if one of them has one unit more (add or remove one). A client that is
-removed contributes zero. The number of clients is public, and it is the same in both data sets.
+It is solved once, before the first step. The unit of privacy is an example, a group of one client's
+examples (such as those of a patient), or a client. Two data sets are neighbours if one of them has
+one unit more (add or remove one). The number of clients is public, and it is the same in both data
+sets: a client that is removed still counts, and contributes zero.
 
 A release is a Gaussian mechanism: a sum over a Poisson sample of the units, plus noise. The noise
 has the standard deviation ``relative_noise * sigma * sensitivity`` per coordinate. All steps of all
@@ -31,14 +32,14 @@ Trust = Literal["aggregate", "silo"]
 Claim = Literal["proved", "stated", "heuristic", "none"]
 """How strong the claim of an (epsilon, delta) is, the strongest first.
 
-``proved``: it is a theorem, and fedsim ships the class. ``stated``: the method's author states that
-it is a theorem. ``heuristic``: it is not a theorem. ``none``: there is no guarantee.
+``proved``: it is a theorem, and fedsim ships the method unchanged. ``stated``: the method's author
+states that it is a theorem. ``heuristic``: it is not a theorem. ``none``: there is no guarantee.
 """
 THEOREMS: tuple[Claim, ...] = ("proved", "stated")
 """The claims which say that (epsilon, delta) is a theorem; a check may refute such a claim."""
 
 MOST_DELTA = 0.1
-"""The largest delta of a budget: a larger one guarantees next to nothing."""
+"""The largest delta that a grid accepts; a larger one guarantees next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class Release:
         name: the name of the release, unique within a plan.
         sample_rate: the public probability with which each unit is in a step's sample, in (0, 1].
         steps: the number of runs on a unit in all rounds together.
-        relative_noise: the noise multiplier in units of the plan's sigma; solving for sigma keeps
-            the ratios between releases.
-        per_round: the number of steps in a round (local steps, each with its own noise); divides
-            ``steps``.
-        main: whether a report draws its rounds as the training; false for a release before or after
-            the training.
+        relative_noise: the noise multiplier in units of the plan's sigma, which fixes the ratios of
+            noise between releases.
+        per_round: the number of steps in a round (local steps, each with its own noise). It must
+            divide ``steps``.
+        main: whether its rounds are rounds of the training, which reports draw; False for a release
+            before or after the training.
     """
 
     name: str
@@ -76,7 +77,7 @@ class Release:
 
     @property
     def rounds(self) -> int:
-        """The number of rounds that it takes."""
+        """The number of rounds of the release."""
         return self.steps // self.per_round
 
 
@@ -91,8 +92,8 @@ class PrivacyPlan:
             protected.
         trust: ``aggregate``: an adversary sees the sum over clients only; ``silo``: every single
             message.
-        scope: a word of the algorithm for the parameters that get noise.
-        claim: whether (epsilon, delta) is a theorem for the algorithm.
+        scope: the algorithm's word for the parameters that get noise.
+        claim: how strong the claim of (epsilon, delta) is.
         accountant: which accountant computed ``epsilon_reached``; "none" without noise.
         sigma: the noise multiplier of a release with ``relative_noise`` 1, which is the standard
             deviation of its noise over ``sensitivity``.
@@ -100,8 +101,8 @@ class PrivacyPlan:
         clip: C, the bound on a unit's L2 norm.
         sensitivity: the L2 sensitivity of the sum to one unit, C or 2C.
         epsilon_reached: the cost of all releases together; at most ``epsilon_target``.
-        selection: the search whose best training is released, if the training is one of a search:
-            then the cost is that of all of them. Else None.
+        selection: the private search over trainings, if the best one of several is released. Then
+            ``epsilon_reached`` is the cost of the whole search. None without a search.
     """
 
     epsilon_target: float
@@ -171,7 +172,8 @@ def large_delta(
         delta: the delta.
         units: n, the number of units.
         dataset: the name of the data set.
-        published: leave n out of the text, because it is an exact function of the data.
+        published: whether the text will be published. Then it leaves out n, which is an exact
+            function of the data.
     """
     if delta * units < 1:
         return None
@@ -203,10 +205,10 @@ def calibrate(
 ) -> PrivacyPlan:
     """Returns a plan that is (``epsilon``, ``delta``)-DP with hardly more noise than it needs.
 
-    Sigma is solved for all steps of all releases together. The epsilon that the plan reaches is at
-    most the target. It is at least 0.99 of the target, unless the accountant changes from "prv" to
-    "rdp" just below it. Equal budgets are solved once. For an infinite epsilon sigma is 0, and
-    accountant and claim are "none".
+    Sigma is solved for all steps of all releases together. The plan's epsilon is at most the
+    target. It is at least 0.99 of the target, unless the accountant changes from "prv" to "rdp"
+    just below the target. Equal budgets are solved once. For an infinite epsilon, sigma is 0, and
+    the accountant and the claim are "none".
 
     Args:
         epsilon: the target; ``math.inf`` for no noise.
@@ -307,7 +309,8 @@ def _check_spending(
         )
     log_never_sampled = sum(_log_never_sampled(release) for release in running)
     if -math.expm1(log_never_sampled) <= delta:
-        # Such a delta holds with no noise at all, so no amount of noise spends the epsilon.
+        # With probability 1 - delta no sample has the unit. So (0, delta)-DP holds without noise,
+        # and there is no sigma that spends epsilon.
         raise UserError(
             "delta",
             f"{delta:g} is not below the chance that a unit is sampled at all",
@@ -394,8 +397,9 @@ def _tighten(
 ) -> Solution:
     """Returns a sigma whose epsilon is at most the target, and hardly below it.
 
-    The search ends at :data:`REACH` of the target, or when the bracket is :data:`RESOLUTION` wide.
-    It narrows the bracket by log-log interpolation, and after eight tries by halving.
+    The bracket is the interval between the largest sigma known to exceed the target and the
+    smallest known to keep it. Log-log interpolation narrows it, and halving after eight tries. The
+    search ends at :data:`REACH` of the target, or when the bracket is :data:`RESOLUTION` wide.
 
     Args:
         spend: returns the epsilon and the accountant at a sigma.
@@ -439,7 +443,7 @@ def _tighten(
 
 
 def _too_small(epsilon: float, delta: float) -> UserError:
-    """Returns the error for an epsilon that no accountant can tell from 0."""
+    """Returns the error for an epsilon that is too small for the accountants at any sigma."""
     return UserError(
         "epsilon",
         f"{epsilon:g} is too small to account for at delta {delta:g}",

@@ -1,27 +1,29 @@
-"""The best of a random number of private trainings: its cost, and how many trainings there are.
+"""The privacy cost of a search, which releases the best of a random number of private trainings.
 
-A mechanism Q draws one of several parameter settings uniformly, trains with it, and gives the
-result a noisy score. Q runs K times, and the result with the best score is released; K itself is
-not. If K has a truncated negative binomial distribution (shape 1: geometric, shape 0: logarithmic),
-the whole is Rényi private by theorem 2 of Papernot and Steinke 2022 (arXiv 2110.03620,
-"Hyperparameter tuning with Rényi differential privacy").
+A run Q draws one of several parameter settings uniformly, trains with it, and gives the result a
+noisy score. Q runs K times. The result with the best score is released, and K is kept secret. K has
+a truncated negative binomial distribution (shape 1: geometric, shape 0: logarithmic). Then the
+search is Rényi private by theorem 2 of Papernot and Steinke 2022 (arXiv 2110.03620, "Hyperparameter
+tuning with Rényi differential privacy").
 
-**Q's own cost.** A coin, drawn without a look at the data, puts each unit into the training or into
-the score, for all runs alike. Coins are independent and secret: if they were assigned in row order
-and known, they would show every later unit change sides when one is removed. Two neighbours differ
-in one unit u. Take the coins of all other units as given, which have the same distribution in both
-worlds, and the coin of u:
+**The cost of Q.** Each unit has one coin for all runs. The coin puts the unit into the training or
+into the score. Coins are independent of each other and of the data, and they are secret. (Coins
+that are known and assigned in row order would leak: when a unit is removed, every later unit would
+get the coin of its neighbour.) Two neighbouring data sets differ in one unit u. The coins of all
+other units have the same distribution for both data sets, so take them as given. There are two
+cases for the coin of u:
 
-- *u is in training.* Both worlds have the same rows to score on, so the score is post-processing of
-  the trained result. Given the setting, training costs what its mechanisms do. The setting is drawn
-  in the same way in both worlds, and Rényi divergence is quasi-convex in such a mixture: at every
-  order Q costs at most the largest cost among the settings.
-- *u is in the score.* Both worlds train the same way, and given the trained result, u changes the
-  score by at most 1: one Gaussian mechanism.
+- *u is in training.* Both data sets have the same units in the score, so the score is
+  post-processing of the trained result. Given the setting, the training costs what its mechanisms
+  cost. The setting has the same distribution for both, and Rényi divergence is quasi-convex in such
+  a mixture. So at every order Q costs at most the largest cost among the settings.
+- *u is in the score.* Both data sets have the same units in training. Given the trained result, u
+  changes the score by at most 1. So Q costs one Gaussian mechanism.
 
 The theorem is about one pair of distributions, so it is applied to each case separately. The
-release is a mixture of the two over the coins, and a mixture is (epsilon, delta)-DP if each of its
-parts is (the hockey-stick divergence is jointly convex): the larger of the two costs is spent.
+release is a mixture of the two cases over the coins. A mixture is (epsilon, delta)-DP if each of
+its parts is, because the hockey-stick divergence is jointly convex. So the search spends the larger
+of the two costs.
 """
 
 from __future__ import annotations
@@ -43,14 +45,14 @@ Distribution = Literal["geometric", "logarithmic"]
 SHAPES: dict[Distribution, float] = {"geometric": 1.0, "logarithmic": 0.0}
 """The shape of the truncated negative binomial, by distribution."""
 SCORE = "score"
-"""The name of the release of a run's score, on units that its training does not see."""
+"""The name of the release that scores a run on the units that its training does not see."""
 SEEN = (
     "under trust: silo every training that tune compares would be seen, but the ε of tune covers "
     "only the best of them"
 )
 """The reason why a search is refused if single messages are seen."""
 _REACH = 0.995
-"""The share of a target epsilon that noise is solved for."""
+"""The search for noise aims at this share of the target epsilon."""
 
 Curve = NDArray[np.float64]
 """A Rényi divergence at each of :data:`ORDERS`."""
@@ -58,7 +60,7 @@ Curve = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Selection:
-    """The number of runs of a search, and what each may cost.
+    """A search: the distribution of its number of runs, and the mechanisms of a run.
 
     Attributes:
         mean: the mean number of runs, >= 1.
@@ -100,18 +102,16 @@ class Selection:
         Args:
             curve_of: composes mechanisms, as :func:`curve_of` does.
         """
+        # The largest divergence of all settings, at each order.
         training = np.max(
             [curve_of(training) for training in self.trainings],
             axis=0,
         )
         score = curve_of([Mechanism(self.score)])
-        of_training = selected(
-            training,
-            self.mean,
-            self.distribution,
+        return (
+            selected(training, self.mean, self.distribution),
+            selected(score, self.mean, self.distribution),
         )
-        of_score = selected(score, self.mean, self.distribution)
-        return of_training, of_score
 
 
 def curve_of(mechanisms: Sequence[Mechanism]) -> Curve:
@@ -130,11 +130,8 @@ def curve_of(mechanisms: Sequence[Mechanism]) -> Curve:
 def _curve(mechanism: Mechanism) -> Curve:
     with np.errstate(all="ignore"):
         curve = np.array([mechanism.divergence(order) for order in ORDERS])
-    return np.where(
-        curve >= 0,
-        curve,
-        math.inf,
-    )  # NaN fails the comparison, too
+    # NaN fails the comparison, too.
+    return np.where(curve >= 0, curve, math.inf)
 
 
 def selected(
@@ -144,10 +141,10 @@ def selected(
 ) -> Curve:
     """Returns the divergence of the selection whose runs have the divergence ``curve``.
 
-    It is that of dp-accounting's ``RepeatAndSelectDpEvent``.
+    dp-accounting computes the same for a ``RepeatAndSelectDpEvent``.
     """
-    # The largest curve of several settings is not an event, so the function behind the event is
-    # called directly.
+    # Such an event cannot hold the largest curve of several settings, so the private function
+    # behind the event is called.
     from dp_accounting.rdp.rdp_privacy_accountant import _compute_rdp_repeat_and_select
 
     with np.errstate(all="ignore"):
@@ -175,16 +172,16 @@ def solved_noise(
     delta: float,
     mechanisms: Callable[[float], Sequence[Mechanism]],
 ) -> float:
-    """Returns the least noise multiplier at which the best of the runs costs ``epsilon``.
+    """Returns about the least noise multiplier at which the search costs at most ``epsilon``.
 
-    It has four digits; it is 0 for an infinite epsilon.
+    It has four digits, and it is 0 for an infinite epsilon.
 
     Args:
         mean: the mean number of runs.
         distribution: the distribution of the number of runs.
-        epsilon: the target.
+        epsilon: the target; ``math.inf`` for no noise.
         delta: in (0, 1).
-        mechanisms: gives the mechanisms of a run at a noise multiplier.
+        mechanisms: returns the mechanisms of a run at a noise multiplier.
 
     Raises:
         ValueError: no noise is enough.
@@ -220,10 +217,10 @@ def runs_at(
 ) -> int:
     """Returns the number of runs at a quantile in [0, 1) of its distribution.
 
-    P(k) is in proportion to (1 - gamma)^k k^(shape - 1), for k up to a cut. The theorem uses the
-    distribution through sum_k k P(k) q^(k - 1), which is at least P(1). The terms beyond the cut
-    add less than 2^-53 P(1) to it, so the divergence of the selection, a logarithm of such sums,
-    changes by less than the last bit of a double.
+    P(k) is proportional to (1 - gamma)^k k^(shape - 1). The code cuts it off at a large k. The
+    theorem uses the distribution through sum_k k P(k) q^(k - 1), which is at least P(1). The terms
+    beyond the cut add less than 2^-53 P(1) to this sum. The divergence of the selection is a
+    logarithm of such sums, so it changes by less than the last bit of a double.
     """
     from dp_accounting.rdp.rdp_privacy_accountant import _gamma_truncated_negative_binomial
 
@@ -248,8 +245,8 @@ def composed_by_renyi(
     import dp_accounting
     from dp_accounting.rdp import RdpAccountant
 
-    # dp-accounting warns of every order whose series does not converge. It leaves the order out,
-    # which is right.
+    # dp-accounting warns of every order whose series does not converge. The warning is not needed,
+    # because the bound stays valid without that order.
     logging.getLogger("absl").setLevel(logging.ERROR)
     accountant = RdpAccountant(orders)
     for mechanism in mechanisms:

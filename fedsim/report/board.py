@@ -1,7 +1,8 @@
-"""The board: one table over many runs, of results whose epsilon was proved again.
+"""The board: one table over many runs.
 
-Each line is a method in a setting, with its budget, score, claim, audit, tuning and public data.
-External samples, whose epsilon nobody verified, are listed apart.
+It has the results whose epsilon ``fedsim verify`` proved again, and those without an epsilon. Each
+line is a method in a setting, with its budget, score, claim, audit, tuning and public data.
+External samples are listed apart, because nobody verified their epsilon.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ _SHOWN = {
     "tuned": "tuned",
     "public": "public data",
 }
-"""The columns of a board, with their heads."""
+"""The columns of a board, by the names of result columns, with their heads."""
 _PARTITION = ("scheme", "alpha", "clients")
 """The columns that describe a partition."""
 _DECIMALS = ["balanced accuracy", "sd", "share of the ceiling"]
-"""The heads whose numbers have a fixed number of decimals."""
+"""The heads of the columns that are shown with a fixed number of decimals."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,10 +59,10 @@ class Board(Printed):
     """A board over the results of one or more runs.
 
     Attributes:
-        frame: One line per method and setting, sorted by data set, epsilon and score; numbers are
-            numbers.
+        frame: One line per method and setting, sorted by data set, epsilon and score. Its numbers
+            are not rounded.
         external: The same for external samples, whose epsilon nobody verified.
-        left_out: The number of results that are left out, by method and reason.
+        left_out: The number of results that are left out, by method, data set and reason.
         rows: The number of results that are averaged in ``frame``.
         external_rows: The number of results that are averaged in ``external``.
     """
@@ -74,11 +75,12 @@ class Board(Printed):
 
     @classmethod
     def of(cls, proofs: Sequence[Proof]) -> Board:
-        """Return the board of those results that are proved, or that have no budget to prove.
+        """Return the board of the results that are proved or have no claim to prove.
+
+        The other results, and those of cells that failed, are left out and counted.
 
         Args:
-            proofs: The verdicts of ``fedsim verify``, one per result. Results that failed or that
-                are not proved are left out and counted.
+            proofs: The verdicts of ``fedsim verify``, one per result.
         """
         results = [proof.row for proof in proofs if not _refusal(proof)]
         left_out = Counter(
@@ -100,7 +102,7 @@ class Board(Printed):
 
     @property
     def table(self) -> Table:
-        """The board as a table: one block per data set, then one for its external samples."""
+        """The board as a table: a block per data set; blocks of external samples come last."""
         heading = f"external samples: {claim_words(UNVERIFIED)}"
         numbers = pd.concat(
             [self.frame, self.external],
@@ -133,7 +135,7 @@ def _lines(settings: SeedGroups) -> pd.DataFrame:
     """Return one line per setting, sorted by data set, epsilon and score.
 
     Returns:
-        The lines of :meth:`SeedGroups.means` of balanced accuracy, with all columns of a board.
+        The lines of :meth:`SeedGroups.means` for balanced accuracy, with the columns of a board.
     """
     cells = settings.averaged.groupby("setting")
     is_free = cells["tuning"].first().dropna().map(itemgetter("free"))
@@ -144,13 +146,8 @@ def _lines(settings: SeedGroups) -> pd.DataFrame:
         epsilon_target=lines["epsilon_target"].astype("float64"),
         sd=(lines["high"] - lines["low"]) / 2,
         share_of_ceiling=cells["share_of_ceiling"].mean(),
-        audit=cells["audit_epsilon_lower"]
-        .max()
-        .astype("float64")
-        .replace(
-            0,
-            None,
-        ),
+        # An audit that refutes nothing has the bound 0, which is shown as missing.
+        audit=cells["audit_epsilon_lower"].max().astype("float64").replace(0, None),
         tuned=is_free.map(
             {
                 True: "tuning on test data (not private)",
@@ -165,7 +162,7 @@ def _lines(settings: SeedGroups) -> pd.DataFrame:
 
 
 def _refusal(proof: Proof) -> str:
-    """Return why a result is on no board; empty if it is on one."""
+    """Return why a result is left off the board; empty if it is on the board."""
     if proof.row.status != "ok":
         return str(proof.row.status)
     if proof.verdict in ("proved", "no claim"):

@@ -1,8 +1,8 @@
 """The comparison of two runs of the same settings and seeds, result by result.
 
 It answers whether two runs are equal to the last bit, and if not, which columns differ.
-``Run.compare`` returns it for two run folders, and ``fedsim verify`` uses it to check results that
-are computed again.
+``Run.compare`` returns the comparison of two run folders. ``fedsim verify`` compares results with
+the same results computed again.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _MATCHED_BY = (
     "trust",
     "seed",
 )
-"""The columns that two results must share to be compared, beside their parameters."""
+"""The columns in which two results must agree to be compared, beside their given parameters."""
 _PROVENANCE = {
     "source": "code of {}",
     "evaluation_source": "code that evaluated",
     "counted_by": "code that counted ε",
 }
-"""The columns that say which code made a result, with their words."""
+"""The columns that say which code made a result, with the words for them; {} is the algorithm."""
 _CLOCK = ("seconds", "train_seconds", "evaluation_seconds")
-"""The columns of times, which differ between equal runs."""
+"""The columns of times, which may differ between equal runs."""
 _COMPARED = [
     name
     for name in COLUMNS
@@ -54,17 +54,16 @@ _COMPARED = [
 ]
 """The columns in which equal results may not differ."""
 Records = tuple[Sequence[Row], Sequence[Mapping[str, Any]]]
-"""Results, and the records of the rounds of their cells, possibly also of other cells."""
+"""The results of a run, and records of rounds, which may include those of other cells."""
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Printed):
-    """What two runs have in common and in what they differ.
+    """The comparison of two runs: the results that both have, and how they differ.
 
     Attributes:
         runs: The names of the two runs.
-        only: The results of the first run, and of the second run, whose setting and seed the other
-            run lacks.
+        only: The results that only the first run has, and those that only the second run has.
         matched: One line per setting and seed that both runs have: ``setting``, ``change`` (of
             balanced accuracy, second run minus first), ``rounds`` (whether samples and noise of all
             rounds are equal), and ``differ`` (the names of the columns that differ, without times
@@ -85,7 +84,7 @@ class Comparison(Printed):
 
     @property
     def equal(self) -> bool:
-        """Whether nothing differs but cell ids, what is saved of a generator, and times."""
+        """Whether nothing differs but cell ids, times, and the record of a saved generator."""
         return self.rows_equal and not any(self.only) and not self.provenance
 
     def show(self, console: Console) -> None:
@@ -116,7 +115,7 @@ def compare(runs: tuple[str, str], first: Records, second: Records) -> Compariso
     Args:
         runs: The names of the two runs.
         first: The results and rounds of the first run.
-        second: Those of the second run.
+        second: The results and rounds of the second run.
 
     Returns:
         The comparison, in which ``matched`` is empty if the runs share no setting and seed.
@@ -163,7 +162,7 @@ def compare(runs: tuple[str, str], first: Records, second: Records) -> Compariso
 
 
 def compare_folders(first: Path, second: Path) -> Comparison:
-    """Return the comparison of two run folders, of the results of their present grids.
+    """Return the comparison of two run folders, each with the results of its present grid.
 
     Raises:
         UserError: A folder has no results, or the folders share no setting and seed.
@@ -191,13 +190,13 @@ def _change(first: float | None, second: float | None) -> float:
 
 
 def _keyed(rows: Sequence[Row]) -> dict[str, Row]:
-    """Return results by what they are matched by, as one text."""
+    """Return results by key: the values by which they are matched, as JSON."""
     matched_by = attrgetter(*_MATCHED_BY)
     return {dump([*matched_by(row), row.given_params]): row for row in rows}
 
 
 def _fingerprints(rounds: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """Return, for each cell, which examples its rounds sampled and which noise was added.
+    """Return, for each cell, fingerprints of the samples and of the noise of its rounds.
 
     Args:
         rounds: The records of rounds, of any cells, in their order.
@@ -214,13 +213,13 @@ def _fingerprints(rounds: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 def _provenance(first: Row, second: Row) -> Iterator[str]:
     """Yield a sentence for each code hash and version that differs between two results."""
-    old = _made_by(first)
-    new = _made_by(second)
-    for name in old | new:
-        if old.get(name) != new.get(name):
+    first_code = _made_by(first)
+    second_code = _made_by(second)
+    for name in first_code | second_code:
+        if first_code.get(name) != second_code.get(name):
             yield (
-                f"{name} differs: {old.get(name) or 'none'} in the first run, "
-                f"{new.get(name) or 'none'} in the second"
+                f"{name} differs: {first_code.get(name) or 'none'} in the first run, "
+                f"{second_code.get(name) or 'none'} in the second"
             )
 
 

@@ -1,7 +1,7 @@
-"""Synthetic examples as a folder for the Hugging Face hub: a Parquet file and a data set card.
+"""Writes synthetic examples for the Hugging Face hub: a Parquet file and a data set card.
 
 Everything in the folder is a function of the released generator and of public facts
-(:attr:`fedsim.results.generators.GeneratorFacts.public`), so that it may be published under the
+(:attr:`fedsim.results.generators.GeneratorFacts.public`). So the folder may be published under the
 generator's epsilon.
 """
 
@@ -24,19 +24,21 @@ from fedsim.report.table import markdown_text
 from fedsim.results.generators import SCALE, SavedGenerator
 
 DATA_FILE = "data/train-00000-of-00001.parquet"
-"""The path of the Parquet file in the folder, as the hub names it."""
+"""The path of the Parquet file in the folder, by the naming rule of the hub."""
 LICENCE_IDS = {
     f"CC {terms} 4.0": f"cc-{terms.lower()}-4.0" for terms in ("BY", "BY-NC", "BY-SA", "BY-NC-SA")
 }
-"""The hub's identifiers of licences, by their names."""
+"""The hub's identifier of each licence, by its name in fedsim."""
 NO_LICENCE = "not known to fedsim; add the licence of the real data"
-"""What the card says where the licence of the real data is not known."""
+"""The card's text if the licence of the real data is not known."""
 
 
 def write_hub_folder(
     generator: SavedGenerator, out: Path | str, per_class: int = 200, seed: int | None = None
 ) -> dict[str, Any]:
     """Write synthetic examples and their card into a folder, and return their manifest.
+
+    The manifest says how the examples were drawn, and from which generator.
 
     Args:
         generator: A saved generator that may be released.
@@ -60,8 +62,8 @@ def write_hub_folder(
     manifest = generator.manifest(per_class, seed)
     names = manifest["class_names"] or list(map(str, range(generator.facts.task.classes)))
     _write_parquet(out / DATA_FILE, x, y, names, manifest)
-    with replaced(out / "README.md") as part:
-        part.write_text(
+    with replaced(out / "README.md") as temporary:
+        temporary.write_text(
             _card(generator, manifest, names, x.shape),
             encoding="utf-8",
         )
@@ -82,7 +84,7 @@ def _write_parquet(
         x: The embeddings, shape ``[n, d]``.
         y: Their labels, shape ``[n]``.
         names: The name of each class, which the hub shows instead of its number.
-        manifest: How the examples were made, kept in the file's metadata.
+        manifest: How the examples were made; it is written into the file's metadata.
 
     Raises:
         UserError: ``pyarrow`` is not installed.
@@ -108,8 +110,8 @@ def _write_parquet(
         "fedsim": json.dumps(manifest),
     }
     table = pa.table({"embedding": embeddings, "label": pa.array(y)})
-    with replaced(path) as part:
-        parquet.write_table(table.replace_schema_metadata(notes), part)
+    with replaced(path) as temporary:
+        parquet.write_table(table.replace_schema_metadata(notes), temporary)
 
 
 def _front_matter(title: str, licence: str) -> str:
@@ -142,13 +144,13 @@ def _front_matter(title: str, licence: str) -> str:
 def _card(
     generator: SavedGenerator, manifest: dict[str, Any], names: list[str], shape: tuple[int, ...]
 ) -> str:
-    """Return the card: what the data is, its privacy statement, its source and how it was made.
+    """Return the card as Markdown: the data, its privacy statement, its source and its making.
 
     Args:
         generator: The generator.
         manifest: How the examples were made.
         names: The names of the classes.
-        shape: The number of synthetic examples and of their dimensions.
+        shape: The number of synthetic examples, and of the dimensions of an embedding.
     """
     text = markdown_text
     cell = generator.facts.cell

@@ -1,16 +1,17 @@
 """The figures of a report.
 
-Each is drawn by :func:`fedsim.report.panels.facet` or from blank panels:
+Each function prepares points and lets :func:`fedsim.report.panels.facet` draw them. Only the
+partitions are drawn into blank panels.
 
 - :func:`utility`: a measure against epsilon;
 - :func:`fidelity`: how similar synthetic and real embeddings are, against epsilon;
 - :func:`communication`: balanced accuracy against megabytes;
 - :func:`over_parameter`: a measure against a scanned parameter or a cost;
-- :func:`sites`: every client as a dot;
+- :func:`sites`: the scores of every client;
 - :func:`partitions`: the number of examples by class and client;
-- :func:`diagnostics`: what was recorded in every round.
+- :func:`diagnostics`: losses and other numbers of every round.
 
-The last two are computed from the real data without noise. They are not private.
+No figure is private: scores, counts and diagnostics are computed from the real data without noise.
 """
 
 from __future__ import annotations
@@ -63,13 +64,16 @@ LEAST_BOUND = 0.01
 Smaller bounds say nothing, and a logarithmic axis has no place for zero.
 """
 COSTS = {"bytes": "MB that a client sends and receives", "seconds": "seconds of training"}
-"""The costs of a training that ``over`` accepts beside parameters, with the label of their axis."""
+"""The costs that the option ``over`` accepts beside parameters, each with its axis label."""
 _IDEALS = {
     None: " (real data has 1)",
     math.inf: " (higher is better)",
     0.0: " (lower is better)",
 }
-"""Which value of a measure of fidelity is the best, if its title does not say that."""
+"""The words for the best value of a fidelity measure, by that value.
+
+None stands for measures without a best value. Titles of other measures name the best value.
+"""
 _FEW = 24
 """The largest number of clients whose names and counts are written into a panel."""
 _MOST_ACROSS = 200
@@ -83,7 +87,7 @@ _POINTS = 100
 
 
 def caption_of(settings: SeedGroups) -> str:
-    """Return what a reader of a figure has to know: budget, spread, and what marks mean.
+    """Return the caption of a figure: the spread, the budget, and the meaning of marks.
 
     Args:
         settings: The results that are drawn.
@@ -109,12 +113,13 @@ def _points(
     Args:
         settings: The results.
         measures: The names of the measures.
-        published: The published numbers, of which those of the first measure are points, too.
+        published: The published numbers. Those of the first measure become points, too.
 
     Returns:
-        The lines of :meth:`SeedGroups.means` with ``at`` (the place on the axis of epsilon, with
-        methods side by side) and ``place`` (what differs between places, in words). ``low`` and
-        ``high`` are clipped to the values that the measure can have. Then the text of each tick.
+        The points: the lines of :meth:`SeedGroups.means`, with ``at`` (the position on the epsilon
+        axis, with methods side by side) and ``place`` (what differs between the data sets and
+        partitions, in words). ``low`` and ``high`` are clipped to the range of the measure. And the
+        text of each tick, by its position.
     """
     means = settings.means(measures)
     numbers = published_lines(published, measures[0], means)
@@ -145,8 +150,9 @@ def utility(
 ) -> Figure | None:
     """Return the privacy-utility curves: a measure against epsilon.
 
-    There is a row of panels per data set and number of clients, and a panel per alpha. A tick is
-    at the epsilon that an audit refutes, joined to the claim. A hollow mark is a published number.
+    There is a row of panels per data set, scheme and number of clients, and a panel per alpha. A
+    tick marks the lower bound of an audit, and a line joins it to the claimed epsilon. A hollow
+    mark is a published number.
 
     Args:
         settings: The results.
@@ -238,10 +244,11 @@ def fidelity(settings: SeedGroups) -> Figure | None:
 
 
 def communication(settings: SeedGroups) -> Figure | None:
-    """Return balanced accuracy against what a client sends and receives.
+    """Return balanced accuracy against the megabytes that a client sends and receives.
 
-    There is a panel per place and epsilon. A method without epsilon is drawn in every panel of its
-    place; a method that sends nothing has no place on the logarithmic axis.
+    There is a panel per place (data set and partition) and epsilon. A method without an epsilon is
+    drawn in every panel of its place. A method that sends nothing is left out, because the axis is
+    logarithmic.
 
     Returns:
         The figure, or None if all methods send equally much.
@@ -287,13 +294,13 @@ def _megabytes(cells: pd.DataFrame) -> pd.Series[float]:
 def sites(settings: SeedGroups, clients: pd.DataFrame) -> Figure | None:
     """Return a figure with a dot for every client.
 
-    To the right is the score of the shared generator, upwards that of the client's own one.
-
-    There is a panel per method and place. Above the diagonal a client's own generator is better.
+    The x axis is the balanced accuracy of the shared generator, and the y axis is the balanced
+    accuracy of the client's own generator. So the own generator is better above the diagonal. There
+    is a panel per method and place.
 
     Args:
         settings: The results.
-        clients: The evaluations of single clients, by ``cell_id``; may be empty.
+        clients: The evaluations of single clients, with ``cell_id`` and ``name``; may be empty.
 
     Returns:
         The figure, or None if no client has both scores.
@@ -342,8 +349,9 @@ def over_parameter(
 ) -> Figure:
     """Return a measure against a scanned parameter, or against what a training costs.
 
-    There is a panel per place and epsilon. The x axis is logarithmic if the largest value is at
-    least ten times the smallest one; texts are equally far apart, in alphabetical order.
+    There is a panel per place and epsilon. The x axis is logarithmic if all values are positive
+    numbers and the largest is at least ten times the smallest. If a value is no number, all
+    values are equally far apart, in alphabetical order. Values that are null are left out.
 
     Args:
         results: The results of a run.
@@ -452,9 +460,9 @@ def _line_label(row: Row, over: str) -> str:
 def partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
     """Return a heat map for every partition of the first seed, at most 12.
 
-    Classes are from top to bottom, clients from left to right, and the more examples a client has
-    of a class, the darker its field. Of many clients or classes some are drawn, and the title of
-    the panel says which. The counts are exact, so the figure is not private.
+    Classes run from top to bottom and clients from left to right. A field is darker the more
+    examples of the class the client has. If there are many clients or classes, only some are drawn,
+    and the title of the panel says which. The counts are exact, so the figure is not private.
 
     Args:
         matrices: The label-by-client matrices of all partitions and seeds.

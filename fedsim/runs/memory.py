@@ -36,23 +36,23 @@ REPORT = 300 * 2**20
 RAY = 2**29
 """The bytes of Ray's own processes, as `benchmarks/scale.py` measures them on one machine."""
 REFERENCE_BYTES = 24
-"""The bytes of a number of the examples on which references are trained, in double precision."""
+"""The bytes per number of the examples that train references, in double precision."""
 STATISTIC_COPIES = 4
-"""How many arrays of a block's size there are while a statistic is computed, with the block."""
+"""The number of arrays of a block's size, the block included, while a statistic is computed."""
 MODEL_COPIES = 6
-"""How many times the parameters are there: with gradients, sums, noise and Adam's moments."""
+"""The number of arrays of the parameters' size: they, gradients, sums, noise, Adam's 2 moments."""
 MATRICES = 8
-"""How many second moments, in double precision, the server computes with."""
+"""The number of float64 matrices ``[d, d]`` that the server has while it computes moments."""
 STATISTIC_BYTES = 24
-"""The bytes of a number of a statistic.
+"""The bytes per number of a statistic.
 
 These are its sum in double precision, its noise, and three copies of the released number on its way
 to a file of the run folder.
 """
 SUM_BYTES = 8
-"""The bytes of the same number while the first actor adds up its sum."""
+"""The bytes per number of a statistic while the first actor adds up its sum."""
 SENT_BYTES = 16
-"""The bytes of the same number at each further actor: the actor's sum, and its message.
+"""The bytes per number of a statistic at each further actor: the actor's sum and its message.
 
 Sums and messages are freed before the released number is copied.
 """
@@ -130,12 +130,12 @@ def _largest_block(trial: Trial) -> int:
 
 
 def _parameter_bytes(algorithm: Algorithm, clients: int) -> int:
-    """Return the bytes of the parameters that all clients of a cell share, and of their own."""
+    """Return the bytes of a cell's shared parameters and of the parameters of every client."""
     model = initial_model(algorithm.build, Seeds(0), (0,))
     parameters = dict(model.named_parameters())
-    own = sum(parameters[name].nbytes for name in local_names(model))
-    shared = sum(value.nbytes for value in parameters.values()) - own
-    return shared + clients * own
+    local_bytes = sum(parameters[name].nbytes for name in local_names(model))
+    shared_bytes = sum(value.nbytes for value in parameters.values()) - local_bytes
+    return shared_bytes + clients * local_bytes
 
 
 def memory_of_data(data: Embeddings) -> int:
@@ -152,8 +152,8 @@ class GridMemory:
     Attributes:
         data: the data sets. They are in this process, or under Ray in the object store, which all
             workers read.
-        other: what else does not depend on the number of cells: code and references, and under Ray
-            this process and Ray's own.
+        other: all else that does not depend on the number of cells: code and references, and under
+            Ray also this process and Ray's own processes.
         largest: the cell that needs most.
         cell: what that cell needs.
         parallel: how many cells run at a time.
@@ -206,8 +206,10 @@ def memory_of_grid(prepared: Prepared, *, in_process: bool) -> GridMemory:
     data = sum(map(memory_of_data, prepared.data.values()))
     if in_process:
         return GridMemory(data, LIBRARIES + REPORT, largest, cell_memory, 1)
-    rows = max(min(trial.train_rows, MOST_TRAIN_ROWS) * trial.task.dim for trial in prepared.trials)
-    other = LIBRARIES + PROCESS + RAY + REFERENCE_BYTES * rows
+    numbers = max(
+        min(trial.train_rows, MOST_TRAIN_ROWS) * trial.task.dim for trial in prepared.trials
+    )
+    other = LIBRARIES + PROCESS + RAY + REFERENCE_BYTES * numbers
     return GridMemory(data, other, largest, cell_memory, prepared.at_a_time)
 
 
@@ -228,7 +230,7 @@ def check_memory(prepared: Prepared, *, in_process: bool) -> None:
         in_process: whether it runs in this process, and not on workers.
 
     Raises:
-        UserError: it does; the error says what would fit.
+        UserError: the machine has too little memory; the hint says what would fit.
     """
     need = memory_of_grid(prepared, in_process=in_process)
     available = machine_memory()

@@ -1,6 +1,6 @@
 """Decides what a cell still needs, from the result lines that its run folder has.
 
-The bench, the dry run, the clean-up of checkpoints, the manifest and the workers all ask here.
+The bench, its list of jobs, the dry run and the workers all use these functions.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Missing:
-    """The state of a cell that is to be trained and evaluated.
+    """The state of a cell that has to be trained and evaluated.
 
-    It has no training line, or what its training left was not kept.
+    The cell has no training line, or the state that its training left was not kept.
     """
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The state of a cell that only is to be evaluated; ``training`` is its training line."""
+    """The state of a cell that only has to be evaluated.
+
+    Attributes:
+        training: its training line.
+    """
 
     training: TrainingRecord
 
@@ -41,7 +45,11 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Failed:
-    """The state of a cell whose training or evaluation failed; ``before`` is the state before."""
+    """The state of a cell whose training or evaluation failed.
+
+    Attributes:
+        before: the state from which the cell continues if it is tried again.
+    """
 
     before: Missing | Trained
 
@@ -50,7 +58,10 @@ CellState = Missing | Trained | Evaluated | Failed
 
 
 def state_of(cell: Cell | Entry, lines: RunResults) -> CellState:
-    """Return how far a cell has come, according to the lines of its run folder."""
+    """Return the state of a cell, according to the result lines of its run folder.
+
+    A training that failed leaves no state, so the cell starts anew if it is tried again.
+    """
     training = lines.trainings.get(cell.training_id)
     if training is None:
         return Missing()
@@ -68,7 +79,12 @@ def state_of(cell: Cell | Entry, lines: RunResults) -> CellState:
 
 
 def work_left(state: CellState, *, retry_failed: bool = False) -> Missing | Trained | None:
-    """Return the state from which a cell continues; None if nothing is to be done for it."""
+    """Return the state from which a cell continues; None if nothing is left to do.
+
+    Args:
+        state: the state of the cell.
+        retry_failed: whether a failed cell runs again.
+    """
     if isinstance(state, Failed) and retry_failed:
         return state.before
     if isinstance(state, Missing | Trained):
@@ -82,7 +98,7 @@ def ended_cells(
     *,
     retry_failed: bool = False,
 ) -> list[Entry]:
-    """Return the cells for which nothing is to be done any more, in the given order."""
+    """Return the cells for which nothing is left to do, in the given order."""
     ended = []
     for cell in cells:
         if work_left(state_of(cell, lines), retry_failed=retry_failed) is None:
@@ -97,16 +113,16 @@ def is_trained(training_id: str, lines: RunResults) -> bool:
 
 
 def runs_code_of(cell: Cell) -> bool:
-    """Return whether this process has imported the code that a cell's id stands for."""
+    """Return whether the code of a cell's algorithm in this process has the hash in the cell."""
     return source_hash(lookup(cell.algorithm)) == cell.source
 
 
 def missing_audits(audits: Sequence[ClaimAudit], ended: Sequence[AuditRecord]) -> list[ClaimAudit]:
-    """Return the audits that lack pairs of trainings.
+    """Return the audits whose largest line has fewer pairs of trainings than they ask for.
 
     Args:
         audits: the audits of the grid's claims.
-        ended: the lines of the audits that have ended.
+        ended: the lines of all finished audits.
     """
     missing = []
     for audit in audits:

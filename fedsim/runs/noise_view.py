@@ -1,6 +1,6 @@
-"""Expresses the noise of a cell's releases in units of the signal that it hides.
+"""Expresses the noise of a cell's releases in units of the signal.
 
-The signal is the largest norm that the released quantity itself can have.
+The signal of a part of a release is the largest norm that the part can have without noise.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from fedsim.words import number
 Shapes = Mapping[str, tuple[int, ...]]
 """The shapes of the tensors that a client sends, by name."""
 Parts = tuple[Cohort, Mapping[str, Shapes]]
-"""Clients with made-up examples, and the shapes of what they send, by release."""
+"""Clients with made-up examples, and the shapes of the tensors that they send, by release."""
 ROWS_A_CLIENT = 2
-"""The made-up examples of every client in the rounds that show the shapes of what is sent."""
+"""The number of made-up examples of every client in the rounds that show these shapes."""
 
 
 class Signal(NamedTuple):
@@ -34,7 +34,7 @@ class Signal(NamedTuple):
     Attributes:
         name: the name of the part.
         ratio: the expected norm of the noise over the largest norm of the part.
-        words: what the largest norm is, and of how many units and dimensions.
+        words: a text: the largest norm, and its numbers of units and dimensions.
     """
 
     name: str
@@ -43,14 +43,14 @@ class Signal(NamedTuple):
 
 
 def parts_of(trial: Trial) -> Parts:
-    """Return a cell's clients and the shapes of what they send.
+    """Return clients of a cell with made-up examples, and the shapes of the tensors that they send.
 
-    The shapes are observed in the first round of each release, on made-up examples.
+    The shapes are those of the first round of each release.
     """
     shapes: dict[str, Shapes] = {}
 
     class NotingPool(LocalPool):
-        """Clients that note the shapes of what they send."""
+        """A pool that notes the shapes of the tensors that its clients send."""
 
         def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
             messages = super().round(round_, broadcast)
@@ -71,7 +71,7 @@ def signals(trial: Trial, parts: Parts, release: Release) -> list[Signal]:
 
     Args:
         trial: a cell with a privacy plan.
-        parts: the cell's clients and the shapes of what they send.
+        parts: the clients and shapes from :func:`parts_of`.
         release: a release of the plan.
     """
     plan = trial.plan
@@ -84,13 +84,13 @@ def signals(trial: Trial, parts: Parts, release: Release) -> list[Signal]:
             weights = phase.weights
     if not weights:
         return [_signal_of_gradients(trial, plan, cohort, shapes, release)]
-    found = []
+    part_signals = []
     for name, shape in shapes.items():
-        # A sum is released to be divided by the number of units, so its noise is that of a mean.
+        # The server divides a sum by the number of units, so its noise is shown as that of a mean.
         std = plan.noise_std_of_sum(release.name, trial.task.clients)
         relative_std = std / (plan.clip * weights.get(name, 1.0))
-        found.append(_signal_of_mean(trial, name, shape, relative_std))
-    return found
+        part_signals.append(_signal_of_mean(trial, name, shape, relative_std))
+    return part_signals
 
 
 def _signal_of_mean(trial: Trial, name: str, shape: tuple[int, ...], std: float) -> Signal:
@@ -100,7 +100,8 @@ def _signal_of_mean(trial: Trial, name: str, shape: tuple[int, ...], std: float)
         trial: the cell.
         name: the name of the tensor that is released.
         shape: the shape of that tensor.
-        std: the noise of the sum, in units of the largest norm that one unit adds.
+        std: the standard deviation of the noise on the sum, in units of the largest norm that one
+            unit of privacy adds to the sum.
     """
     dim = trial.cell.params.get("project") or trial.task.dim
     size = math.prod(shape[1:])
@@ -109,7 +110,7 @@ def _signal_of_mean(trial: Trial, name: str, shape: tuple[int, ...], std: float)
     largest = "count"
     if shape == (dim, dim) or (name == "class_second" and shape[0] % size == 0):
         groups = shape[0] // size
-        # The spectral norm of a matrix of independent noise is about twice the root of its size.
+        # The spectral norm of a d x d matrix of independent noise is about 2 sqrt(d) times its std.
         norm = 2.0
         largest = "largest trace, spectral norm"
     elif size > 1:
@@ -135,7 +136,7 @@ def _signal_of_gradients(
         trial: the cell.
         plan: its privacy plan.
         cohort: clients with made-up examples.
-        shapes: the shapes of what a client sends.
+        shapes: the shapes of the tensors that a client sends, by name.
         release: the release.
     """
     from fedsim.methods.local_training import LocalDPSGD, LocalTraining
@@ -144,22 +145,22 @@ def _signal_of_gradients(
     clients = trial.task.clients
     noise_clients = clients
     units = float(trial.train_groups or trial.train_rows)
-    called = "groups" if trial.train_groups else "examples"
+    unit_name = "groups" if trial.train_groups else "examples"
     summed = "gradients"
     size = sum(math.prod(shape) for shape in shapes.values())
     if isinstance(algorithm, LocalDPSGD) and algorithm.in_local_steps:
         # The noise is added in every client's own steps.
         noise_clients = 1
         units /= clients
-        called += " of a client"
+        unit_name += " of a client"
         size = sum(parameter.numel() for parameter in cohort.clients.model.parameters())
     elif algorithm.clips_clients() or isinstance(algorithm, LocalTraining):
         units = clients
-        called = "clients"
+        unit_name = "clients"
         summed = "updates"
     units *= release.sample_rate
     std = plan.noise_std_of_sum(release.name, noise_clients)
     ratio = std * math.sqrt(size) / (plan.clip * units)
     steps = f"{size:,} parameters, in each of {release.steps} steps"
-    words = f"clip {number(plan.clip)} × {units:,.0f} expected {called}, {steps}"
+    words = f"clip {number(plan.clip)} × {units:,.0f} expected {unit_name}, {steps}"
     return Signal(f"sum of {summed}", ratio, words)

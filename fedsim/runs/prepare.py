@@ -37,13 +37,13 @@ from fedsim.training.trial import Candidate, Trial, packing
 from fedsim.words import counted
 
 FEW_CELLS = 5
-"""The most cells of a short grid, which takes less time than Ray needs to start."""
+"""The largest number of cells of a short grid, which runs in less time than Ray needs to start."""
 SHORT_WORK = 3e7
-"""The most numbers that the rounds of a short grid read (rounds x examples x dimensions)."""
+"""The largest work of a short grid: rounds x examples x dimensions, summed over its cells."""
 MOST_NUMBERS_OF_ACTORS = 2**24
 """A cell whose statistics have more numbers than this has one actor, unless a grid asks for more.
 
-Each actor holds all statistics, and the sum is another copy.
+Each actor has a copy of all statistics, and their sum is another copy.
 """
 _SLACK = 1e-6
 """The tolerance for shares that were added up in floating point."""
@@ -60,11 +60,11 @@ class Node(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What a job needs.
+    """The actors that a job needs, and the CPUs and GPUs of each.
 
     Attributes:
         cpus: the CPUs of each actor.
-        gpus: the GPUs of each actor, a part of one or a whole number.
+        gpus: the GPUs of each actor: a fraction of one GPU, or a whole number.
         actors: the number of actors at once.
     """
 
@@ -76,7 +76,7 @@ class Need(NamedTuple):
         return str(Node(self.cpus, self.gpus))
 
     def fit(self, node: Node) -> int:
-        """Return how many such actors a node holds; a part of a GPU lies on one GPU."""
+        """Return how many such actors fit on a node; an actor with gpus < 1 uses a single GPU."""
         on_cpus = math.floor(node.cpus / self.cpus + _SLACK)
         if not self.gpus:
             return on_cpus
@@ -93,7 +93,7 @@ class Prepared:
 
     Attributes:
         grid: the grid file, with everything resolved.
-        refused: why entries of ``algorithms`` are left out, by their positions.
+        refused: the errors of the entries of ``algorithms`` that are left out, by position.
         data: the data sets by key, including those that a partition shifts for each client. Once
             Ray has a data set, its training rows are gone here (:mod:`fedsim.runs.scheduler`).
         trials: the cells, in the grid's order.
@@ -102,8 +102,8 @@ class Prepared:
         parallel: how many cells may run at a time.
         equal: the id of the training that gives each cell's results, by training id: the first of
             several with equal results (:func:`equal_cells`).
-        keep_going: whether a plug-in whose first training fails is recorded as a failed cell; if
-            not, it ends the run.
+        keep_going: whether the run goes on if the first training of a plug-in fails, which is then
+            recorded as a failed cell. If False, the failure ends the run.
     """
 
     grid: Grid
@@ -180,7 +180,7 @@ def prepare(
         grid: the grid.
         nodes: the machines on which it is to run.
         max_parallel: the most cells that may run at a time; default: as many as fit.
-        keep_going: whether the mistake of a plug-in only leaves this plug-in out.
+        keep_going: whether a plug-in with a mistake is left out. If False, its mistake is raised.
 
     Raises:
         UserError: the grid has a mistake; the error names its place in the grid.
@@ -238,10 +238,11 @@ def prepare(
 
 
 def _check_published(grid: Grid) -> None:
-    """Refuse published numbers that no table or curve could show, or that are called the same.
+    """Refuse published numbers that no table or curve could show, or that have the same name.
 
     Raises:
-        UserError: there is no such measure, value or data set, or a number is given twice.
+        UserError: a measure or data set does not exist, a value is outside the measure's range, or
+            two numbers have the same name.
     """
     datasets = [spec.display for spec in grid.sets]
     names = set()
@@ -252,8 +253,8 @@ def _check_published(grid: Grid) -> None:
         check_choice(where("measure"), entry.measure, MEASURES)
         measure = MEASURES[entry.measure]
         if not measure.least <= entry.published <= measure.most:
-            what = f"{entry.measure} is from {measure.least:g} to {measure.most:g}"
-            raise UserError(where("published"), what)
+            problem = f"{entry.measure} is from {measure.least:g} to {measure.most:g}"
+            raise UserError(where("published"), problem)
         if not any(map(entry.belongs_to, datasets)):
             check_choice(where("dataset"), entry.dataset, datasets)
         name = (entry.display, entry.measure, entry.epsilon, entry.dataset)
@@ -339,8 +340,8 @@ class _Shared:
 def equal_cells(trials: Sequence[Trial]) -> dict[str, str]:
     """Return the training that gives each cell's results, by training id.
 
-    It is the first training with equal results if no other partition can change them, else the
-    cell's own.
+    A cell whose results do not depend on its partition gets the first training with equal results.
+    Any other cell gets its own training.
     """
     first_trainings: dict[str, str] = {}
     equal = {}
@@ -349,18 +350,18 @@ def equal_cells(trials: Sequence[Trial]) -> dict[str, str]:
         first = cell.training_id
         if _ignores_partition(trial):
             left_out = {"cell_id", "training_id", "partition", "alpha", "clients"}
-            facts = cell.model_dump(mode="json", exclude=left_out)
-            key = dump([facts, trial.data_key, trial.train_rows, trial.train_groups])
+            settings = cell.model_dump(mode="json", exclude=left_out)
+            key = dump([settings, trial.data_key, trial.train_rows, trial.train_groups])
             first = first_trainings.setdefault(key, first)
         equal[cell.training_id] = first
     return equal
 
 
 def _ignores_partition(trial: Trial) -> bool:
-    """Return whether no other partition can change the results of a cell.
+    """Return whether the results of a cell are the same for every partition.
 
-    This holds for shipped methods that only release sums over all examples, if the results are
-    not evaluated by client.
+    This holds for shipped methods that only release sums over all examples, if the cell is not
+    tuned, no client sees shifted features, and no score is computed per client.
     """
     cell = trial.cell
     evaluation = cell.evaluation
@@ -383,8 +384,8 @@ def _clients_of_actors(
 ) -> tuple[int, ...]:
     """Return the clients per actor of a cell, in client order.
 
-    With ``clients_per_actor: auto`` a cell has one actor if there are enough cells to use all
-    machines; else its clients may be spread over idle actors.
+    With ``clients_per_actor: auto`` a cell has one actor if there are at least as many cells as can
+    run at a time. Otherwise its clients are spread over idle actors if ``spread`` allows it.
 
     Args:
         grid: the grid.
@@ -392,7 +393,7 @@ def _clients_of_actors(
         cells: the number of cells of the grid.
         capacity: the most actors at once.
         parallel: the most cells at once.
-        spread: whether clients may be spread over actors, each of which sends all statistics.
+        spread: whether ``auto`` may use several actors, each of which has all statistics.
 
     Raises:
         UserError: the cell needs more actors than the cluster has room for.
@@ -405,12 +406,12 @@ def _clients_of_actors(
         per_actor = -(-clients // (parallel // cells))
     sizes = packing(clients, per_actor)
     if len(sizes) > capacity:
-        what = (
+        problem = (
             f"{clients} clients need {len(sizes)} actors at once and the cluster has room for "
             f"{capacity}"
         )
         hint = "give a larger clients_per_actor, or a smaller cpus_per_actor or gpus_per_actor"
-        raise UserError(grid.location("resources", "clients_per_actor"), what, hint)
+        raise UserError(grid.location("resources", "clients_per_actor"), problem, hint)
     return sizes
 
 
@@ -418,7 +419,7 @@ def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
     """Return how many actors fit on the cluster.
 
     Raises:
-        UserError: not even one fits.
+        UserError: no node has room for an actor.
     """
     capacity = sum(need.fit(node) for node in nodes)
     if capacity:
@@ -428,8 +429,8 @@ def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
         hint = "give gpus_per_actor: 0 and device: auto"
     else:
         hint = "give a smaller cpus_per_actor or gpus_per_actor"
-    what = f"an actor (a worker process) needs {need}, and no machine has them ({offers})"
-    raise UserError(grid.location("resources"), what, hint)
+    problem = f"an actor (a worker process) needs {need}, and no machine has them ({offers})"
+    raise UserError(grid.location("resources"), problem, hint)
 
 
 def label_matrices(prepared: Prepared) -> list[LabelMatrix]:
@@ -442,17 +443,17 @@ def label_matrices(prepared: Prepared) -> list[LabelMatrix]:
         cell = trial.cell
         partition = trial.partition
         data = prepared.data[trial.data_key]
-        place = (
+        setting = (
             shown(cell.dataset, cell.evaluation.unseen),
             partition.scheme,
             cell.concentration,
             cell.clients,
             cell.seed,
         )
-        if place in matrices:
+        if setting in matrices:
             continue
-        matrices[place] = LabelMatrix(
-            *place,
+        matrices[setting] = LabelMatrix(
+            *setting,
             fingerprint=partition.fingerprint,
             counts=partition.label_counts,
             classes=data.names,

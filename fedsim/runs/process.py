@@ -1,4 +1,4 @@
-"""The set-up of a process that trains: threads, memory, torch's settings and working folder."""
+"""Sets up a process that trains: its threads, memory, torch settings and working folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fedsim.runs.prepare import Need
 KEPT_MEMORY = 2**29
 """The bytes of freed memory that a process keeps for the next step of a job."""
 _LIBC = ctypes.CDLL(None)
-"""The C library of this process; only glibc has the functions for freed memory."""
+"""The C library of this process; only glibc has ``mallopt`` and ``malloc_trim``."""
 _M_MMAP_MAX = -4
-"""The option of glibc's ``mallopt`` for the number of blocks outside the heap (malloc.h)."""
+"""The option of glibc's ``mallopt`` for the largest number of blocks outside the heap."""
 _M_TRIM_THRESHOLD = -1
-"""The option of glibc's ``mallopt`` for the freed bytes that stay in the heap (malloc.h)."""
+"""The option of glibc's ``mallopt`` for the most freed bytes that stay at the heap's end."""
 
 
 def settle(cpus: float, device: torch.device = CPU) -> None:
@@ -34,7 +34,8 @@ def settle(cpus: float, device: torch.device = CPU) -> None:
         device: the device on which the process computes.
     """
     torch.set_default_dtype(torch.float32)
-    # Older versions of torch.get_default_device fail once the default device was taken back.
+    # The device of a new tensor is read, because torch.get_default_device of older versions fails
+    # after the default device was reset.
     if torch.empty(0).device != CPU:
         torch.set_default_device(None)
     torch.set_grad_enabled(True)
@@ -42,8 +43,8 @@ def settle(cpus: float, device: torch.device = CPU) -> None:
         exact_products()
     threads = max(1, int(cpus))
     torch.set_num_threads(threads)
-    # Saturated layers leave numbers below 1e-38, for which some processors take a hundred times
-    # as long as for 0.
+    # Saturated layers leave numbers below 1e-38. Some processors compute with them a hundred times
+    # as slowly as with 0.
     torch.set_flush_denormal(True)
     threadpool_limits(threads)
     _keep_freed_memory()
@@ -52,8 +53,8 @@ def settle(cpus: float, device: torch.device = CPU) -> None:
 def _keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next step.
 
-    By default glibc gives large blocks back at every step, and the next step pays for every page
-    anew, which takes up to a third of its time.
+    By default glibc gives large blocks back to the system at every step. The next step then gets
+    every page anew, which takes up to a third of its time.
     """
     mallopt = getattr(_LIBC, "mallopt", None)
     if mallopt is not None:
@@ -64,8 +65,8 @@ def _keep_freed_memory() -> None:
 def give_back_freed_memory() -> None:
     """Let glibc give all freed memory back to the system, so that other processes can use it.
 
-    A worker without a job would otherwise keep what its last job freed, up to a GiB if there are
-    many classes.
+    Otherwise a worker without a job would keep the memory that its last job freed: up to a GiB if
+    there are many classes.
     """
     malloc_trim = getattr(_LIBC, "malloc_trim", None)
     if malloc_trim is not None:
@@ -73,11 +74,15 @@ def give_back_freed_memory() -> None:
 
 
 class Process:
-    """A process that runs one job after another with the share of one actor.
+    """A process that runs one job after another on the CPUs and GPUs of one actor.
 
     Args:
         need: the CPUs and GPUs of one actor.
         device: the device that the grid asks for.
+
+    Attributes:
+        folder: the working folder at the start; a job may change it.
+        latest: the key and the object of the data set that was used last; None before the first.
     """
 
     def __init__(self, need: Need, device: Device) -> None:
@@ -94,10 +99,10 @@ class Process:
         settle(self.need.cpus, self.device)
 
     def same(self, key: str, data: Embeddings) -> Embeddings:
-        """Return the same object for a data set as the last call did.
+        """Return the object of the last call if it had the same key, else ``data``.
 
-        Ray makes a new object for every call. Examples that are on the device already are only
-        recognised if the object is the same.
+        Ray makes a new object of a data set for every call. Examples that are on the device already
+        are only recognised if the object is the same.
         """
         if self.latest is None or self.latest[0] != key:
             self.latest = (key, data)

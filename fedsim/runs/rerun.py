@@ -43,9 +43,10 @@ def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool 
         Whether all results and rounds are equal to the last bit.
 
     Raises:
-        UserError: no cell can be repeated, or today's code and data make another number of cells.
+        UserError: no finished cell has seeded noise, or the grid makes another number of cells with
+            the code and data of today.
     """
-    # It imports pandas, which takes long, and other commands load this module too.
+    # This import loads pandas, which takes long, and other commands import this module too.
     from fedsim.report.compare import compare
 
     run_folder = RunFolder(folder)
@@ -55,51 +56,63 @@ def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool 
     lines = replace(read_results(folder), audits=(), checks=(), memberships={})
     finished = _repeatable_rows(run_folder, lines, cells)
     random_order = np.random.default_rng().permutation(len(finished))
-    old = [finished[i] for i in random_order[:count]]
-    drawn = [cells[row.cell_id] for row in old]
-    new = _run_in_scratch_folder(prepared, drawn, console)
+    old_rows = [finished[i] for i in random_order[:count]]
+    drawn_cells = [cells[row.cell_id] for row in old_rows]
+    new_records = _run_in_scratch_folder(prepared, drawn_cells, console)
     comparison = compare(
         (str(folder), "the cells run again"),
-        (old, lines.rounds()),
-        new,
+        (old_rows, lines.rounds()),
+        new_records,
     )
     comparison.show(console)
-    same = comparison.rows_equal and len(comparison.matched) == len(old)
+    same = comparison.rows_equal and len(comparison.matched) == len(old_rows)
     if same:
         verdict = "equal to the last bit in results and rounds"
     else:
         verdict = "not all results are equal; the lines above say what differs"
     available = counted(len(finished), "finished cell")
-    print_line(console, f"{len(old)} of {available} run again: {verdict}")
+    print_line(console, f"{len(old_rows)} of {available} run again: {verdict}")
     return same
 
 
 def _cells_of_today(folder: RunFolder, prepared: Prepared) -> Mapping[str, Cell]:
     """Return the cells that the grid makes today, by the cell ids of the run folder.
 
-    Cells are matched by position, because with other code a cell has another id.
+    Cells are matched by position, because a cell's id changes with the code.
+
+    Raises:
+        UserError: the grid makes another number of cells than the manifest lists.
     """
     listed = read_manifest(folder.path)["cells"]
     cells = [trial.cell for trial in prepared.trials]
     if len(listed) != len(cells):
         count = counted(len(listed), "cell")
-        what = f"lists {count}, and its grid makes {len(cells)} with the code and data of today"
+        problem = f"lists {count}, and its grid makes {len(cells)} with the code and data of today"
         hint = "verify it with the code and data that it ran on"
-        raise UserError(str(folder.manifest), what, hint)
+        raise UserError(str(folder.manifest), problem, hint)
     return {entry["cell_id"]: cell for entry, cell in zip(listed, cells, strict=True)}
 
 
 def _repeatable_rows(folder: RunFolder, lines: RunResults, cells: Mapping[str, Cell]) -> list[Row]:
-    """Return the results of finished cells whose noise is seeded."""
+    """Return the results of finished cells that did not fail and whose noise is not secret.
+
+    Args:
+        folder: the run folder.
+        lines: its result lines.
+        cells: the cells of today, by the cell ids of the run folder.
+
+    Raises:
+        UserError: there is no such cell.
+    """
     rows = [
         row
         for row in lines.rows
         if row.cell_id in cells and row.status != "failed" and row.noise != "secret"
     ]
     if not rows:
-        what = "no finished cell can be repeated"
+        problem = "no finished cell can be repeated"
         hint = "give a folder with finished cells whose noise is seeded"
-        raise UserError(str(folder.path), what, hint)
+        raise UserError(str(folder.path), problem, hint)
     return rows
 
 
@@ -114,7 +127,7 @@ def _run_in_scratch_folder(
         The results of the cells, and the round records of all cells that ran.
     """
     drawn = {cell.training_id for cell in cells}
-    # Of cells that are equal by construction only the first was trained, so that one runs too.
+    # Of cells with equal results only the first was trained, so that training runs too.
     trainings = drawn | {prepared.equal[training_id] for training_id in drawn}
     trials = [trial for trial in prepared.trials if trial.cell.training_id in trainings]
     prepared, engine = engine_for(replace(prepared, trials=tuple(trials)))

@@ -1,7 +1,7 @@
-"""Cohorts and pools: where the clients of a cell compute.
+"""Cohorts and pools, in which the clients of a cell compute.
 
-A cohort is the clients that one actor hosts; they are computed together. A pool holds one or
-several cohorts.
+A cohort is the group of clients that one actor hosts and computes together. A pool is a sequence of
+one or several cohorts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fedsim.training.state import below, copied, nested
 
 @dataclass(frozen=True)
 class CohortSpec:
-    """All that an actor needs to host a cohort, besides the data set.
+    """Everything that an actor needs to host a cohort, except the data set.
 
     Attributes:
         algorithm: the name of the algorithm.
@@ -54,10 +54,10 @@ class CohortSpec:
     groups: RowNumbers | None = None
 
     def given(self, public: PublicRows | None) -> CohortSpec:
-        """Return a copy with other public examples in its task.
+        """Return a copy with other public examples in its task, or with None.
 
-        They are None while the specification is sent to an actor, because public examples travel
-        with the data set.
+        A specification is sent to an actor without public examples, because they travel with the
+        data set.
         """
         return replace(self, task=replace(self.task, public=public))
 
@@ -105,19 +105,19 @@ class Cohort:
         numbers = np.concatenate(spec.rows)
         sizes = list(map(len, spec.rows))
 
-        def parts(values: NDArray[Any]) -> tuple[torch.Tensor, ...]:
-            """Return the values of all rows on the device, as one part for each client."""
+        def by_client(values: NDArray[Any]) -> tuple[torch.Tensor, ...]:
+            """Return the cohort's values on the device, one tensor for each client."""
             return torch.split(to_device(torch.from_numpy(values), device), sizes)
 
         embeddings: Sequence[torch.Tensor]
         if device == CPU:
-            embeddings = MemberRows(np.ascontiguousarray(x), parts(numbers))
+            embeddings = MemberRows(np.ascontiguousarray(x), by_client(numbers))
         else:
-            embeddings = parts(x[numbers])
+            embeddings = by_client(x[numbers])
         self.clients = clients(
             spec.members,
             embeddings,
-            parts(y[numbers]),
+            by_client(y[numbers]),
             spec.seeds,
             spec.plan,
             model,
@@ -127,7 +127,12 @@ class Cohort:
         self.algorithm.start_clients(self.clients)
 
     def round(self, round_: Round, broadcast: Tensors) -> Message:
-        """Compute one round; the message includes the record of what ran."""
+        """Compute one round of all members, and return their message with the record of its steps.
+
+        Args:
+            round_: the round.
+            broadcast: the tensors that every client receives, by name.
+        """
         clients = self.clients
         first_step = round_.stream
         clients.ran = RoundTrace()
@@ -145,7 +150,7 @@ class Cohort:
     def released(self, names: Sequence[str]) -> Tensors:
         """Return per-client tensors by name, ``[members, ...]``, on the CPU.
 
-        Of a tensor whose mean over iterates the algorithm keeps, it is that mean.
+        If the algorithm keeps the mean of a tensor over iterates, the mean is returned.
         """
         parameters = dict(self.clients.model.named_parameters())
         state = self.clients.state
@@ -173,7 +178,7 @@ class LocalPool:
 
     Args:
         cohorts: the cohorts, in client order.
-        tried: an algorithm whose contract is tested after each round; None: no test.
+        tried: an algorithm whose contract is tested after each round; None for no test.
     """
 
     def __init__(self, cohorts: Sequence[Cohort], tried: Algorithm | None = None) -> None:
@@ -194,7 +199,7 @@ class LocalPool:
         ]
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
-        """Let every cohort compute a round; returns their messages in client order."""
+        """Let every cohort compute a round, and return their messages in client order."""
         messages = self.each("round", [(round_, broadcast) for _ in self.sizes])
         if self.tried is not None:
             self.tried.check_contract(round_, broadcast)
@@ -228,14 +233,19 @@ def join_clients(cohort_tensors: Sequence[Tensors]) -> Tensors:
 
 
 def split_clients(tensors: Tensors, sizes: Sequence[int]) -> list[Tensors]:
-    """Undo :func:`join_clients` for cohorts of ``sizes`` clients."""
+    """Return the tensors of every cohort: the inverse of :func:`join_clients`.
+
+    Args:
+        tensors: the joined tensors, ``[clients, ...]``, or counters without a dimension.
+        sizes: the number of clients of each cohort, in client order.
+    """
     cohort_tensors = []
     end = 0
     for size in sizes:
         end += size
         members = slice(end - size, end)
-        own = {}
+        member_tensors = {}
         for name, value in tensors.items():
-            own[name] = value[members] if value.dim() else value
-        cohort_tensors.append(own)
+            member_tensors[name] = value[members] if value.dim() else value
+        cohort_tensors.append(member_tensors)
     return cohort_tensors

@@ -1,7 +1,7 @@
 """Rehearsals: very short trainings on made-up examples.
 
-They find mistakes of a method, such as a loss that is not computed per example, before the real
-training starts. Nothing of them is kept.
+They show mistakes of a method before the real training starts, such as a loss that is not computed
+per example. Their results are thrown away.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from fedsim.training.rounds import to_the_end, train
 from fedsim.training.trial import Trial
 
 MADE_UP_ROWS = 8
-"""Made-up examples per client in a rehearsal: a few labels, and a moment of time."""
+"""The number of made-up examples per client: enough for several labels, few enough to be fast."""
 BRIEF_PARAMS = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
-"""Parameters of a rehearsal: every example is sampled, and local training is short."""
+"""The parameters of a rehearsal: every example is sampled, and local training is short."""
 
 
 def rehearse(trial: Trial) -> None:
-    """Train for two rounds of each release on made-up examples, then draw one sample.
+    """Train for two rounds of each release on made-up examples, then draw a few samples.
 
-    With a plan, the algorithm's contract is tested after each round
+    If the trial has a privacy plan, the algorithm's contract is tested after each round
     (:meth:`fedsim.methods.algorithm.Algorithm.check_contract`): a loss that is not computed per
     example would void the plan. The rounds run by :func:`fedsim.training.rounds.train`, as in a
     real training.
@@ -44,8 +44,9 @@ def rehearse(trial: Trial) -> None:
     clients = min(2, trial.task.clients)
     trial = replace(trial, task=replace(trial.task, clients=clients))
     cohort = made_up_cohort(trial, MADE_UP_ROWS)
-    of_clients = cohort.algorithm
-    algorithm = type(of_clients)(of_clients.params, of_clients.task)
+    # The server gets its own instance of the algorithm, as in a real training.
+    client_algorithm = cohort.algorithm
+    algorithm = type(client_algorithm)(client_algorithm.params, client_algorithm.task)
     tried = None
     if trial.plan is not None:
         tried = algorithm
@@ -67,17 +68,21 @@ def rehearse(trial: Trial) -> None:
     except PluginError:
         raise
     except Exception:
-        # Two rounds on made-up data may leave numbers that nothing can be sampled from. A whole
-        # training does not.
+        # After two rounds on made-up examples a generator may be too poor to sample from. A whole
+        # training would not leave it so.
         return
 
 
 def made_up_cohort(trial: Trial, count: int) -> Cohort:
     """Return a cohort of all clients of a cell, each with ``count`` made-up examples of unit norm.
 
-    Public examples are made up too, unless the task has some. :data:`BRIEF_PARAMS` replace the
-    parameters of an algorithm that allows it, and the public size is 1, so that all examples are
-    sampled. If the unit is a group, two examples are one.
+    Public examples are made up too, unless the task has some. If the algorithm allows it,
+    :data:`BRIEF_PARAMS` replace its parameters. The public size is 1, so that all examples are
+    sampled. If the unit is a group, a group is two examples.
+
+    Args:
+        trial: the cell.
+        count: the number of examples of every client.
     """
     cell = trial.cell
     task = replace(trial.task, public_size=1)
@@ -108,7 +113,7 @@ def made_up_cohort(trial: Trial, count: int) -> Cohort:
 
 
 def _brief_params(name: str, params: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters with :data:`BRIEF_PARAMS`, if the algorithm allows them together."""
+    """Return the parameters with :data:`BRIEF_PARAMS`, or unchanged if that is not allowed."""
     known = lookup(name).Params
     brief = params | known.brief(BRIEF_PARAMS, ())
     try:

@@ -1,7 +1,7 @@
 """The state of a training, in checkpoints and saved generators.
 
-It is a set of tensors by name. A prefix of the name says whose the tensor is, such as
-``server.model.`` or ``clients.state.``.
+The state is a mapping from names to tensors. The prefix of a name says to whom the tensor belongs,
+such as ``server.model.`` or ``clients.state.``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from fedsim.methods.parameters import in_order, load_parameters
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a training, which continues from it bit for bit. Nobody else may read it.
+    """The state from which an interrupted training continues, bit for bit.
+
+    It contains private client state, so only the user who runs the training may read it.
 
     Attributes:
         round: the number of rounds that have run.
-        tensors: all state of the server and the clients.
+        tensors: all state of the server and the clients, by name.
         ledger: the ledger, as JSON.
         uplink_bytes, downlink_bytes: bytes that all clients have sent and received.
         secret: the root of secret noise; None if noise is not secret.
@@ -51,7 +53,7 @@ def nested(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def below(prefix: str, tensors: Tensors) -> Tensors:
-    """Return the tensors whose names start with ``prefix`` and a dot, without them.
+    """Return the tensors whose names start with ``prefix`` and a dot, by the rest of the name.
 
     It is the inverse of :func:`nested`.
     """
@@ -86,10 +88,10 @@ def server_state(server: Server) -> Tensors:
 
 
 def released_state(server: Server) -> Tensors:
-    """Return the state from which a generator is made: the server's and the released client codes.
+    """Return the state from which a generator is made: the server's, and the released client codes.
 
-    It leaves out the optimiser's state, and each parameter whose mean over iterates it contains.
-    The state itself stays private. Only a generator that is made of it may be released.
+    The optimiser's state is left out. If the state has the mean of a parameter over iterates, the
+    parameter itself is left out. The state stays private: only the generator may be released.
     """
     tensors = {
         name: value for name, value in server.tensors.items() if not name.startswith("adam.")
@@ -99,8 +101,8 @@ def released_state(server: Server) -> Tensors:
         for name, p in server.model.named_parameters()
         if p.numel() and f"average.{name}" not in tensors
     }
-    own = nested("model", copied(parameters)) | nested("tensors", copied(tensors))
-    return nested("server", own) | nested("codes", copied(server.codes))
+    of_server = nested("model", copied(parameters)) | nested("tensors", copied(tensors))
+    return nested("server", of_server) | nested("codes", copied(server.codes))
 
 
 DIGEST_BYTES = 32
@@ -115,9 +117,9 @@ class Checkpoints:
     A checkpoint is packed into bytes, which the driver writes to a file and reads again.
 
     Args:
-        content: the packed checkpoint of an earlier training of the cell; None: there was none.
+        content: the packed checkpoint from which the cell continues; None if there is none.
         owner: the cell's id. A checkpoint that another cell saved is not accepted.
-        every: seconds between checkpoints; None: :data:`CHECKPOINT_SECONDS`.
+        every: the seconds between checkpoints; None for :data:`CHECKPOINT_SECONDS`.
     """
 
     def __init__(
@@ -133,19 +135,23 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def __call__(self, capture: Callable[[], Checkpoint]) -> None:
-        """Capture and save a checkpoint if enough time has passed since the last one."""
+        """Save a checkpoint if enough time has passed since the last one.
+
+        Args:
+            capture: returns the present state of the training.
+        """
         every = self.every
         if every is None:
             every = CHECKPOINT_SECONDS
         if time.monotonic() - self._last >= every:
-            # No variable holds the capture, so its copies are freed before the digest is made.
+            # The captured copies have no name here, so they are freed before the digest is made.
             self._keep(_packed(capture()))
             self._last = time.monotonic()
 
     def save(self, progress: Checkpoint) -> None:
-        """Make ``progress`` the last checkpoint.
+        """Save a checkpoint at once.
 
-        Its bytes contain private client state, and the root of secret noise.
+        The packed bytes contain private client state, and the root of secret noise if there is any.
         """
         self._keep(_packed(progress))
 
@@ -191,9 +197,12 @@ def _packed(progress: Checkpoint) -> bytes:
 
 
 def _read_fields(body: BinaryIO) -> dict[str, Any]:
-    """Read all fields of a packed :class:`Checkpoint` but its tensors.
+    """Return all fields of a packed :class:`Checkpoint` except its tensors.
 
-    They are in the JSON header of the safetensors format, whose length comes first.
+    The fields are in the JSON header of the safetensors format. The first 8 bytes are its length.
+
+    Args:
+        body: a file, positioned at the packed checkpoint without its digest.
     """
     length = int.from_bytes(body.read(8), "little")
     header = json.loads(body.read(length))

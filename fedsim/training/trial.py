@@ -1,4 +1,4 @@
-"""A trial: all that it takes to train one cell, and the training from data to outcome."""
+"""Trains one cell: a trial has everything that a training needs, which ends in an outcome."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Candidate:
 
     Attributes:
         params: all parameters of the algorithm.
-        plan: the privacy plan of a training with them and of its score; None if epsilon has no
-            meaning.
+        plan: the privacy plan of one training with these parameters, including its score; None if
+            epsilon has no meaning.
     """
 
     params: dict[str, Any]
@@ -57,8 +57,8 @@ class Trial:
         partition: every client's training examples.
         sizes: the number of clients of each actor, in client order.
         data_key: the key of its prepared data set.
-        candidates: for a tuned cell: all parameters that it may train with. ``plan`` is then that
-            of the first.
+        candidates: for a tuned cell: all sets of parameters that it may train with. The parameters
+            of ``cell`` and ``plan`` are then those of the first candidate.
     """
 
     cell: Cell
@@ -98,14 +98,14 @@ class Trial:
         return replace(self, task=replace(self.task, public=data.public))
 
     def of(self, params: dict[str, Any], plan: PrivacyPlan | None) -> Trial:
-        """Return a copy with other parameters and their plan."""
+        """Return a copy with other parameters and the plan for them."""
         return replace(self, cell=self.cell.model_copy(update={"params": params}), plan=plan)
 
     @property
     def trained(self) -> tuple[Trial, ...]:
         """One trial for each set of parameters that the cell may train with."""
-        candidates = tuple(self.of(choice.params, choice.plan) for choice in self.candidates)
-        return candidates or (self,)
+        trials = tuple(self.of(choice.params, choice.plan) for choice in self.candidates)
+        return trials or (self,)
 
     def ended(self, outcome: Outcome) -> Trial:
         """Return a copy with the parameters that ``outcome`` was trained with."""
@@ -114,7 +114,11 @@ class Trial:
         return self.of(outcome.chosen.params, outcome.chosen.plan)
 
     def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
-        """Return one cohort specification per actor; ``seeds`` default to the cell's seed tree."""
+        """Return one cohort specification per actor, in client order.
+
+        Args:
+            seeds: the seed tree; None for the cell's seed tree with seeded noise.
+        """
         cell = self.cell
         seeds = seeds or Seeds(cell.seed)
         groups = self.groups
@@ -155,8 +159,8 @@ class Outcome:
         state: the state from which the generator or classifier is made
             (:attr:`fedsim.training.rounds.Trained.state`).
         chosen: for a tuned cell: the parameters of its best training, and their plan.
-        trials: for a tuned cell: how many trainings there were. The number is not private: a
-            selection among a known number costs more.
+        trials: for a tuned cell: the number of its trainings. It must not be published, because the
+            plan assumes that the number is secret: a selection among a known number costs more.
     """
 
     epsilon_spent: float | None
@@ -188,8 +192,12 @@ def local_pool(
 def seeds_of(trial: Trial, resume: Checkpoint | None) -> Seeds:
     """Return the cell's seed tree.
 
-    Under ``noise: secret`` its noise streams have a root from the operating system. Only a
-    checkpoint keeps that root, and a resumed training takes it from there.
+    Under ``noise: secret`` the key of its secret streams is drawn by the operating system. Only a
+    checkpoint keeps this key, and a resumed training takes it from there.
+
+    Args:
+        trial: the cell.
+        resume: the checkpoint from which the training continues; None for a new training.
     """
     cell = trial.cell
     if cell.noise == "seeded" or trial.plan is None:
@@ -207,15 +215,19 @@ def run_trial(
     device: torch.device = CPU,
     seeds: Seeds | None = None,
 ) -> Iterator[RoundRecord | Outcome]:
-    """Train a cell: yields the record of every round, then the outcome.
+    """Train a cell.
 
     Args:
         trial: the cell and its plan.
         data: the data set.
-        make_pool: makes the clients; default: all in this process, on the CPU.
-        checkpoints: where to continue from, and where to save progress; None: neither.
+        make_pool: makes the pool of clients; default: all in this process, on the CPU.
+        checkpoints: the checkpoints from which the training continues and to which it saves its
+            progress; None for neither.
         device: where the server computes.
-        seeds: the seed tree; None: :func:`seeds_of`.
+        seeds: the seed tree; None for that of :func:`seeds_of`.
+
+    Yields:
+        The record of every round, then the outcome.
     """
     started = time.perf_counter()
     trial = trial.given(data)
@@ -241,8 +253,8 @@ def run_trial(
         seconds=0.0,
         state=trained.state,
     )
-    # While this generator waits, the caller evaluates the outcome. The evaluation does not use the
-    # pool and the trained tensors, so their memory is freed.
+    # The caller evaluates the outcome before this function returns. The evaluation does not need
+    # the pool and the generator, so their memory is freed now.
     del pool, trained
     if plan is not None:
         spent, accountant = ledger.epsilon(plan.delta)

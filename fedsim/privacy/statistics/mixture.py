@@ -1,9 +1,12 @@
 """Gaussian mixtures per class from noisy statistics: starting points, E step and M step.
 
-All components share one covariance. Everything happens on residuals u ``[N, k]``: rows minus their
-class mean, in the leading directions of the covariance within classes, so that what gets noise is
-small. Component j of class c is N(offset_cj, S) there; S is the covariance within classes minus the
-scatter between components.
+All functions work on residuals u ``[N, k]`` in place of rows (examples) ``[N, d]``. A residual is a
+row minus its class mean, in the k leading directions of the covariance within classes. So a
+release has only k numbers per component that need noise.
+
+A class has K components. The residuals of component j of class c have the distribution
+N(offset_cj, S). All components share S, the covariance within classes minus the scatter between
+components.
 """
 
 from __future__ import annotations
@@ -18,11 +21,11 @@ from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import spectral_function, square_root
 
 WEIGHTS = {"component_sums": 1.0, "component_counts": 0.15}
-"""Weights of :func:`component_products` in a row's joint norm."""
+"""The weights of the statistics of :func:`component_products` in the joint norm of a row."""
 MOST_EXPLAINED = 0.9
-"""The largest share of the variance of a direction that lies between components.
+"""The largest share of a direction's variance that may lie between components.
 
-It keeps the covariance within components positive.
+So the covariance within components stays positive definite.
 """
 
 
@@ -58,7 +61,7 @@ def responsibilities(
         y: labels ``[N]``.
         offsets: the means of the components ``[C, K, k]``.
         shares: the positive shares of the components in their classes ``[C, K]``.
-        whitening: W ``[k, k]`` with ``W W^T = S^-1``.
+        whitening: the result of :func:`whitening`, W ``[k, k]`` with ``W W^T = S^-1``.
     """
     deviations = u.unsqueeze(1) - offsets[y]  # [N, K, k]
     squared_distances = (deviations @ whitening).square().sum(2)
@@ -74,14 +77,15 @@ def component_products(
     belongs: Tensor,
     classes: int,
 ) -> Products:
-    """Returns component sums ``[C K, k]`` and counts ``[C K, 1]``.
+    """Returns component sums ``[C K, k]`` and counts ``[C K, 1]``, as sums of outer products.
 
-    The left factor of a row has entries that sum to one, so its norm is at most 1.
+    The responsibilities of a row are its left factor. They are not negative and sum to 1, so the
+    norm of the left factor is at most 1.
 
     Args:
         u: residuals ``[N, k]``.
         y: labels ``[N]``.
-        belongs: the result of :func:`responsibilities` ``[N, K]``.
+        belongs: the responsibilities ``[N, K]``, see :func:`responsibilities`.
         classes: the number of classes C.
     """
     ones = u.new_ones(len(u), 1)
@@ -96,9 +100,9 @@ def start(
     covariance: Tensor,
     spread: float,
 ) -> dict[str, Tensor]:
-    """Returns starting points: random directions of the released covariance, and equal shares.
+    """Returns starting points: offsets in random directions, and equal shares.
 
-    They cost no privacy.
+    They use only the covariance that is already released, so they cost no privacy.
 
     Args:
         draws: standard normal ``[C, K, k]``.
@@ -120,16 +124,16 @@ def maximise(
     shares: Tensor,
     std: Mapping[str, float],
 ) -> dict[str, Tensor]:
-    """Returns the M step: offsets ``[C, K, k]`` and shares ``[C, K]``.
+    """Returns the M step: ``offsets`` ``[C, K, k]`` and ``shares`` ``[C, K]``.
 
-    Offsets are shrunk towards 0, direction by direction, by the noise's share of their mean square
-    (Wiener filter). Then they are moved so that every class keeps its mean, which the released
-    moments know better.
+    The offsets are shrunk towards 0 in each direction, by the share of noise in their mean square
+    (Wiener filter). Then the offsets of each class are shifted so that their weighted mean is 0,
+    because the released class means are more accurate.
 
     Args:
         sums: noisy component sums ``[C K, k]``.
         counts: noisy component counts ``[C K, 1]``.
-        shares: the shares of the step before ``[C, K]``, for their shape.
+        shares: the shares of the previous step ``[C, K]``; only their shape is used.
         std: the standard deviations of the noise, by the names of :func:`component_products`.
     """
     rows = counts_above_noise(
@@ -139,7 +143,7 @@ def maximise(
     offsets = sums.view(*shares.shape, sums.shape[1]) / rows
     noise = (std["component_sums"] / rows).square()
     shares = rows[..., 0] / rows.sum(1)
-    signal = (offsets.square() - noise).mean((0, 1)).clamp_min(0)  # of each direction, [k]
+    signal = (offsets.square() - noise).mean((0, 1)).clamp_min(0)  # variance per direction, [k]
     offsets = offsets * signal / (signal + noise).clamp_min(1e-12)
     class_shift = (shares.unsqueeze(2) * offsets).sum(1, keepdim=True)
     return {"offsets": offsets - class_shift, "shares": shares}
@@ -150,9 +154,9 @@ def scatter(
     shares: Tensor,
     counts: Tensor,
 ) -> Tensor:
-    """Returns the covariance of the components' means within their classes, ``[k, k]``.
+    """Returns the scatter between the components of a class, pooled over classes, ``[k, k]``.
 
-    It is pooled over classes.
+    It is the second moment of the offsets, weighted by the shares of components and classes.
 
     Args:
         offsets: the means of the components ``[C, K, k]``.
@@ -165,9 +169,13 @@ def scatter(
 
 
 def whitening(covariance: Tensor, between: Tensor) -> Tensor:
-    """Returns W with ``W W^T = S^-1`` for ``S = covariance - between``, ``[k, k]``.
+    """Returns W ``[k, k]`` with ``W W^T = S^-1`` for ``S = covariance - between``.
 
-    In no direction does ``between`` take more than :data:`MOST_EXPLAINED` of the covariance.
+    In every direction ``between`` counts for at most :data:`MOST_EXPLAINED` of the covariance.
+
+    Args:
+        covariance: the released covariance within classes ``[k, k]``.
+        between: the result of :func:`scatter` ``[k, k]``.
     """
     inverse_root = spectral_function(
         covariance,

@@ -1,9 +1,10 @@
 """Functions of a noisy symmetric matrix that are stable under rounding.
 
-The sign of an eigenvector is arbitrary, and if eigenvalues are close, only the span of their
-eigenvectors is determined: another processor's rounding gives other eigenvectors. Safe are
-functions of the whole matrix, spans that end at a gap, and bases that depend on their span alone:
-they change by about a last bit if the matrix does.
+The sign of an eigenvector is arbitrary. If eigenvalues are close, only the span of their
+eigenvectors is determined, so another processor's rounding gives other eigenvectors. This module
+therefore offers functions of the whole matrix, spans that end at a gap between eigenvalues, and
+bases that depend on nothing but their span. If the last bit of the matrix changes, these change in
+about the last bit.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from torch import Tensor
 from fedsim.device import to_device
 
 NUMBERS_AT_ONCE = 2**22
-"""How many numbers of several matrices are computed with together.
+"""The largest number of entries of the matrices in one batch.
 
-Temporary copies are then small beside the matrices of a thousand classes.
+Then temporary copies take little memory compared with the matrices of a thousand classes.
 """
 GAP = 1e-3
-"""The share of the larger of two eigenvalues by which they must differ to be told apart."""
+"""Two eigenvalues are distinct if they differ by more than this share of the larger one."""
 
 
 def leading(
@@ -32,12 +33,12 @@ def leading(
 ) -> tuple[Tensor, Tensor]:
     """Returns the largest eigenvalues and an orthonormal basis of their span, float64.
 
-    Of eigenvalues that cannot be told apart all or none are taken.
+    A run of eigenvalues without a :data:`GAP` between neighbours is taken as a whole or not at all.
 
     Args:
         symmetric: a symmetric matrix ``[d, d]``.
         most: the largest number of eigenvalues.
-        floor: the value that each of them exceeds.
+        floor: the value that each eigenvalue must exceed.
 
     Returns:
         The eigenvalues in descending order ``[k]`` and the basis ``[d, k]``.
@@ -61,7 +62,7 @@ def descending(symmetric: Tensor) -> tuple[Tensor, Tensor]:
 def ties(values: Tensor) -> Tensor:
     """Returns the group number ``[d]`` of each of descending eigenvalues ``[d]``.
 
-    Eigenvalues that cannot be told apart share a group.
+    Neighbouring eigenvalues without a :data:`GAP` between them share a group.
     """
     group_of_later = _differ_from_next(values).long().cumsum(0)
     return torch.nn.functional.pad(group_of_later, (1, 0))
@@ -75,7 +76,12 @@ def _differ_from_next(values: Tensor) -> Tensor:
 
 
 def group_means(values: Tensor, group: Tensor) -> Tensor:
-    """Replaces every value ``[d]`` by the mean of its group, numbered ``[d]`` by :func:`ties`."""
+    """Returns values ``[d]``, each replaced by the mean of its group.
+
+    Args:
+        values: the values ``[d]``.
+        group: their group numbers ``[d]``, from :func:`ties`.
+    """
     zeros = torch.zeros_like(values)
     sums = zeros.index_add(0, group, values)
     sizes = group.bincount(minlength=len(group))
@@ -84,15 +90,16 @@ def group_means(values: Tensor, group: Tensor) -> Tensor:
 
 
 def steady(basis: Tensor) -> Tensor:
-    """Returns an orthonormal basis ``[d, k]`` of the span of ``basis`` that depends on it alone.
+    """Returns an orthonormal basis ``[d, k]`` that depends only on the span of ``basis``.
 
-    It is the basis of the span that is nearest to a fixed one, the first vectors of the discrete
-    cosine transform IV (orthogonal Procrustes problem, Schoenemann 1966).
+    Of all orthonormal bases of the span it is the nearest to a fixed one, the first k vectors of
+    the discrete cosine transform IV (orthogonal Procrustes problem, Schoenemann 1966).
     """
     size, count = basis.shape
     fixed = to_device(cosines(size, count), basis.device)
     if size == count:
-        # All singular values are 1, and a decomposition may not converge.
+        # The span is the whole space, so the fixed basis is the answer. All singular values of a
+        # decomposition would be 1, and it may not converge.
         return fixed
     in_basis = basis.T.double() @ fixed
     return basis.double() @ polar(in_basis)
@@ -145,15 +152,18 @@ def spectral_function(
 
 
 def batches(matrices: Tensor) -> tuple[Tensor, ...]:
-    """Returns views of the matrices ``[G, k, k]``, in order, at least one matrix in each.
+    """Returns the matrices ``[G, k, k]`` as views in order, each of one or several matrices.
 
-    One with several matrices has at most :data:`NUMBERS_AT_ONCE` numbers.
+    A view of several matrices has at most :data:`NUMBERS_AT_ONCE` entries.
     """
     return torch.split(matrices, max(1, NUMBERS_AT_ONCE // matrices.shape[1] ** 2))
 
 
 def square_root(symmetric: Tensor) -> Tensor:
-    """Returns the symmetric square root of the nearest positive semidefinite ``[..., d, d]``."""
+    """Returns the symmetric square root of matrices ``[..., d, d]``.
+
+    A matrix with negative eigenvalues is replaced by the nearest positive semidefinite one.
+    """
     return spectral_function(
         symmetric,
         lambda values: values.clamp_min(0).sqrt(),
