@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from baselines.fedavg_linear import SoftmaxRegression
@@ -77,6 +77,16 @@ class DPFeatureCovarianceParams(DPSGDParams):
     most_sampled: int = Field(65_536, ge=1)
     clip: float = Field(1.0, gt=0, allow_inf_nan=False)
     learning_rate: float = Field(6.0, gt=0)
+
+    @model_validator(mode="after")
+    def _leaves_budget_for_steps(self) -> Self:
+        share = self.precondition + self.second_share
+        if share >= 1:
+            raise ValueError(
+                f"precondition and second_share add up to {share:g}; give shares that add up to "
+                "less than 1, so that some budget is left for the steps"
+            )
+        return self
 
 
 class BallHead(nn.Module):

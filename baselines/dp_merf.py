@@ -96,6 +96,11 @@ class DPMERF(OneShot):
         )
         return (*coordinate_statistics(share), embedding)
 
+    def statistic_numbers(self) -> int:
+        """Returns the number of entries of the coordinates' moment or of all class sums."""
+        class_sums: int = self.task.classes * 2 * self.params.frequencies
+        return max(super().statistic_numbers(), class_sums)
+
     def build(self, clients: int) -> nn.Module:
         """Returns the generator for the server (``clients`` 0), and an empty model for clients."""
         p = self.params

@@ -1,4 +1,7 @@
-"""Defines the batch: examples that are computed on together, with their random draws."""
+"""Defines a batch: examples of one or many clients, with the random numbers of their losses.
+
+A layout says which client or group each row of a batch belongs to.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,17 @@ from fedsim.device import to_device
 
 @dataclass(frozen=True)
 class Layout:
-    """Which client, or which group of rows, each row of a ragged batch belongs to.
+    """A layout says which client each row of a batch belongs to.
+
+    Clients may have different numbers of rows. A layout of groups has groups in place of clients.
 
     Attributes:
         client: int64 ``[N]``, positions in the cohort (0 .. clients - 1), ascending.
         clients: K, the number of clients in the cohort, or of groups in the batch.
-        direct: gather one weight set per row instead of padding; for ``torch.func.vmap``, where
-            shapes may not depend on data.
-        known: ``client`` on the CPU, where shapes are decided; None: it is copied from the device
-            when needed.
+        direct: whether layers gather one set of weights per row, and do not pad the rows.
+            ``torch.func.vmap`` needs this, because its shapes may not depend on data.
+        known: a copy of ``client`` on the CPU, which decides shapes. If it is None, ``client`` is
+            copied from the device when the copy is needed.
     """
 
     client: Tensor
@@ -44,13 +49,17 @@ class Layout:
 
     @cached_property
     def span(self) -> slice:
-        """The clients from the first to the last one with a row; only these are computed."""
+        """The slice of clients from the first to the last one with a row.
+
+        Only these clients are computed.
+        """
         if len(self.client):
             return slice(int(self.positions[0]), int(self.positions[-1]) + 1)
         return slice(0, 0)
 
     @cached_property
     def _counts(self) -> Tensor:
+        """The number of rows of each client in the span, on the CPU."""
         size = self.span.stop - self.span.start
         return torch.bincount(self.positions - self.span.start, minlength=size)
 
@@ -63,11 +72,12 @@ class Layout:
 
     @cached_property
     def _slots(self) -> Tensor:
-        # A client's rows are consecutive. Row n moves up by the empty slots of all clients before
-        # its own.
+        """The position of each row among all padded rows, ``[N]``."""
+        # A client's rows are consecutive. A row moves up by the empty slots of all clients before
+        # its own client.
         empty = self.width - self._counts
-        moved = torch.repeat_interleave(torch.cumsum(empty, 0) - empty, self._counts)
-        return to_device(moved + torch.arange(len(self.client)), self.client.device)
+        shift = torch.repeat_interleave(torch.cumsum(empty, 0) - empty, self._counts)
+        return to_device(shift + torch.arange(len(self.client)), self.client.device)
 
     def pad(self, rows: Tensor) -> Tensor:
         """Return ``[N, ...]`` as ``[clients in the span, width, ...]``, filled up with zeros."""
@@ -88,25 +98,29 @@ class Layout:
         The layouts together have all clients, also those without a row.
 
         Args:
-            rows: the size of a part; the last one, and one with a large client, may have more.
+            rows: the least size of a part, which is then extended to the end of its last client.
+                Only the last part may be smaller.
         """
         positions = self.positions
         count = len(positions)
         start = 0
-        first = 0
+        first_client = 0
         while True:
             end = min(start + rows, count)
-            last = self.clients
+            next_client = self.clients
             if end < count:
                 end = int(torch.searchsorted(positions, positions[end - 1], right=True))
             if end < count:
-                last = int(positions[end])
-            known = positions[start:end] - first
-            yield slice(start, end), Layout.on(self.client.device, known, last - first)
+                next_client = int(positions[end])
+            known = positions[start:end] - first_client
+            yield (
+                slice(start, end),
+                Layout.on(self.client.device, known, next_client - first_client),
+            )
             if end == count:
                 return
             start = end
-            first = last
+            first_client = next_client
 
 
 @dataclass(frozen=True)
@@ -121,8 +135,8 @@ class Batch:
         y: int64 ``[N]`` labels.
         draws: standard normal draws by name, each ``[N, ...]``.
         layout: which client each row belongs to.
-        groups: which group each row belongs to, where the unit is a group; a group's rows are one
-            client's.
+        groups: which group each row belongs to; None if the unit is not a group. All rows of a
+            group belong to one client.
     """
 
     x: Tensor
@@ -165,7 +179,7 @@ class Batch:
         return self.take(torch.arange(len(self), device=self.x.device) != index)
 
     def take(self, rows: Tensor | slice) -> Batch:
-        """Return the batch of some rows: a slice, a bool mask or row numbers."""
+        """Return the batch of some rows, given as a slice, a bool mask or ascending row numbers."""
         draws = {name: values[rows] for name, values in self.draws.items()}
         known = None
         if isinstance(rows, slice):

@@ -28,7 +28,7 @@ from fedsim.interrupts import INTERRUPTED, interrupts
 from fedsim.words import Printed, plain_console, print_line, wide_console
 
 NAMES = {"params": "--param", "with_": "--with"}
-"""The options whose names are not those of their parameters."""
+"""The option of each parameter that has another name than its option."""
 TABLE_WIDTH = 100
 """The least width of output that does not adapt to the terminal, in characters."""
 TRUTH_VALUES = ("true", "false", "yes", "no", "on", "off")
@@ -49,7 +49,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except OSError as error:  # a file or folder that no earlier check covers
         if isinstance(error, ConnectionError | TimeoutError):
-            raise
+            raise  # it is not about a file
         _complain(str(UserError(str(error.filename or ""), f"cannot be used ({unread(error)})")))
         sys.exit(2)
 
@@ -67,7 +67,7 @@ def run(arguments: list[str]) -> int:
     except UserError as error:
         raise _in_option_names(error, command) from error
     except KeyboardInterrupt as interruption:
-        if not interruption.args:  # Whoever raised one with arguments has printed a message.
+        if not interruption.args:  # With arguments, the code that raised it printed a message.
             print_line(plain_console(), "interrupted; run the same command again")
         return INTERRUPTED
     return _print(result)
@@ -85,7 +85,10 @@ def _version() -> str:
 
 
 def _parsed(arguments: list[str]) -> tuple[Callable[..., Any], inspect.BoundArguments, Any]:
-    """Return the command that the arguments name, and the values of its parameters."""
+    """Return the command that the arguments name, the values of its parameters, and a third value.
+
+    The third value lists the parameters that cyclopts ignored. No command has any.
+    """
     try:
         return app.parse_args(
             arguments, print_error=False, exit_on_error=False, help_on_error=False
@@ -121,8 +124,8 @@ def _print(result: Any) -> int:
         return result
     if isinstance(result, Printed):
         console = plain_console()
-        knows_width = console.is_terminal or "COLUMNS" in os.environ
-        if not (result.fits_width and knows_width):
+        width_is_known = console.is_terminal or "COLUMNS" in os.environ
+        if not (result.fits_width and width_is_known):
             console = wide_console(console, TABLE_WIDTH)
         result.show(console)
     elif isinstance(result, str):
@@ -134,7 +137,8 @@ def _in_option_names(error: UserError, command: Callable[..., Any]) -> UserError
     """Return the same mistake with the options of a command in place of Python parameters.
 
     A parameter is named at the start of the location, and in backquotes elsewhere. A path may begin
-    with the name of a parameter, too, so a location only counts if the name is a word of its own.
+    with such a name, too. So in a location the name must end the text, or be followed by a space, a
+    colon or a bracket.
     """
     options = {
         name: NAMES.get(name, f"--{name.replace('_', '-')}")
@@ -142,7 +146,7 @@ def _in_option_names(error: UserError, command: Callable[..., Any]) -> UserError
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
 
-    def named(text: str) -> str:
+    def in_options(text: str) -> str:
         return re.sub(
             r"`(\w+)(?:=True)?`",
             lambda match: options.get(match[1], match[0]),
@@ -154,8 +158,9 @@ def _in_option_names(error: UserError, command: Callable[..., Any]) -> UserError
         lambda match: options.get(match[0], match[0]),
         error.where,
     )
-    return type(error)(named(where), named(error.what), named(error.hint))
+    return type(error)(in_options(where), in_options(error.what), in_options(error.hint))
 
 
 def _complain(text: str) -> None:
+    """Print a message in red on standard error."""
     print_line(plain_console(stderr=True), f"fedsim: {text}", "red")

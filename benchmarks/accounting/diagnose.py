@@ -264,6 +264,8 @@ def finding_of(settings: Settings, unit: Unit, trust: Trust) -> Finding:
             None, "the server adds the noise, so the message of a client leaves it without noise"
         )
     if settings.clipped == "updates":
+        if settings.noise_at == "clients" and settings.client_sampling == "poisson":
+            return Finding(None, "clients that do not take part add no noise to the sum")
         return clipped_updates(settings, unit, trust)
     if unit == "client":
         reason = (

@@ -1,8 +1,12 @@
-"""Writes the files of a new method: its code, its test and its grid, which run at once."""
+"""Writes three files for a new method: its code, its test and its grid.
+
+The code is a copy of ``starter.py`` under the new name. All three run without edits.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import keyword
 import os
 import re
 import sys
@@ -44,16 +48,17 @@ def new(name: str, *, out: Path = Path()) -> str:
 
     Args:
         name: the name of the method, such as my-method.
-        out: the folder of the files, which is made if there is none.
+        out: the folder of the files, which is created if it does not exist.
 
     Returns:
         The paths of the files, one per line.
 
     Raises:
-        UserError: the name is not valid, or a file exists already; nothing is written then.
+        UserError: the name is not valid or is taken, or one of the files exists already. Nothing
+            is written then.
     """
     stem = name.replace("-", "_")
-    cls = "".join(part[:1].upper() + part[1:] for part in stem.split("_"))
+    cls = "".join(word[:1].upper() + word[1:] for word in stem.split("_"))
     source = STARTER.read_text("utf-8").replace('@register("my-method")', f'@register("{name}")')
     names = {"name": name, "stem": stem, "cls": cls}
     texts = {
@@ -73,8 +78,11 @@ def new(name: str, *, out: Path = Path()) -> str:
             raise UserError(
                 str(path), "already exists", "give another name, or another folder with `out`"
             )
+    # A new file must not hide a module, and a new class must not hide a name that the starter uses,
+    # such as Batch.
     is_module = stem in sys.modules or importlib.util.find_spec(stem)
-    if name in known() or is_module or re.search(rf"\b{cls}\b", source.replace("MyMethod", "")):
+    is_taken = name in known() or is_module or keyword.iskeyword(cls)
+    if is_taken or re.search(rf"\b{cls}\b", source.replace("MyMethod", "")):
         raise UserError(
             "name",
             f"'{name}' is already the name of an algorithm, a module or a class",

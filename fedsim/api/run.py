@@ -1,6 +1,7 @@
-"""Reads run folders: results as frames, pictures and tables, and generators.
+"""Reads run folders: results as frames, figures and tables, and generators.
 
-A run can also be verified, stated in words and released, and several can be put on one board.
+It also verifies a run, states its privacy in words, releases its generator, and puts the results of
+several runs on one board.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Found(Printed):
     """The result of a check, an audit or a proof.
 
     Attributes:
-        passed: whether nothing contradicts the claim. A check or an audit that passed proves
-            nothing.
+        passed: whether nothing wrong was found, such as a refuted claim, an ε that is not proved,
+            or a difference between two runs. A check or an audit that passed proves nothing.
         parts: the lines, tables and other parts to print, from top to bottom.
     """
 
@@ -138,16 +139,16 @@ class Run(Printed):
         rows = pooled([self.folder, *beside], where)
         if over == "epsilon":
             published = published_in(self.folder, *beside)
-            drawn = utility(SeedGroups.of(rows, spread, published), measure, width)
+            figure = utility(SeedGroups.of(rows, spread, published), measure, width)
         else:
-            drawn = over_parameter(rows, over, measure, width)
-        if drawn is None:
+            figure = over_parameter(rows, over, measure, width)
+        if figure is None:
             raise UserError(
                 "measure",
                 f"no finished cell has the score {measure}",
                 "look at status and scores in results.jsonl",
             )
-        return drawn
+        return figure
 
     def table(
         self,
@@ -163,8 +164,8 @@ class Run(Printed):
     ) -> Table:
         """Return one table, by default of each method's mean score over seeds.
 
-        The frames ``texts`` and ``numbers`` of the result have its content, and ``text("latex")``
-        returns it for a paper.
+        The result holds the table as two frames, ``texts`` and ``numbers``. Its method
+        ``text("latex")`` returns the table for a paper.
 
         Args:
             beside: more run folders, whose results are shown together with this one's.
@@ -212,8 +213,8 @@ class Run(Printed):
 
         Args:
             first: the label of a method.
-            second: the label of another. It is compared at the same budget, and also without noise
-                where the first has noise.
+            second: the label of another method. Results of both with the same budget are compared,
+                and private results of the first with results of the second without noise.
             measure: the score to compare.
             where: which results to compare, in the syntax of pandas' ``query``.
 
@@ -238,8 +239,8 @@ class Run(Printed):
 
         finished = self.rows.query("status == 'ok'")
         renamed = finished.rename(columns={"label": "method", "epsilon_target": "epsilon"})
-        places = ["method", "dataset", "alpha", "clients", "epsilon", "seed"]
-        scores = renamed.melt(places, [*MEASURES], "measure", "score")
+        id_columns = ["method", "dataset", "alpha", "clients", "epsilon", "seed"]
+        scores = renamed.melt(id_columns, [*MEASURES], "measure", "score")
         return scores.dropna(subset="score").reset_index(drop=True)
 
     def report(
@@ -260,7 +261,7 @@ class Run(Printed):
     ) -> Printed | str:
         """Draw the page of a run again, or return one table, or write one figure.
 
-        Without arguments it draws the page.
+        Without an option for a table or a figure it draws the page.
 
         Args:
             beside: more run folders, whose results are shown together with this one's, in one table
@@ -307,6 +308,7 @@ class Run(Printed):
                 )
             picture = self.figure(*beside, over=over, width=inches(width), **chosen)
             return f"figure: {save_pdf(picture, target)}"
+        # Each of these options, or another value than the default, asks for a table.
         asks_for_table = any((beside, format, table, measure, where, pair, subject))
         if asks_for_table or order != "given" or digits != 3:
             shown = self.table(
@@ -391,12 +393,14 @@ class Run(Printed):
         else:
             manifest = generator.save(out, per_class, seed)
         privacy = ("epsilon", "delta", "unit", "trust", "claim")
-        words = " ".join(f"{key} {manifest[key]}" for key in privacy)
+        privacy_text = " ".join(f"{key} {manifest[key]}" for key in privacy)
         facts = generator.facts
         if facts.held_back:
-            words += f"; not for release: {facts.held_back}"
+            privacy_text += f"; not for release: {facts.held_back}"
         count = facts.task.classes * per_class
-        lines = [f"{out}: {count} synthetic embeddings of {facts.task.dim} dimensions; {words}"]
+        lines = [
+            f"{out}: {count} synthetic embeddings of {facts.task.dim} dimensions; {privacy_text}"
+        ]
         for text in large_deltas([facts.row], published=True):
             lines.append(f"warning: {text}")
         lines.append(f"scale: {SCALE}")
@@ -407,9 +411,9 @@ class Run(Printed):
     def release(self, out: Path, *, cell: str | None = None) -> str:
         """Write a package with a generator that may leave the simulation.
 
-        The package has two files and states the generator's ε. It needs secret noise, and a claim
-        that is proved, or stated and checked. Its synthetic embeddings have the scale of real
-        embeddings of L2 norm 1.
+        The package has two files and states the generator's ε. The training must have used secret
+        noise, and its claim must be proved, or stated and checked. The generator's embeddings have
+        the scale of real embeddings of L2 norm 1.
 
         Args:
             out: the folder of the package.
@@ -556,6 +560,8 @@ def _table_of_sites(settings: SeedGroups, folders: Sequence[Path | str], digits:
     from fedsim.report.tables import site_table
 
     clients = pd.concat([Run(Path(folder)).clients for folder in folders])
+    # Several folders may hold the same cell.
+    clients = clients.drop_duplicates(["cell_id", "client"])
     table = site_table(settings, clients, digits)
     if table is None:
         raise UserError(
@@ -596,12 +602,12 @@ def _table_of_differences(
     if pair:
         for label in pair:
             check_choice("pair", label, settings.facts["label"].unique())
-        compared = chosen_pair(*pair)
+        is_compared = chosen_pair(*pair)
     elif table == "private":
-        compared = price_of_privacy
+        is_compared = price_of_privacy
     else:
-        compared = same_budget
-    differences = difference_table(settings, measure, digits, compared)
+        is_compared = same_budget
+    differences = difference_table(settings, measure, digits, is_compared)
     if differences is None:
         raise UserError(
             "table",
@@ -630,6 +636,7 @@ def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Row]
     for folder in folders:
         for row in Run(Path(folder))._results.rows:
             rows.setdefault(row.cell_id, row)
+            # One mean averages the results of a method that have the same place and ε.
             setting = tuple(row.values[name] for name in (*PLACE, "label", "epsilon_target"))
             other_folder, other = first_of_setting.setdefault(setting, (folder, row))
             for name in ("evaluation", "dataset_hash"):
@@ -660,7 +667,7 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
 
     It shows only results whose ε was recomputed and proved, and results without a budget. External
     samples are shown under a heading of their own, which says that nobody verified their ε. All
-    other results are counted.
+    other results are only counted.
 
     Args:
         runs: the run folders; a cell that several of them have counts once.
@@ -686,7 +693,7 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
         )
     trained: dict[str, TrainingRecord] = {}
     for run in runs:
-        # Of a cell in several folders the first one counts, as in `pooled`.
+        # If several folders have a cell, the first folder counts, as in `pooled`.
         trained = read_results(run).trained | trained
     proofs = [prove(row, trained[row.cell_id], trust_plugin=trust_plugin) for row in pooled(runs)]
     board = Board.of(proofs)
@@ -699,7 +706,9 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
 
 
 def load(folder: Path | str, *, trust_plugin: bool = False) -> Run:
-    """Return a run, finished or still under way, or a released package, which has a generator only.
+    """Return a run, or a released package.
+
+    The run may be finished or still under way. A package has a generator, but no results.
 
     Args:
         folder: the folder of the run or package.
@@ -707,7 +716,7 @@ def load(folder: Path | str, *, trust_plugin: bool = False) -> Run:
             installed.
 
     Raises:
-        UserError: no bench has run in the folder.
+        UserError: the folder is neither a run folder nor a package.
     """
     path = Path(folder)
     if not any(path.glob("*.safetensors")):

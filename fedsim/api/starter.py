@@ -30,8 +30,8 @@ class MyMethodParams(DPSGDParams):
 
     Attributes:
         rounds: The number of noisy steps.
-        clip: The largest norm C of one example's gradient. Adam does not see its size, so a small C
-            only makes all examples count alike.
+        clip: The largest norm C of one example's gradient. Adam's steps do not depend on the size
+            of C, so a small C only gives all examples the same influence.
         latent: The dimension of z.
         hidden: The widths of the encoder's hidden layers.
         beta: The weight of the KL divergence.
@@ -63,7 +63,7 @@ class MyMethod(DPSGD):
     def build(self, clients: int) -> nn.Module:
         """Return a CVAE whose decoder is a prototype per class plus a linear map of z.
 
-        Under noise, few directions are learned well.
+        The decoder is so simple because few directions can be learned well under noise.
         """
         p = self.params
         return CVAE(
@@ -71,7 +71,7 @@ class MyMethod(DPSGD):
             self.task.classes,
             p.latent,
             p.hidden,
-            (),
+            (),  # the decoder has no hidden layers
             initial_variance=0.5 / self.task.dim,
         )
 
@@ -85,9 +85,10 @@ class MyMethod(DPSGD):
     # on no pair of examples. fedsim clips the gradient of every example, so a loss that mixes
     # examples breaks the privacy proof (`fedsim check` finds that). Examples have norm 1.
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Return the negative ELBO, [N] per part, in units of the observation variance.
+        """Return the two parts of the negative ELBO by name, [N] each.
 
-        The size of the gradient then does not follow that variance.
+        Both are multiplied by the observation variance, so that the size of a gradient does not
+        depend on it.
         """
         decoded, kl = model(batch.x, batch.y, batch.draws["posterior"])
         log_variance = model.observation(batch.x)
@@ -106,6 +107,7 @@ class MyMethod(DPSGD):
     def generator(self, server: Server) -> CVAEGenerator:
         """Return a generator that decodes z ~ N(0, I) and adds the observation noise.
 
-        It has sample(labels, stream) -> [n, d], and uses the mean of the later iterates.
+        Its method sample(labels, stream) returns embeddings [n, d]. Its weights are the mean over
+        the second half of the training.
         """
         return CVAEGenerator(cast(CVAE, server.model))

@@ -1,6 +1,6 @@
 """Reads and writes ``.npz`` archives with a manifest that says how their arrays were computed.
 
-Every problem with a file is raised as :class:`BadArrays`. Nothing is unpickled.
+A file that cannot be read raises :class:`BadArrays`. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def _read_array(archive: Any, name: str) -> NDArray[Any]:
 
 
 def read_folder(path: Path) -> Arrays:
-    """Return the arrays of a folder of ``.npy`` files by name, ``x`` mapped into memory.
+    """Return the arrays of a folder of ``.npy`` files by name.
+
+    ``x`` stays on disk and is mapped into memory, because it may be larger than the memory.
 
     Raises:
         BadArrays: the folder or a file cannot be read, or an array holds Python objects.
@@ -120,6 +122,7 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]], manifest: Mapping[
     contents = {**arrays, MANIFEST: np.array(json.dumps(manifest))}
     with replaced(path) as unfinished, zipfile.ZipFile(unfinished, "w") as file:
         for name, array in contents.items():
+            # The size of an entry is not known before it is written, and may exceed 2 GiB.
             with file.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, array, allow_pickle=False)
 
@@ -147,6 +150,7 @@ def check_target(out: Path) -> None:
                 "give another file, or remove this one",
             )
         return
+    # A new archive gets a new sidecar, so a file in its place belongs to somebody else.
     sidecar = out.with_suffix(".json")
     if os.path.lexists(sidecar):
         raise UserError(

@@ -30,11 +30,11 @@ No data set has these rows; they replace public ones in rehearsals, checks and a
 
 
 NUMBERS_AT_ONCE = 2**22
-"""The size of a block of rows, in numbers; temporary arrays have the size of a block."""
+"""The largest size of a block of rows, in numbers; temporary arrays are as large as a block."""
 
 
 def row_blocks(x: NDArray[Any]) -> Iterator[slice]:
-    """Yield the parts of the rows ``[n, d]`` that are computed at once, in order."""
+    """Yield slices that divide the rows ``[n, d]`` into blocks, in order."""
     size = max(1, NUMBERS_AT_ONCE // max(1, x.shape[1]))
     for start in range(0, len(x), size):
         yield slice(start, start + size)
@@ -49,8 +49,8 @@ def unit_norm(x: NDArray[np.float32]) -> NDArray[np.float32]:
     Returns:
         float32 ``[n, d]``; a row of the result depends on no other row.
     """
-    # NumPy adds the numbers of a row in another order if rows are not contiguous, so that other
-    # arrays are one block.
+    # If rows are not contiguous, NumPy adds the numbers of a row in another order. Such an array is
+    # computed as one block, so that blocks do not change its result.
     if not x.flags.c_contiguous:
         return _block_of_unit_norm(x)
     unit = np.empty_like(x, subok=False)
@@ -79,8 +79,8 @@ def row_keys(x: NDArray[np.float32]) -> NDArray[np.uint64]:
     It is a random combination of the bits of the row's values, so different rows have equal numbers
     by chance only.
     """
-    draws = np.random.default_rng(0)
-    weights = draws.integers(2**64, size=x.shape[1], dtype=np.uint64)
+    rng = np.random.default_rng(0)
+    weights = rng.integers(2**64, size=x.shape[1], dtype=np.uint64)
     keys = np.empty(len(x), np.uint64)
     for block in row_blocks(x):
         bits = _without_negative_zeros(x[block]).view(np.uint32)
@@ -89,6 +89,7 @@ def row_keys(x: NDArray[np.float32]) -> NDArray[np.uint64]:
 
 
 def _without_negative_zeros(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a contiguous copy in which -0 is 0, so that equal rows have equal bytes."""
     return np.ascontiguousarray(x) + np.float32(0)
 
 
@@ -108,8 +109,8 @@ def shared_rows(
     """
     keys = row_keys(x)
     candidates = np.flatnonzero(np.isin(keys, other_keys))
-    compared = np.flatnonzero(np.isin(other_keys, keys[candidates]))
-    contents = {_without_negative_zeros(others[row]).tobytes() for row in compared}
+    other_candidates = np.flatnonzero(np.isin(other_keys, keys[candidates]))
+    contents = {_without_negative_zeros(others[row]).tobytes() for row in other_candidates}
     return [int(row) for row in candidates if _without_negative_zeros(x[row]).tobytes() in contents]
 
 
@@ -144,7 +145,7 @@ class PublicRows:
     def made_up(cls, dim: int, classes: int) -> Self:
         """Return random labelled rows that belong to no data set, the same ones at every call.
 
-        They replace public rows in rehearsals, checks and audits, which have no private rows.
+        They replace the public rows of a grid in rehearsals, checks and audits.
 
         Args:
             dim: the number of dimensions, d.
@@ -182,8 +183,8 @@ class PublicRows:
     def beside(self, data: Embeddings) -> Embeddings:
         """Return the data set with these public rows beside it.
 
-        The comparison reads private rows. It only tells the user of a simulation about a mistake
-        in the grid; nothing of it enters a result or a release.
+        Before that, it compares the public rows with the private ones. This only tells the user of
+        a simulation about a mistake in the grid. No result and no release depends on it.
 
         Raises:
             UserError: the dimensions differ, or a private row is public too.
@@ -198,12 +199,12 @@ class PublicRows:
                 problem,
                 "give public rows that the same encoder embeds",
             )
-        for part, x in (("training", data.x_train), ("test", data.x_test)):
+        for split_name, x in (("training", data.x_train), ("test", data.x_test)):
             shared = shared_rows(x, self.x, self._keys)
             if shared:
                 problem = (
-                    f"{len(shared)} {part} rows of '{data.name}' are public too, the first is "
-                    f"row {shared[0]} (counted from 0)"
+                    f"{len(shared)} {split_name} rows of '{data.name}' are public too, the first "
+                    f"is row {shared[0]} (counted from 0)"
                 )
                 raise UserError(
                     "",
@@ -353,7 +354,7 @@ class Embeddings:
         """Return the data set without its training rows and their columns.
 
         The test rows are copied, because they may be a part of the same memory as the training
-        rows. The fingerprint is that of what is left.
+        rows. The fingerprint covers only the rows that are left.
         """
         return replace(
             self,
@@ -375,7 +376,10 @@ class Embeddings:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The first 16 hex digits of the SHA-256 of the content, without name and public rows."""
+        """The first 16 hex digits of the SHA-256 of rows, labels and columns.
+
+        Names and public rows do not count.
+        """
         fields = ("x_train", "y_train", "x_test", "y_test")
         arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in fields}
         for prefix, columns in (("column", self.columns), ("test column", self.test_columns)):
@@ -389,8 +393,8 @@ def untested(data: Embeddings, site: str | None = None) -> str | None:
     """Return a warning if the test rows lack classes; None if every class has a test row.
 
     Args:
-        data: the data set whose test rows are looked at.
-        site: the site that alone they come from, if they are those of one site.
+        data: the data set.
+        site: the site of all test rows, if they come from a single site.
     """
     missing = sorted(set(range(data.classes)) - set(data.y_test.tolist()))
     if not missing:
@@ -535,6 +539,8 @@ def _class_names(
             f"class_names has shape {list(names.shape)}, and there are {classes} classes",
             f"give one name per class, [{classes}], or leave class_names out",
         )
+    if names.dtype.kind == "S":
+        names = np.char.decode(names, "utf-8", "replace")
     return tuple(map(str, names))
 
 

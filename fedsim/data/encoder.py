@@ -24,11 +24,11 @@ from fedsim.errors import UserError, at, not_installed
 from fedsim.files import cache_folder
 
 SMALLEST_CROP = 0.8
-"""The smallest share of an image's sides that a view shows; the largest is 1."""
+"""The smallest share of an image's width and height that a crop keeps; the largest is 1."""
 _FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
 """The files of an encoder's folder that are used."""
 _UNUSED = re.compile(r"pooler|mask_token|classifier")
-"""The names of weights that the tokens do not depend on, so that they may be missing."""
+"""Matches the names of weights that may be missing, because the tokens do not depend on them."""
 
 
 @dataclass(frozen=True)
@@ -106,18 +106,18 @@ def _download(name: str, revision: str | None) -> Path:
     """Return the folder of a model of the hub in the hub's cache; download it if it is missing."""
     from huggingface_hub import snapshot_download
 
-    answers = _hub_answers()
+    hub_answers = _hub_answers()
     try:
         folder = snapshot_download(
             name,
             revision=revision,
             allow_patterns=_FILES,
-            local_files_only=not answers,
+            local_files_only=not hub_answers,
         )
     # The hub's client and the network raise errors of many types.
     except Exception as error:
         why = "the hub does not answer"
-        if answers:
+        if hub_answers:
             why = " ".join(str(error).split())[:160]
         problem = f"encoder '{name}' is not on this machine and cannot be downloaded ({why})"
         option = f" --revision {revision}" if revision else ""
@@ -131,7 +131,10 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def _hub_answers() -> bool:
-    """Return whether the hub can be reached, after one try of 5 s; a download tries for 30 s."""
+    """Return whether the hub answers one request within 5 s.
+
+    A download without a network would try for 30 s.
+    """
     from huggingface_hub import constants, get_session
 
     try:
@@ -142,7 +145,11 @@ def _hub_answers() -> bool:
 
 
 def _collect_files(spec: EncoderSpec, revision: str | None, folder: Path) -> EncoderFiles:
-    """Return the files of an encoder's folder; refuse a folder that lacks one."""
+    """Return the files of an encoder's folder.
+
+    Raises:
+        UserError: the folder lacks the configuration, the preprocessing or the weights.
+    """
     for pattern in ("config.json", "preprocessor_config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
             hint = (
@@ -298,7 +305,8 @@ class _Exported:
     Its output is a vector, a map or tokens per image.
 
     Attributes:
-        leading: the number of tokens before the patch tokens.
+        leading: the number of tokens before the patch tokens. If the output is tokens, the first
+            one is taken for the class token, and all others for patch tokens.
     """
 
     leading = 1
@@ -327,7 +335,7 @@ class _Exported:
         self.input = inputs[0]
         floating = self.input.type in ("tensor(float)", "tensor(float16)")
         if len(inputs) > 1 or len(self.input.shape) != 4 or not floating:
-            listed = ", ".join(f"{one.name}: {one.type} {one.shape}" for one in inputs)
+            listed = ", ".join(f"{node.name}: {node.type} {node.shape}" for node in inputs)
             raise UserError(
                 self.where,
                 f"takes these inputs: {listed}",
@@ -354,12 +362,7 @@ class _Exported:
         """Return the network's output for pixels ``[n, 3, h, w]``: one item per image."""
         shape = self.input.shape
         if shape[1] != 3 and shape[3] == 3:
-            pixels = pixels.permute(
-                0,
-                2,
-                3,
-                1,
-            )
+            pixels = pixels.permute(0, 2, 3, 1)
         images = pixels.numpy().astype(np.float32)
         if self.input.type == "tensor(float16)":
             images = images.astype(np.float16)
@@ -370,11 +373,11 @@ class _Exported:
             batch = shape[0]
         copies = np.repeat(images[-1:], -len(images) % batch, axis=0)
         filled = np.concatenate([images, copies])
-        output = [self.spec.output or self.session.get_outputs()[0].name]
+        names = [self.spec.output or self.session.get_outputs()[0].name]
         try:
             outputs = [
-                self.session.run(output, {self.input.name: part})[0]
-                for part in np.split(filled, len(filled) // batch)
+                self.session.run(names, {self.input.name: batch_images})[0]
+                for batch_images in np.split(filled, len(filled) // batch)
             ]
         except Exception as error:  # the runtime raises errors of many types
             raise UserError(

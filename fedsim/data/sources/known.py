@@ -1,7 +1,8 @@
 """Reads scikit-learn's digits, and medical image sets that a user downloads into a folder.
 
-Of a set in a folder a fixed stratified quarter of the patients or lesions is for testing, so that
-all images of a patient or lesion are on one side of the split.
+In a set of a folder, a fixed stratified quarter of the patients or lesions is for testing. All
+images of a patient or lesion are then on one side of the split. Each reader also takes whether the
+rows are public, which makes no difference here.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ _FILE_NAMES = {
 def read_digits(spec: DatasetSpec, public: bool = False) -> Embeddings:
     """Return scikit-learn's digits, the data set that needs no download.
 
-    It has 1,797 images of 10 classes. A row holds the 8 x 8 pixels divided by 16; a stratified
-    quarter is for testing.
+    It has 1,797 images of 10 classes. Each row holds the 8 x 8 pixels of an image, divided by 16. A
+    fixed stratified quarter of the rows is for testing.
     """
     # This is the file that scikit-learn's load_digits reads. Importing scikit-learn would take
     # longer than everything else that a small bench prepares.
@@ -63,7 +64,11 @@ def read_digits(spec: DatasetSpec, public: bool = False) -> Embeddings:
 
 
 def _folder(spec: DatasetSpec) -> Path:
-    """Return the folder of a set; refuse a folder without the files and folders that it needs."""
+    """Return the folder of a data set: its ``root``, or else a folder in the cache.
+
+    Raises:
+        UserError: the folder lacks files or folders that the data set needs.
+    """
     root = spec.root or cache_folder() / spec.kind
     for names in spec.source.needed:
         if not any((root / file).exists() for file in names):
@@ -85,8 +90,9 @@ def read_ham10000(spec: DatasetSpec, public: bool = False) -> ImageSet:
     They come from four sites and have 7 diagnoses.
     """
     root = _folder(spec)
-    tables, *folders = spec.source.needed
-    table = next(root / file for file in tables if (root / file).exists())
+    # The first group holds the possible names of the table. Each other group is one image folder.
+    table_names, *folders = spec.source.needed
+    table = next(root / file for file in table_names if (root / file).exists())
     metadata = read_table(table, ("lesion_id", "image_id", "dx"))
     path_of = {path.stem: path for (folder,) in folders for path in (root / folder).glob("*.jpg")}
     with at(str(table)):
@@ -176,8 +182,8 @@ def read_chest_xray(spec: DatasetSpec, public: bool = False) -> ImageSet:
     patients: list[str] = []
     kinds: list[str] = []
     for folder in ("train", "test", "val"):  # only copies of the set have the third folder
-        for kind, pattern in _FILE_NAMES.items():
-            for path in sorted((root / folder / kind).glob("*")):
+        for class_folder, pattern in _FILE_NAMES.items():
+            for path in sorted((root / folder / class_folder).glob("*")):
                 if path.suffix.lower() not in EXTENSIONS or path.name.startswith("."):
                     continue
                 match = pattern.fullmatch(path.stem)
@@ -189,6 +195,7 @@ def read_chest_xray(spec: DatasetSpec, public: bool = False) -> ImageSet:
                         "rename it as person12_bacteria_34.jpeg in PNEUMONIA or as "
                         "IM-0115-0001.jpeg in NORMAL, or remove it",
                     )
+                # Only the names of images in PNEUMONIA have a second group.
                 patient, *pneumonia = match.groups()
                 paths.append(path)
                 folders.append(folder)
@@ -249,8 +256,8 @@ def _split_by_group(
 
 
 def _column(table: pd.DataFrame, name: str) -> NDArray[Any]:
-    """Return a column as numbers or texts; a missing text becomes ``unknown``."""
-    from pandas.api.types import is_numeric_dtype  # true for truth values, too
+    """Return a column as numbers, truth values or texts; a missing text becomes ``unknown``."""
+    from pandas.api.types import is_numeric_dtype  # it accepts truth values, too
 
     if is_numeric_dtype(table[name]):
         return table[name].to_numpy()

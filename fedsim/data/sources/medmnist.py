@@ -1,4 +1,7 @@
-"""Reads the data sets of MedMNIST."""
+"""Reads the data sets of MedMNIST: the labels at once, and the images one at a time.
+
+Each data set is one ``.npz`` file, which is downloaded if it is missing.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +39,10 @@ def read_medmnist(spec: DatasetSpec, public: bool = False) -> ImageSet:
     from medmnist.info import INFO  # takes two seconds, because it imports scikit-learn
 
     flag = spec.argument
-    flat = {flag: info for flag, info in INFO.items() if not flag.endswith("3d")}
-    if flag not in flat:
-        raise UserError("", f"unknown MedMNIST set '{flag}'", nearest(flag, flat))
-    info = flat[flag]
+    sets_of_2d = {name: info for name, info in INFO.items() if not name.endswith("3d")}
+    if flag not in sets_of_2d:
+        raise UserError("", f"unknown MedMNIST set '{flag}'", nearest(flag, sets_of_2d))
+    info = sets_of_2d[flag]
     if "multi-label" in str(info["task"]):
         raise UserError(
             "",
@@ -83,7 +86,8 @@ def _download(url: str, md5: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         download_url(url, str(path.parent), path.name, md5)
     except (OSError, RuntimeError, ValueError) as error:
-        path.unlink(missing_ok=True)  # the next run would take half a file for a whole one
+        # The next run would take an incomplete file for a complete one.
+        path.unlink(missing_ok=True)
         problem = f"{path} is not there and cannot be downloaded ({' '.join(str(error).split())})"
         hint = (
             f"download {url} (MD5 {md5}) and put it into {path.parent}, or name another "
@@ -97,6 +101,11 @@ class PackedImages(Images):
 
     They are uint8 arrays ``[n, h, w]`` or ``[n, h, w, 3]`` of an ``.npz`` file. One image at a time
     is read out of the compressed stream, so memory does not grow with the file.
+
+    Attributes:
+        shapes: the shape of the array of each part.
+        offsets: where the pixels of each part begin, in bytes of its uncompressed ``.npy`` file.
+        starts: int64 ``[4]``, the row of the first image of each part, then the number of images.
 
     Raises:
         BadArrays: the file is damaged or holds no images.
@@ -114,6 +123,7 @@ class PackedImages(Images):
                     np.lib.format.read_magic(stream)
                     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
                     if fortran or dtype != np.uint8 or len(shape) not in (3, 4):
+                        # `opened` turns it into a BadArrays.
                         raise ValueError(
                             f"{part}_images holds no images, but an array of shape "
                             f"{list(shape)} and dtype {dtype}"
@@ -137,9 +147,10 @@ class PackedImages(Images):
         return y.astype(np.int64)
 
     def source(self, row: int) -> NDArray[np.uint8]:
-        """Return the pixels of an image, which are read now.
+        """Return the pixels of an image, ``[h, w]`` or ``[h, w, 3]``.
 
-        The stream stays open, because the next image is its next bytes. Only one thread may read.
+        The stream stays open, because the next image follows in it. Only one thread may read, and
+        ascending rows are fastest.
         """
         part, position = self._locate(row)
         shape = self.shapes[part][1:]
@@ -157,7 +168,10 @@ class PackedImages(Images):
         return f"{list(_PARTS)[part]}_images[{position}]"
 
     def digests(self, rows: Iterable[int]) -> Iterator[bytes]:
-        """Yield a hash of the file's SHA-256 and the row's number, without decompressing."""
+        """Yield a hash per row, of the file's SHA-256 and the row's number.
+
+        No image is decompressed. Equal images in two rows have different hashes.
+        """
         with self.path.open("rb") as file:
             file_digest = hashlib.file_digest(file, "sha256").digest()
         return (hashlib.sha256(file_digest + str(row).encode()).digest() for row in rows)

@@ -19,13 +19,13 @@ from fedsim.errors import UserError, at
 def read_npz(spec: DatasetSpec, public: bool = False) -> Embeddings:
     """Read and check an ``.npz`` file of embeddings, without scaling them.
 
-    It holds arrays ``x`` [n, d], ``y`` [n] and ``split`` [n], and optionally ``class_names`` [C]
-    and columns [n]. A single value, such as a manifest, is ignored.
+    The file holds arrays ``x`` [n, d], ``y`` [n] and ``split`` [n], and optionally ``class_names``
+    [C]. All other arrays are columns [n]. A single value, such as a manifest, is ignored.
 
     Args:
         spec: the data set; with ``remap``, the labels are numbered ``0 .. C-1`` in sorted order.
-        public: whether the rows are public. Without ``y`` they are then given made-up labels with
-            the names :data:`fedsim.data.split.NO_LABELS`.
+        public: whether the rows are public. Public rows without ``y`` get made-up labels, which
+            have the names :data:`fedsim.data.split.NO_LABELS`. Other arrays are then ignored.
 
     Raises:
         UserError: the file cannot be read, or an array is missing or wrong.
@@ -37,9 +37,8 @@ def read_npz(spec: DatasetSpec, public: bool = False) -> Embeddings:
 def read_npy(spec: DatasetSpec, public: bool = False) -> Embeddings:
     """Read and check a folder of ``.npy`` files, one per array, without scaling the embeddings.
 
-    The files are ``x.npy``, ``y.npy`` and the others that :func:`read_npz` reads as arrays of these
-    names. ``x.npy`` is mapped into memory and read in blocks. The arguments are those of
-    :func:`read_npz`.
+    Each array that :func:`read_npz` describes is a file here: ``x.npy``, ``y.npy`` and so on.
+    ``x.npy`` is mapped into memory and read in blocks. The arguments are those of :func:`read_npz`.
 
     Raises:
         UserError: a file cannot be read, or an array is missing or wrong.
@@ -109,7 +108,9 @@ def _remap(
         raise UserError("", f"y has dtype {y.dtype}", "give whole numbers or names")
     used = (split == TRAIN) | (split == TEST)
     labels = np.zeros(len(y), dtype=np.int64)
+    # A label is the position of its value among the sorted values.
     values, labels[used] = np.unique(y[used], return_inverse=True)
+    # from_arrays would refuse these labels, too, but by their new numbers.
     untrained = np.setdiff1d(y[split == TEST], y[split == TRAIN])
     if len(untrained) and (split == TRAIN).any():
         raise UserError(
@@ -117,6 +118,8 @@ def _remap(
             f"label {untrained[0]} occurs in test rows, but in no training row",
             "remove these test rows, or give some of them split 0 (training)",
         )
-    if y.dtype.kind in "US":
-        return labels, values.astype(np.str_)
+    if y.dtype.kind == "S":
+        return labels, np.char.decode(values, "utf-8", "replace")
+    if y.dtype.kind == "U":
+        return labels, values
     return labels, None

@@ -1,6 +1,6 @@
 """Reads image tables: CSV files with one path and one label per image.
 
-Every mistake in a table is reported with its file and line.
+A mistake is reported with the file of the table, and a missing value also with its line.
 """
 
 from __future__ import annotations
@@ -119,7 +119,11 @@ def read_table(path: Path, needed: Sequence[str], *, numbers: bool = True) -> pd
 
 
 def _read_texts(content: io.BytesIO) -> pd.DataFrame:
-    """Return a CSV file as stripped texts; missing values are empty."""
+    """Return a CSV file as texts without spaces around them; a missing value is an empty text.
+
+    pandas takes texts such as ``NA`` for missing values. In the columns ``path`` and ``label`` they
+    are names, so these two columns come from a second reading that keeps such texts.
+    """
     import pandas as pd
 
     table = pd.read_csv(content, skipinitialspace=True, dtype=str).fillna("")
@@ -143,6 +147,7 @@ def complete(table: pd.DataFrame, name: str) -> pd.Series[Any]:
     Raises:
         UserError: values are missing; the message has their number and the first one's line.
     """
+    # Line 1 is the head line, so the first row of the table, number 0, is line 2.
     gaps = (table[name].isna() | (table[name] == "")).to_numpy()
     if gaps.any():
         problem = (
@@ -155,13 +160,14 @@ def complete(table: pd.DataFrame, name: str) -> pd.Series[Any]:
 
 def _numbers_or_texts(values: pd.Series[str]) -> pd.Series[Any]:
     """Return whole numbers if all texts are such numbers, so that 10 is sorted after 9."""
+    # Numbers of up to 18 digits fit into int64. A text such as 01 stays a text.
     if values.str.fullmatch(r"0|-?[1-9]\d{0,17}").all():
         return values.astype(np.int64)
     return values
 
 
 def class_labels(values: pd.Series[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Return labels ``0 .. C-1`` ``[n]`` and the class names, which are the sorted values."""
+    """Return labels ``[n]`` in ``0 .. C-1``, and the C class names: the distinct values, sorted."""
     names, labels = np.unique(values.to_numpy(), return_inverse=True)
     return labels.astype(np.int64), tuple(map(str, names))
 
@@ -183,7 +189,7 @@ def check_files(paths: Sequence[Path], remedy: str) -> None:
 
 
 def _split_values(values: pd.Series[str]) -> NDArray[np.int64]:
-    """Return the values of a split column that holds words (train, test) or the numbers 0, 1, 2."""
+    """Return the split ``[n]`` of a column of words such as train, or numbers such as 2 and 2.0."""
     known = WORDS | {str(number): number for number in WORDS.values()}
     words = values.str.lower().str.removesuffix(".0")
     split = words.map(known)
