@@ -85,30 +85,38 @@ def signals(trial: Trial, parts: Parts, release: Release) -> list[Signal]:
     if not weights:
         return [_signal_of_gradients(trial, plan, cohort, shapes, release)]
     part_signals = []
-    for name, shape in shapes.items():
+    for full_name, shape in shapes.items():
+        # A statistic of one client has the client's number after a dot. All clients' have one size.
+        name, _, client = full_name.partition(".")
+        if client not in ("", "0"):
+            continue
+        units: float = trial.units
+        noise_clients = trial.task.clients
+        if client:
+            units /= noise_clients
+            noise_clients = 1
         # The server divides a sum by the number of units, so its noise is shown as that of a mean.
-        std = plan.noise_std_of_sum(release.name, trial.task.clients)
+        std = plan.noise_std_of_sum(release.name, noise_clients)
         relative_std = std / (plan.clip * weights.get(name, 1.0))
-        part_signals.append(_signal_of_mean(trial, name, shape, relative_std))
+        part_signals.append(_signal_of_mean(name, shape, relative_std, units))
     return part_signals
 
 
-def _signal_of_mean(trial: Trial, name: str, shape: tuple[int, ...], std: float) -> Signal:
+def _signal_of_mean(name: str, shape: tuple[int, ...], std: float, units: float) -> Signal:
     """Return the noise of a part of a one-shot release: means, second moments or counts.
 
     Args:
-        trial: the cell.
-        name: the name of the tensor that is released.
-        shape: the shape of that tensor.
+        name: the name of the statistic.
+        shape: the shape of the statistic.
         std: the standard deviation of the noise on the sum, in units of the largest norm that one
             unit of privacy adds to the sum.
+        units: the number of units in the sum.
     """
-    dim = trial.cell.params.get("project") or trial.task.dim
     size = math.prod(shape[1:])
     groups = shape[0]
     norm = 1.0
     largest = "count"
-    if shape == (dim, dim) or (name == "class_second" and shape[0] % size == 0):
+    if name.endswith("second") and shape[0] % size == 0:
         groups = shape[0] // size
         # The spectral norm of a d x d matrix of independent noise is about 2 sqrt(d) times its std.
         norm = 2.0
@@ -118,8 +126,8 @@ def _signal_of_mean(trial: Trial, name: str, shape: tuple[int, ...], std: float)
     title = name.replace("_sums", " means").replace("_second", " second moments")
     return Signal(
         title.replace("_", " "),
-        norm * math.sqrt(size) * std / (trial.units / groups),
-        f"{largest} of n = {trial.units:,} in {groups} groups, {size} dimensions",
+        norm * math.sqrt(size) * std / (units / groups),
+        f"{largest} of n = {units:,.0f} in {groups} groups, {size} dimensions",
     )
 
 

@@ -71,6 +71,15 @@ def test_noise_of_a_second_moment_is_in_spectral_norm() -> None:
     assert noise["second"] == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.parametrize("trust", ["aggregate", "silo"])
+def test_noise_of_a_client_is_that_of_its_own_statistics(trust: str) -> None:
+    trial, noise = noise_of("dp-fedpft", epsilon=1.0, trust=trust)
+    weight = 1 / math.sqrt(1 + 0.15**2 + 1)
+    rows_of_a_class = trial.train_rows / 10 / trial.task.clients
+    expected = trial.plan.sigma / weight * math.sqrt(64) / rows_of_a_class
+    assert noise["sums"] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("clients", "warned"), [(3, True), (4, False)])
 def test_plan_warns_where_alpha_has_no_effect(tmp_path: Path, clients: int, warned: bool) -> None:
     dataset = {"npz": str(digits_of_sites(tmp_path)), "name": "sites", "overlap": "keep"}
