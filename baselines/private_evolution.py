@@ -133,6 +133,11 @@ class PrivateEvolution(OneShot):
         wanted: int = self.params.candidates
         return max(1, min(wanted, in_memory))
 
+    def statistic_numbers(self) -> int:
+        """Returns the number of entries of all candidates, or of the statistics if that is more."""
+        entries = self.task.classes * self.candidates * self.dim
+        return max(super().statistic_numbers(), entries)
+
     def begin(self, server: Server) -> None:
         """Stores the fresh candidates of all rounds, and the candidates of the first round.
 
