@@ -80,13 +80,7 @@ class DPFeatureCovarianceParams(DPSGDParams):
 
     @model_validator(mode="after")
     def _leaves_budget_for_steps(self) -> Self:
-        share = self.precondition + self.second_share
-        if share >= 1:
-            raise ValueError(
-                f"precondition and second_share add up to {share:g}; give shares that add up to "
-                "less than 1, so that some budget is left for the steps"
-            )
-        return self
+        return self.with_budget_left("precondition", "second_share", rest="the steps")
 
 
 class BallHead(nn.Module):

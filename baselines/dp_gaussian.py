@@ -355,13 +355,7 @@ class DPGMMParams(DPGaussianParams):
 
     @model_validator(mode="after")
     def _leaves_budget_for_moments(self) -> Self:
-        share = self.coordinates_share + self.em_share
-        if share >= 1:
-            raise ValueError(
-                f"coordinates_share and em_share add up to {share:g}; give shares that add up to "
-                "less than 1, so that some budget is left for the moments"
-            )
-        return self
+        return self.with_budget_left("coordinates_share", "em_share", rest="the moments")
 
 
 @register("dp-gmm")

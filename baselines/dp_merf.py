@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from baselines.dp_gaussian import InCoordinatesParams
 from fedsim.methods import (
+    BLOCK,
     ConditionalGenerator,
     ConditionalSampler,
     Coordinates,
@@ -44,8 +45,8 @@ from fedsim.methods import (
 CLASSES_AT_ONCE = 128
 """The rows of at most this many classes are generated at once, which bounds the memory."""
 
-FEATURES_AT_ONCE = 2**25
-"""At most this many features of examples are computed at once, and one example's more."""
+MOST_FEATURES = 2**25
+"""The largest number of features of examples that are in memory together."""
 
 
 class DPMERFParams(InCoordinatesParams):
@@ -90,14 +91,13 @@ class DPMERF(OneShot):
         The features of every row have norm 1.
         """
         share = self.params.coordinates_share
-        rows_at_once = FEATURES_AT_ONCE // (2 * self.params.frequencies) + 1
         embedding = Statistic(
             "embedding",
             1 - share,
             moments.CLASS_MEAN_WEIGHTS,
             self.embedding_products,
             self.receive_embedding,
-            block=min(Statistic.block, rows_at_once),
+            block=min(BLOCK, MOST_FEATURES // (2 * self.params.frequencies)),
         )
         return (*coordinate_statistics(share), embedding)
 

@@ -102,14 +102,14 @@ class FedAvgCVAE(PrivateEncoders):
 class DPCVAEParams(LocalDPSGDParams):
     """Parameters of DP-CVAE.
 
-    ``learning_rate``, ``clip``, ``latent`` and ``beta`` were chosen by the search that all methods
-    had (``benchmarks/search.yaml``). The published values are 0.001, 1.5, 100 and 0.1.
+    The search of ``benchmarks/search.yaml`` chose ``learning_rate``, ``clip``, ``latent`` and
+    ``beta``.
 
     Attributes:
         local_steps: the number of local steps in a round. 25 steps at sample rate 0.2 are 5 local
             epochs, as published. The published batch of 256 rows is the expected one for a client
             of 1,280 rows.
-        latent: the dimension of z.
+        latent: the dimension of z; the published one is 100.
         hidden: the widths of the hidden layers of encoder and decoder.
         beta: the weight of an example's KL divergence against its squared error. The published
             weight is 0.1, for entries that each client scales to 0 .. 1. Rows here have norm 1. The
@@ -133,8 +133,9 @@ class DPCVAEParams(LocalDPSGDParams):
 class DPCVAE(PrivateEncoders, LocalDPSGD):
     """DP-CVAE: a CVAE by DP-SGD at each client, with averaged decoders.
 
-    Architecture and protocol are as published, but z has fewer dimensions. The published epsilon
-    does not cover everything that the published code does, so four more things differ here:
+    Architecture and protocol are as published, but our search chose the learning rate, the clip
+    norm, the dimension of z and beta. The published epsilon does not cover everything that the
+    published code does, so four more things differ here:
 
     - The noise is computed for the local steps that run.
     - The KL divergence is that of each example, not a sum over the batch.

@@ -90,10 +90,9 @@ def make_row(*, plan: Mapping[str, Any] = NOISE, refuted: bool = False, **values
         columns["share_of_ceiling"] = share
     if epsilon is None:
         return Row(columns)
-    refuted = refuted or columns["status"] == "refuted"
     names = ("epsilon_target", "delta", "trust", "scope", "claim", "selection")
-    plan = {**{name: columns[name] for name in names}, **plan, "releases": []}
-    return Row(columns, plan, refuted)
+    plan = {name: columns[name] for name in names} | {**plan, "releases": []}
+    return Row(columns, plan, refuted or columns["status"] == "refuted")
 
 
 def make_failed(**values: Any) -> Row:
@@ -153,8 +152,7 @@ def make_rounds(
 
 def changed(row: Row, **values: Any) -> Row:
     """Return a result with other values."""
-    refuted = row.refuted or values.get("status") == "refuted"
-    return Row({**row.values, **values}, row.plan, refuted)
+    return Row({**row.values, **values}, row.plan, row.refuted)
 
 
 def values_of(row: Row, *without: str) -> dict[str, Any]:

@@ -264,8 +264,6 @@ def finding_of(settings: Settings, unit: Unit, trust: Trust) -> Finding:
             None, "the server adds the noise, so the message of a client leaves it without noise"
         )
     if settings.clipped == "updates":
-        if settings.noise_at == "clients" and settings.client_sampling == "poisson":
-            return Finding(None, "clients that do not take part add no noise to the sum")
         return clipped_updates(settings, unit, trust)
     if unit == "client":
         reason = (
@@ -357,6 +355,12 @@ def clipped_updates(settings: Settings, unit: Unit, trust: Trust) -> Finding:
         reasons.append(
             "without amplification, because one example can turn the clipped update of its client "
             "into any other one, which changes the sum by 2 C"
+        )
+    elif settings.client_sampling == "poisson" and settings.noise_at == "clients":
+        # The noise is drawn only if its client is. The sum is computed from noisy messages, so it
+        # costs no more than they do.
+        reasons.append(
+            "without amplification, because a client that does not take part adds no noise"
         )
     elif settings.client_sampling == "poisson" and trust == "aggregate":
         rate = (settings.clients_per_round or 1) / (settings.clients or 1)

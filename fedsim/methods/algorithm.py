@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
@@ -68,6 +68,24 @@ class Params(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def with_budget_left(self, *shares: str, rest: str) -> Self:
+        """Return the parameters if some of the privacy budget is left after some releases.
+
+        Args:
+            shares: the names of the parameters that are shares of the budget.
+            rest: the part of the training that needs the rest of the budget, for the message.
+
+        Raises:
+            ValueError: the shares add up to 1 or more.
+        """
+        total = sum(getattr(self, name) for name in shares)
+        if total >= 1:
+            raise ValueError(
+                f"{' and '.join(shares)} add up to {total:g}; give shares that add up to less "
+                f"than 1, so that some budget is left for {rest}"
+            )
+        return self
 
     @classmethod
     def brief(cls, values: Mapping[str, Any], given: Container[str]) -> dict[str, Any]:

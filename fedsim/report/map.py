@@ -56,9 +56,7 @@ def save_map(results: RunResults, trials: Sequence[Trial], data: Mapping[str, Em
     saved_rows = [
         row
         for row in results.rows
-        if row.cell_id in trial_of
-        and results.trained[row.cell_id]["state"] is not None
-        and folder.state(results.trained[row.cell_id]["training_id"]).exists()
+        if row.cell_id in trial_of and folder.has_state(results.trained[row.cell_id])
     ]
     panels = {}
     for row in shown_rows(saved_rows):

@@ -113,6 +113,10 @@ class RunFolder:
         """Return the file of the tensors that a training left."""
         return self.path / "trained" / f"{training_id}.safetensors"
 
+    def has_state(self, training: TrainingRecord) -> bool:
+        """Return whether the tensors that a training left are still in the folder."""
+        return training["state"] is not None and self.state(training["training_id"]).exists()
+
     @property
     def checkpoints(self) -> Path:
         """Return the folder of the checkpoints of running trainings, as an absolute path."""

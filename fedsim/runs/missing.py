@@ -71,7 +71,7 @@ def state_of(cell: Cell | Entry, lines: RunResults) -> CellState:
     if evaluation is not None and evaluation["error"] is None:
         return Evaluated()
     state: Missing | Trained = Missing()
-    if training["state"] is not None and lines.folder.state(cell.training_id).exists():
+    if lines.folder.has_state(training):
         state = Trained(training)
     if evaluation is not None:
         return Failed(state)

@@ -34,7 +34,7 @@ class Signal(NamedTuple):
     Attributes:
         name: the name of the part.
         ratio: the expected norm of the noise over the largest norm of the part.
-        words: a text: the largest norm, and its numbers of units and dimensions.
+        words: a description of the largest norm, with the numbers of units and dimensions.
     """
 
     name: str
@@ -86,7 +86,8 @@ def signals(trial: Trial, parts: Parts, release: Release) -> list[Signal]:
         return [_signal_of_gradients(trial, plan, cohort, shapes, release)]
     part_signals = []
     for full_name, shape in shapes.items():
-        # A statistic of one client has the client's number after a dot. All clients' have one size.
+        # A dot and a client's number end the name of a statistic of this client alone. These
+        # statistics have the same shape for all clients, so the first client stands for all.
         name, _, client = full_name.partition(".")
         if client not in ("", "0"):
             continue

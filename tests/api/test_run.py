@@ -169,6 +169,14 @@ def test_verdict_needs_two_methods(run: fedsim.Run) -> None:
         run.table(table="verdict", where="label == 'linear'")
 
 
+def test_cells_of_two_folders_count_once_in_the_table_of_sites(
+    run: fedsim.Run, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run.folder, tmp_path / "run")
+    numbers = run.table(table="sites").numbers
+    assert run.table(copy, table="sites").numbers.equals(numbers)
+
+
 def test_report_prints_a_table_and_draws_no_page(run: fedsim.Run, command: Command) -> None:
     before = sorted(path.name for path in run.folder.iterdir())
     done = command("report", str(run.folder), "--format", "latex")

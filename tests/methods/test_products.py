@@ -45,12 +45,11 @@ class Doubled(Chart):
 
 
 def test_classifiers_of_coordinates_keep_the_versions_of_clients() -> None:
-    weights = (torch.eye(2), -torch.eye(2))
-    classifiers = [LinearClassifier(weight, torch.zeros(2)) for weight in weights]
+    x = torch.eye(2)
+    classifiers = [LinearClassifier(weight, torch.zeros(2)) for weight in (x, -x)]
     product = for_embeddings(LocalClassifiers(classifiers), Doubled())
-    x = torch.tensor([[1.0, 0.0]])
-    of_second = own(product, 1).probabilities(x)  # type: ignore[union-attr]
-    torch.testing.assert_close(of_second, classifiers[1].probabilities(2 * x))
+    second = own(product, 1).probabilities(x)  # type: ignore[union-attr]
+    torch.testing.assert_close(second, classifiers[1].probabilities(2 * x))
 
 
 def reduced(reduction: Any, *parts: Any) -> Any:

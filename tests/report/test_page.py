@@ -304,7 +304,7 @@ def test_cautions_list_settings_in_a_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", ["failed", "refuted"])
 def test_failed_cells_and_refuted_claims_are_red(tmp_path: Path, status: str) -> None:
-    row = changed(make_row(audit_epsilon_lower=4.5), status=status)
+    row = make_row(audit_epsilon_lower=4.5, status=status)
     if status == "failed":
         row = make_failed()
     assert named(

@@ -280,25 +280,10 @@ def test_claims_are_named_beside_labels_and_explained_below(status: str) -> None
     rows += [
         make_row(cell_id="r", label="refuted"),
         make_row(cell_id="s", label="refuted", epsilon_target=4.0, status=status, refuted=True),
+        make_row(cell_id="p", label="helped", public="BloodMNIST", public_hash="0"),
+        make_row(cell_id="n", label="open", epsilon_target=None),
     ]
-    rows += [
-        make_row(
-            cell_id="p",
-            label="helped",
-            public="BloodMNIST",
-            public_hash="0",
-        )
-    ]
-    table = table_of(
-        [
-            *rows,
-            make_row(
-                cell_id="n",
-                label="open",
-                epsilon_target=None,
-            ),
-        ]
-    )
+    table = table_of(rows)
     names = [
         "proved",
         "stated (stated ε)",

@@ -194,7 +194,7 @@ def test_single_method_has_no_verdict() -> None:
 
 
 def test_methods_without_a_common_setting_have_no_verdict() -> None:
-    rows = [*rows_of("a", [0.8]), *rows_of("b", [0.8], epsilon_target=2.0)]
+    rows = rows_of("a", [0.8]) + rows_of("b", [0.8], epsilon_target=2.0)
     assert verdict_table(SeedGroups.of(rows)) is None
 
 

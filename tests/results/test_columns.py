@@ -207,6 +207,7 @@ def test_training_that_left_its_plan_has_no_epsilon() -> None:
         audits=audits(trial, refuted=True),
     )
     assert row.status == "unaccounted"
+    assert row.refuted
     assert row.epsilon_spent is None
     assert row.mechanisms is None
     assert row.error["type"] == "Unaccounted"

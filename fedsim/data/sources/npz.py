@@ -97,9 +97,7 @@ def _read(
         )
 
 
-def _remap(
-    y: NDArray[Any], split: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.str_] | None]:
+def _remap(y: NDArray[Any], split: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any] | None]:
     """Return labels ``0 .. C-1`` in sorted order, and the class names if the labels were texts.
 
     The values are those of training and test rows; validation rows, which are ignored, get label 0.
@@ -118,8 +116,6 @@ def _remap(
             f"label {untrained[0]} occurs in test rows, but in no training row",
             "remove these test rows, or give some of them split 0 (training)",
         )
-    if y.dtype.kind == "S":
-        return labels, np.char.decode(values, "utf-8", "replace")
-    if y.dtype.kind == "U":
+    if y.dtype.kind in "US":
         return labels, values
     return labels, None

@@ -166,7 +166,7 @@ def attack_run(
             continue
         finished += 1
         line = results.trainings[cell.training_id]
-        if line["state"] and folder.state(cell.training_id).exists():
+        if folder.has_state(line):
             saved.append((as_trained(trial, line), line))
     if not saved:
         raise UserError(
