@@ -1,4 +1,4 @@
-"""Defines the errors that reach a user, and the hint that names the nearest known word."""
+"""Defines the errors that a user sees, and functions that write their places and hints."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class UserError(Exception):
         return "; ".join(filter(None, (mistake, self.hint)))
 
     def _render_traceback_(self) -> list[str]:
-        """Return what IPython shows instead of a traceback."""
+        """Return the lines that IPython shows instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
 class RunLost(UserError):
     """Raised when the machine stops a running grid: a full disk, or a run folder that was deleted.
 
-    Results that were written stay.
+    Results that were already written are kept.
     """
 
     exit_code = 1
@@ -56,7 +56,7 @@ class PluginError(UserError):
 class NotPerExample(ValueError):
     """Raised when one example changes the loss or statistic of other examples.
 
-    Clipping single examples then bounds nothing.
+    Clipping the examples one by one then does not bound the effect of one example.
     """
 
 
@@ -64,7 +64,7 @@ def not_installed(where: str, package: str, extra: str) -> UserError:
     """Return the error for an optional package that is missing.
 
     Args:
-        where: the place that needs it.
+        where: the place that needs the package.
         package: the name of the package.
         extra: the extra of fedsim that installs it.
     """
@@ -80,7 +80,11 @@ def at(location: str | Callable[[str], str]) -> Iterator[None]:
     """Add the place to every UserError that passes through the block.
 
     Args:
-        location: a prefix of the error's own place, or a function that returns the new place.
+        location: a text to put before the error's own place, or a function that is given the
+            error's own place and returns the new one.
+
+    Raises:
+        UserError: the block raised it; it has the same class, and the new place.
     """
     try:
         yield
@@ -96,9 +100,12 @@ def check_choice(where: str, given: object, choices: Iterable[str]) -> None:
     """Refuse a word that is none of the choices.
 
     Args:
-        where: the parameter that has the word.
-        given: the word.
-        choices: the words that are allowed.
+        where: the name of the parameter.
+        given: its value.
+        choices: the allowed words.
+
+    Raises:
+        UserError: the value is none of the allowed words.
     """
     known = list(choices)
     if given not in known:

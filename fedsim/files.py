@@ -14,15 +14,15 @@ def shown(file: str | Path) -> str:
     """Return a path for a message, relative to the working folder if it is below it."""
     path = Path(file)
     if path.is_relative_to(Path.cwd()):
-        return str(path.relative_to(Path.cwd()))
+        path = path.relative_to(Path.cwd())
     return str(path)
 
 
 def line_of(thing: Any) -> str:
-    """Return the file and line that define a class or function; its name if unknown."""
+    """Return the file and line that define a class or function, or its name if no file is known."""
     try:
         return f"{shown(inspect.getsourcefile(thing) or '')}:{inspect.getsourcelines(thing)[1]}"
-    except (OSError, TypeError):  # made in an interpreter, or its file is gone
+    except (OSError, TypeError):  # It was defined in an interpreter, or its file is gone.
         return str(getattr(thing, "__qualname__", thing))
 
 
@@ -31,13 +31,13 @@ def cache_folder() -> Path:
 
     It is ``$FEDSIM_CACHE``, or else ``fedsim`` below ``$XDG_CACHE_HOME`` or ``~/.cache``.
     """
-    if given := os.environ.get("FEDSIM_CACHE"):
-        return Path(given)
+    if folder := os.environ.get("FEDSIM_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsim"
 
 
 def unread(error: BaseException) -> str:
-    """Return in a few words why a file cannot be read, without its path."""
+    """Return a short reason why a file cannot be read; it does not contain the path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     return " ".join(str(error).split())[:200] or type(error).__name__
@@ -52,28 +52,33 @@ def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
 
     Args:
         path: the file to replace; its folder is made.
-        mode: the permissions that the file has before anything is in it; default: the process's.
+        mode: the permissions that the file gets before anything is written to it. None: the
+            process's default.
 
     Yields:
         The path of the new file.
+
+    Raises:
+        OSError: the file cannot be written or replaced.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    new_file = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         if mode is not None:
-            part.unlink(missing_ok=True)
-            part.touch(mode, exist_ok=False)
-        yield part
-        part.replace(path)
+            # Permissions are set when a file is created, so an old one is removed first.
+            new_file.unlink(missing_ok=True)
+            new_file.touch(mode, exist_ok=False)
+        yield new_file
+        new_file.replace(path)
     except OSError as error:
-        # An error of writing, as on a full disk, names no file at all.
-        if error.filename2 is None and error.filename in (None, str(part)):
+        # The user does not know the new file. An error such as a full disk names no file.
+        if error.filename2 is None and error.filename in (None, str(new_file)):
             error.filename = str(path)
         raise
     finally:
-        # A read-only file system refuses this too; the first error is the one to raise.
+        # A read-only file system refuses this, too. Then the first error is the one to raise.
         with suppress(OSError):
-            part.unlink()
+            new_file.unlink()
 
 
 def discard(path: Path) -> None:

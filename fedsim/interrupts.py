@@ -1,4 +1,4 @@
-"""Ends a command once and soon after a signal.
+"""Interrupts a command at the first signal, and ends its process if the command takes too long.
 
 The signals are Ctrl-C, SIGTERM (systemd, scancel, timeout) and SIGHUP (a closed terminal).
 """
@@ -14,10 +14,10 @@ from types import FrameType
 
 INTERRUPTED = 130
 """The exit code of an interrupted command."""
-_ENDING = 4.0
-"""The seconds that an orderly end may take before the process is ended.
+_GRACE_SECONDS = 4.0
+"""The number of seconds that a command has to end by itself before its process is ended.
 
-A library that waits for a server which is gone would take a minute.
+Without a limit, a library may wait a minute for a server that is gone.
 """
 _RAISING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _late: list[threading.Timer] = []
@@ -26,7 +26,7 @@ _late: list[threading.Timer] = []
 
 @contextmanager
 def interrupts() -> Iterator[None]:
-    """Raise KeyboardInterrupt in the block at the first of these signals.
+    """Raise KeyboardInterrupt in the block at the first Ctrl-C, SIGTERM or SIGHUP.
 
     Signals that are ignored (``nohup``) stay ignored. Outside the main thread nothing changes,
     because only the main thread can handle signals.
@@ -44,6 +44,7 @@ def interrupts() -> Iterator[None]:
     try:
         yield
     finally:
+        # After the first signal, all signals stay ignored, so that none interrupts the clean-up.
         for number, handler in before.items():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)
@@ -53,7 +54,8 @@ def interrupts() -> Iterator[None]:
 def kept_handlers() -> Iterator[None]:
     """Restore all signal handlers after the block, even if a signal has interrupted it.
 
-    A process that stays, such as a notebook's, then handles signals as before.
+    The timer that would end the process is cancelled, too. So a process that goes on, such as a
+    notebook's, handles signals as before.
     """
     before = {
         number: handler for number in _RAISING if (handler := signal.getsignal(number)) is not None
@@ -70,9 +72,10 @@ def kept_handlers() -> Iterator[None]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Ignore further signals, limit the time to end, and raise KeyboardInterrupt."""
-    for signal_ in _RAISING:  # a second one would interrupt the clean-up
+    for signal_ in _RAISING:  # A second signal would interrupt the clean-up.
         signal.signal(signal_, signal.SIG_IGN)
-    _late.append(late := threading.Timer(_ENDING, os._exit, [INTERRUPTED]))
-    late.daemon = True
-    late.start()
+    timer = threading.Timer(_GRACE_SECONDS, os._exit, [INTERRUPTED])
+    _late.append(timer)
+    timer.daemon = True
+    timer.start()
     raise KeyboardInterrupt

@@ -1,7 +1,7 @@
 """Chooses the test rows of data sets that have no split of their own, and the rows of a `limit`.
 
-The choice is stratified and has a fixed public seed, so it belongs to the data set and not to an
-experiment.
+The choice keeps the label frequencies and uses a fixed public seed. So the chosen rows are part of
+the data set and not of an experiment.
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ VALIDATION = 1
 TEST = 2
 """The three values of a split array; validation rows are ignored."""
 SPLIT_SEED = 20240601
-"""The public seed of every choice of rows.
-
-It is fixed because the test rows, and the rows that a ``limit`` keeps, are part of the data set and
-not of an experiment.
-"""
+"""The public seed of every choice of rows."""
 WORDS = {
     "train": TRAIN,
     "training": TRAIN,
@@ -31,7 +27,7 @@ WORDS = {
     "validation": VALIDATION,
     "test": TEST,
 }
-"""The names that folders, columns and hubs give to the splits."""
+"""The values of a split by the names that folders, columns and hubs of data sets use."""
 
 
 def stratified_rows(
@@ -45,10 +41,12 @@ def stratified_rows(
     Args:
         y: the labels ``[n]``, in ``0 .. C-1``; every class occurs.
         size: the number of rows to choose, at most n, or n - C with ``leave_one``.
-        leave_one: whether one row or more of every class is not chosen; each class has two or more.
+        leave_one: whether at least one row of every class is left out of the choice. If so, every
+            class needs at least two rows.
 
     Returns:
-        int64 ``[size]``, the same choice for the same arguments. Every class has one row or more.
+        Row positions, int64 ``[size]``, with at least one row of every class. Equal arguments give
+        equal positions.
 
     Raises:
         UserError: ``size`` is below C.
@@ -60,6 +58,7 @@ def stratified_rows(
             f"limit {size} leaves some of the {len(counts)} classes without a row",
             "give a larger limit",
         )
+    # Every class gets one row, and a share of the other rows in proportion to its spare rows.
     spare = counts - 1
     exact = spare * ((size - len(counts)) / max(int(spare.sum()), 1))
     quota = 1 + np.floor(exact).astype(np.int64)
@@ -105,10 +104,12 @@ def quarter_for_testing(
 ) -> NDArray[np.int64]:
     """Return a split ``[n]`` in which a stratified quarter of the rows are test rows.
 
+    Every class has at least one test row, so there are more than a quarter if classes are small.
+
     Args:
         y: the labels ``[n]``; every class occurs.
-        names: the names of the classes, for the message.
-        thing: what a row is, for the message.
+        names: the names of the classes, for the error message.
+        thing: the word for a row in the error message, such as ``image``.
 
     Raises:
         UserError: a class has a single row, which cannot be on both sides of the split.
@@ -133,7 +134,7 @@ def quarter_of_groups(
     names: tuple[str, ...],
     thing: str,
 ) -> NDArray[np.int64]:
-    """Return a split ``[n]`` in which a quarter of the groups, with all rows, are for testing.
+    """Return a split ``[n]`` in which all rows of a quarter of the groups are test rows.
 
     Rows with equal ``values`` form a group, and a group is never divided. The choice is stratified
     by the label that most rows of a group have (the lowest one if several are equally frequent).
@@ -141,8 +142,8 @@ def quarter_of_groups(
     Args:
         values: the group of every row ``[n]``, such as the patient.
         y: the labels ``[n]``.
-        names: the names of the classes, for the message.
-        thing: what a group is, such as ``patient``, for the message.
+        names: the names of the classes, for the error message.
+        thing: the word for a group in the error message, such as ``patient``.
 
     Raises:
         UserError: a row has no group, or a class has a single group.
@@ -157,12 +158,13 @@ def quarter_of_groups(
     _, group = np.unique(values, return_inverse=True)
     counts = np.zeros((int(group.max()) + 1, len(names)), np.int64)
     np.add.at(counts, (group, y), 1)
+    # Only classes that label a group are passed on, because each class there needs two groups.
     classes, label = np.unique(counts.argmax(1), return_inverse=True)
     return quarter_for_testing(label, tuple(names[c] for c in classes), thing)[group]
 
 
 def lacking(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return which entries of a column have no value: an empty text or NaN."""
+    """Return a mask ``[n]`` of the entries without a value: empty texts and NaN."""
     if values.dtype.kind in "US":
         return np.asarray(np.char.str_len(values) == 0)
     return np.asarray(values != values)  # only NaN differs from itself

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 LabelShares = Literal["released", "uniform"]
-"""The label frequencies of plain accuracy.
+"""The source of the label frequencies to which plain accuracy adapts the predicted labels.
 
-They are those that the algorithm ``released`` under its budget, or equal ones (``uniform``).
+``released``: the algorithm released them within its budget. ``uniform``: all labels are equally
+frequent.
 """
 
 
@@ -28,8 +29,8 @@ class Predictions:
         y: the true labels, int64 ``[m]``.
         predicted: the predicted labels, int64 ``[m]``.
         probabilities: the probabilities of the classes, ``[m, C]``.
-        shares: the class frequencies of the client that predicts, ``[C]``; None if the predictor is
-            no single client's.
+        shares: the class frequencies of the client whose predictor it is, ``[C]``; None if the
+            predictor does not belong to a single client.
     """
 
     y: NDArray[np.int64]
@@ -39,7 +40,10 @@ class Predictions:
 
     @property
     def held(self) -> NDArray[np.int64]:
-        """The classes of the test rows, without classes that the client has no training rows of."""
+        """The held classes, ascending: those with a test row and a training row of the client.
+
+        Without a client they are all classes with a test row.
+        """
         classes = np.unique(self.y)
         if self.shares is None:
             return classes
@@ -48,21 +52,22 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number per cell, which is computed alike for every algorithm.
+    """A number per cell that is computed in the same way for every algorithm.
 
     Attributes:
         title: the title of its table.
-        of: the predictions that it is computed from. ``all``: of all test rows, by the probe or
-            classifier that everyone has (the mean over clients with classifiers of their own).
-            ``clients``: of each client's own test rows, by its own classifier or the probe on its
-            own generator's embeddings. ``personal``: of each client's own test rows, by its
-            personal predictor, as the mean over clients.
-        score: computes the number from predictions, or returns None if it is not defined for them;
-            None in its place if the number is computed elsewhere.
-        column: its heading in the page's list of cells; an empty text leaves it out.
-        table: whether the page has a table of it, as soon as a result has the number.
+        of: the predictions that it is computed from. ``all``: the predictions of all test rows by
+            the shared probe or classifier. If each client has its own classifier, the number is the
+            mean over clients. ``clients``: each client's predictions of its own test rows, by its
+            own classifier or by the probe on its own generator's embeddings. ``personal``: each
+            client's predictions of its own test rows, by its personal predictor; the number is the
+            mean over clients.
+        score: the function that computes the number from predictions. It returns None if the number
+            is not defined for them. None: other code computes the number.
+        column: its heading in the page's list of cells; the list leaves it out if this is empty.
+        table: whether the page has a table of it if a result has the number.
         terminal: whether the terminal shows that table, too.
-        references: the numbers beside it, each a name and a column of the results.
+        references: the reference levels beside it, each a name and a column of the results.
         best: the best number; infinite if larger is always better; None if no number is best.
         least: the least possible number.
         most: the largest possible number.
@@ -115,7 +120,7 @@ def macro_f1(of: Predictions) -> float:
 
 
 def recalls(of: Predictions) -> NDArray[np.float64]:
-    """Return the recall of every held class, in the order of the classes."""
+    """Return the recall of every held class, ``[held classes]``, ascending by class."""
     held = of.held
     count = np.bincount(of.y)
     right = np.bincount(of.y[of.predicted == of.y], minlength=len(count))
@@ -123,14 +128,17 @@ def recalls(of: Predictions) -> NDArray[np.float64]:
 
 
 def share_weighted_accuracy(of: Predictions) -> float:
-    """Return the accuracy at the client's label frequencies: its recalls, weighted by them."""
+    """Return the mean recall over the held classes, weighted by the client's label frequencies.
+
+    It is plain accuracy if the predictor does not belong to a single client.
+    """
     if of.shares is None:
         return accuracy(of)
     return float(np.average(recalls(of), weights=of.shares[of.held]))
 
 
 MANY_PROBABILITIES = 1_000_000
-"""The number of probabilities from which areas under ROC curves are computed from ranks."""
+"""Areas under ROC curves are computed from ranks if there are more probabilities than this."""
 CLASSES_AT_ONCE = 50
 """The number of classes whose rows are ranked at once."""
 BINS = 15
@@ -158,7 +166,7 @@ def auroc(of: Predictions) -> float | None:
 
 
 def _areas_by_rank(of: Predictions) -> list[float]:
-    """Return the areas of :func:`auroc` from ranks (Mann-Whitney), a block of classes at a time."""
+    """Return the areas of :func:`auroc`, computed from ranks for one block of classes at a time."""
     from scipy.stats import rankdata
 
     areas = []
@@ -170,6 +178,7 @@ def _areas_by_rank(of: Predictions) -> list[float]:
             count = int(is_label.sum())
             others = len(of.y) - count
             if others:
+                # The Mann-Whitney statistic: the pairs in which the row of the class ranks higher.
                 above = ranks[is_label, column].sum() - count * (count + 1) / 2
                 areas.append(float(above / (count * others)))
     return areas
@@ -184,6 +193,7 @@ def calibration_error(of: Predictions) -> float:
     """
     confidence = of.probabilities.max(axis=1).astype(np.float64)
     bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    # Each gap is a sum over the rows of its bin, so it has the bin's weight already.
     gaps = np.bincount(bins, weights=(of.predicted == of.y) - confidence, minlength=BINS)
     return float(np.abs(gaps).sum() / len(of.y))
 

@@ -1,7 +1,8 @@
-"""Chooses the real rows of references and scores, so that a large data set takes minutes.
+"""Chooses the real rows for references and scores, so that a large data set takes minutes.
 
-A small data set is used whole. Of a large one, a fixed choice of rows is used. It depends on the
-labels alone and on no cell's seed, so that all cells of a data set are scored on the same rows.
+All rows of a small data set are used. A large one is represented by a choice of rows, with classes
+as equally frequent as possible. The choice of test rows does not depend on a cell's seed, so cells
+with equal settings are scored on the same rows.
 """
 
 from __future__ import annotations
@@ -16,30 +17,34 @@ from fedsim.partition import Partition, PartitionSpec, own_rows
 from fedsim.partition.partition import OwnRows
 
 MOST_TRAIN_ROWS = 50_000
-"""The largest number of real training rows of a reference, of all clients together."""
+"""The largest number of real rows that a reference is trained on, over all clients together."""
 MOST_TEST_ROWS = 20_000
 """The largest number of test rows that anything is scored on."""
 MOST_CLIENT_SCORES = 500_000_000
-"""The largest number of class scores (clients × rows × classes) of clients one by one."""
+"""The largest number of class scores (clients × rows × classes) if each client is scored alone."""
 MOST_LOCAL_SCORES = 20_000_000
 """The largest number of class scores (rows × classes) that clients' own probes are trained on.
 
-It counts one row of every class that a client holds.
+Each client counts with one row of every class that it holds.
 """
 LARGE = 1_000_000
-"""A data set with more training rows times classes than this counts as large for references."""
+"""A data set with more training rows times classes than this is large, see :func:`is_large`."""
 SEED = 0
 """The public seed of the choice of rows."""
 
 
 def is_large(data: Embeddings) -> bool:
-    """Return whether a data set is large, so that its references are fitted by the faster path."""
+    """Return whether a data set is large, so that its references are fitted in a faster way.
+
+    It is large if it has more than :data:`MOST_TRAIN_ROWS` training rows, or more than
+    :data:`LARGE` training rows times classes.
+    """
     rows = len(data.y_train)
     return rows > MOST_TRAIN_ROWS or rows * data.classes > LARGE
 
 
 def balanced_rows(group: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Return the numbers of at most ``most`` rows, ascending, with groups as equal as possible.
+    """Return at most ``most`` row numbers, ascending, with groups as equally large as possible.
 
     Every group keeps at least one row, even if there are more groups than ``most``.
 
@@ -53,10 +58,11 @@ def balanced_rows(group: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     by_group = shuffled[np.argsort(group[shuffled], kind="stable")]
     counts = np.bincount(group)
     first = np.cumsum(counts) - counts
+    # The position of each shuffled row within its group.
     rank = np.arange(len(group)) - np.repeat(first, counts)
-    # The number of rows if every group keeps at most 1, 2, 3, … of its own.
-    kept = np.cumsum(np.bincount(rank))
-    per_group = max(1, int(np.searchsorted(kept, most, side="right")))
+    # The number of rows in all if every group keeps at most 1, 2, 3, … of its rows.
+    totals = np.cumsum(np.bincount(rank))
+    per_group = max(1, int(np.searchsorted(totals, most, side="right")))
     return np.sort(by_group[rank < per_group])
 
 
@@ -66,8 +72,8 @@ def client_step(partition: Partition) -> int:
     The probe of a client that holds h classes is trained on h rows or more, and its time grows with
     rows times classes.
     """
-    held = (partition.label_counts > 0).sum(axis=1)
-    return 1 + int(np.square(held).sum()) // MOST_LOCAL_SCORES
+    held_classes = (partition.label_counts > 0).sum(axis=1)
+    return 1 + int(np.square(held_classes).sum()) // MOST_LOCAL_SCORES
 
 
 def probed_clients(partition: Partition) -> range:
@@ -84,9 +90,10 @@ def client_rows(data: Embeddings, partition: Partition) -> list[NDArray[np.int64
     rows_of_clients = [partition.rows[client] for client in probed_clients(partition)]
     rows = np.concatenate(rows_of_clients)
     sizes = [len(of_client) for of_client in rows_of_clients]
-    client = np.repeat(np.arange(len(sizes)), sizes)
-    kept = balanced_rows(client * data.classes + data.y_train[rows], MOST_TRAIN_ROWS)
-    ends = np.searchsorted(client[kept], np.arange(1, len(sizes)))
+    client_of_row = np.repeat(np.arange(len(sizes)), sizes)
+    # A group is all rows of one class of one client.
+    kept = balanced_rows(client_of_row * data.classes + data.y_train[rows], MOST_TRAIN_ROWS)
+    ends = np.searchsorted(client_of_row[kept], np.arange(1, len(sizes)))
     return np.split(rows[kept], ends)
 
 
@@ -101,7 +108,7 @@ def own_rows_among(
     partition: Partition,
     spec: PartitionSpec,
 ) -> OwnRows:
-    """Return which of the chosen test rows are each client's own, by their places in ``chosen``.
+    """Return each client's own test rows among the chosen ones, as positions in ``chosen``.
 
     Args:
         chosen: the numbers of the chosen test rows, ascending.
@@ -112,12 +119,16 @@ def own_rows_among(
     own = own_rows(data, partition, spec)
     if len(chosen) == len(data.y_test):
         return own
-    place = np.full(len(data.y_test), -1)
-    place[chosen] = np.arange(len(chosen))
-    # Clients that share their test rows go on sharing one array.
-    places = {id(rows): place[rows][place[rows] >= 0] for rows in own.rows}
+    # The position is -1 for a test row that is not chosen.
+    position_of = np.full(len(data.y_test), -1)
+    position_of[chosen] = np.arange(len(chosen))
+    # Clients whose test rows are one array share one array of positions, too.
+    positions = {id(rows): position_of[rows][position_of[rows] >= 0] for rows in own.rows}
     return replace(
         own,
-        rows=tuple(places[id(rows)] for rows in own.rows),
-        words=f"{own.words}, among {len(chosen)} of {len(place)} with classes as equal as possible",
+        rows=tuple(positions[id(rows)] for rows in own.rows),
+        words=(
+            f"{own.words}, among {len(chosen)} of {len(position_of)} with classes as equal as "
+            "possible"
+        ),
     )

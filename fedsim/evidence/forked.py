@@ -1,4 +1,4 @@
-"""Functions run in forks of this process, so that what one leaves in memory no other one finds."""
+"""Runs functions in forks of this process, so that no call sees what another left in memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def forked(function: Callable[..., Result], *arguments: Any) -> Result:
     """Return ``function(*arguments)``, computed in a fork of this process.
 
     Raises:
-        Exception: as :func:`in_forks`.
+        Exception: as :func:`in_forks` raises it.
     """
     return next(in_forks(function, [arguments]))
 
@@ -45,14 +45,19 @@ def in_forks(
 ) -> Generator[Result, None, None]:
     """Yield the function's result for each of ``arguments``, in order, each from its own fork.
 
+    Args:
+        function: the function.
+        arguments: the arguments of each call.
+
     Raises:
         ProcessEnded: a fork ended without a result, or its exception cannot be pickled.
-        Exception: what the function raised in the fork.
+        Exception: the exception that the function raised in the fork.
     """
     waiting = iter(arguments)
     running: deque[tuple[Any, Connection]] = deque()
     try:
         while True:
+            # Start forks until as many run as may run at once.
             for next_arguments in islice(waiting, AT_ONCE - len(running)):
                 running.append(_start(function, next_arguments))
             if not running:
@@ -80,7 +85,7 @@ def _start(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[An
 
 
 def _receive(receiver: Connection) -> tuple[Any, BaseException | None]:
-    """Wait for the answer of a fork and return its result and its exception, one of them None."""
+    """Wait for a fork's answer and return its result and its exception, at least one None."""
     try:
         answer = receiver.recv_bytes()
     except EOFError:
@@ -96,7 +101,9 @@ def _answer(
     arguments: tuple[Any, ...],
 ) -> None:
     """Compute in a fork and send the result or the exception; send nothing if the process exits."""
-    receiver.close()  # so that a fork whose parent was killed ends when it answers
+    # Otherwise the fork would hold a reader of its own pipe, and sending could block for ever after
+    # its parent was killed.
+    receiver.close()
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
     try:
@@ -105,15 +112,21 @@ def _answer(
         answer = _pickled_error(error)
     except BaseException:
         return
-    # Sent as bytes, because torch would send tensors by shared memory.
+    # The answer is sent as bytes, because torch would send tensors through shared memory.
     with suppress(BrokenPipeError):
         sender.send_bytes(answer)
 
 
 def _pickled_error(error: Exception) -> bytes:
-    """Return the answer of a fork whose function raised; its text if it cannot be pickled."""
+    """Return a fork's answer with the exception, or with its text if pickling fails.
+
+    An exception whose ``__init__`` takes other arguments than its ``args`` can be pickled but not
+    unpickled.
+    """
     with suppress(Exception):
-        return pickle.dumps((None, error))
+        answer = pickle.dumps((None, error))
+        pickle.loads(answer)  # noqa: S301 (this process wrote it)
+        return answer
     return pickle.dumps((None, ProcessEnded(said(error))))
 
 
@@ -124,12 +137,13 @@ def alone(
 ) -> Result:
     """Return ``function(*arguments)``, computed in a process with one thread, which may fork.
 
-    That is this process if it has no other thread. Otherwise it is a new process.
+    This process computes it if it has no other thread, and otherwise a new process does. A new
+    process may not know what ``__main__`` defines, so for this module it is always this process.
 
     Args:
         function: the function.
-        module: imported first by a new process, such as the module of a plug-in.
-        arguments: those of the function.
+        module: the module that a new process imports first, such as the module of a plug-in.
+        arguments: the arguments of the function.
     """
     if threading.active_count() == 1 or module == "__main__":
         return function(*arguments)

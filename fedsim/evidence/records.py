@@ -49,18 +49,19 @@ def contradictions(
     Args:
         line: the record.
         cls: the class that its cell names.
-        evaluated_by: hash of the code that evaluated the cell; None where nothing did.
+        evaluated_by: the hash of the code that evaluated the cell; None if it was not evaluated.
     """
     for places in _EQUAL_PLACES:
-        # External samples have neither a plan nor a ledger.
-        known = [place for place in places if _value(line, place.partition(".")[0]) is not None]
-        yield from _differing({place: _value(line, place) for place in known})
+        # External samples have neither a plan nor a ledger, so these places are left out.
+        present = [place for place in places if _value(line, place.partition(".")[0]) is not None]
+        yield from _differing({place: _value(line, place) for place in present})
     try:
         cell = Cell.model_validate(line["cell"])
     except ValidationError as error:
         yield f"its cell cannot be read ({'; '.join(reasons(error))})"
         return
     data_set = shown(cell.dataset, cell.evaluation.unseen)
+    # The record also holds these facts, which follow from its cell.
     for name, value, place in (
         ("cell.evaluation.probe_c", cell.evaluation.real_c, "task.probe_c"),
         ("cell.alpha", cell.concentration, "alpha"),
@@ -79,7 +80,10 @@ def contradictions(
 
 
 def _group_contradictions(cell: Cell, line: TrainingRecord) -> Iterator[str]:
-    """Yield a sentence for each value that contradicts whether the unit is a group."""
+    """Yield a sentence for each value of groups that is missing, or that another unit has.
+
+    The column of a group unit must also be the one that the partition keeps together.
+    """
     column = cell.unit_column
     groups = line.get("train_groups")
     for name, value in (("cell.unit_column", column), ("train_groups", groups)):
@@ -91,7 +95,7 @@ def _group_contradictions(cell: Cell, line: TrainingRecord) -> Iterator[str]:
 
 
 def _size_contradictions(cell: Cell, line: TrainingRecord) -> Iterator[str]:
-    """Yield a sentence if the public size is not that of the units that trained."""
+    """Yield a sentence if the public size does not follow from the number of training units."""
     from fedsim.grid.cells import public_size  # late: it imports torch
 
     counts = {
@@ -113,8 +117,8 @@ def _ids(
     """Return the ids that a training of this cell may have.
 
     There are several, because a record names neither the working folder of its bench nor the code
-    that scored the trainings of a search. That code may be the one that evaluated the cell, or the
-    one that is here.
+    that scored the trainings of a search. That code may be the code that evaluated the cell, or the
+    code that is installed here.
     """
     from fedsim.grid.cells import training_id_of  # late: it imports torch
 
@@ -125,7 +129,11 @@ def _ids(
 
 
 def _differing(values: dict[str, Any]) -> Iterator[str]:
-    """Yield a sentence for each value that differs from the first; values are by their places."""
+    """Yield a sentence for each value that differs from the first.
+
+    Args:
+        values: the values by the names of their places.
+    """
     places = iter(values)
     first = next(places, "")
     for place in places:

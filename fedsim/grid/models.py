@@ -1,7 +1,7 @@
-"""A grid file as frozen models: the keys of a grid with their types, defaults and meaning.
+"""Defines the keys of a grid file as frozen pydantic models: types, defaults and meanings.
 
-The reference page of the grid is made of the docstrings here. Each grid also remembers where its
-values came from (:class:`Origin`), so that a message can name the file and line.
+The reference page of the grid is generated from the docstrings here. Each grid also stores where
+its values came from (:class:`Origin`), so that a message can name the file and line.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the values of a grid came from, to name places in messages.
+    """The source of the values of a grid, from which messages name the place of a key.
 
     Two grids with different origins may still be equal.
 
@@ -90,6 +90,8 @@ class Origin:
             elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
                 value = value[part]
             else:
+                # Validation added this part, such as the kind of an entry or the index of a
+                # value that the user wrote without a list.
                 continue
             written.append(part)
         return tuple(written)
@@ -123,12 +125,8 @@ def listed(value: Any) -> Any:
 
 
 def points_of(axes: Mapping[str, Iterable[_Item]]) -> list[dict[str, _Item]]:
-    """Return all points of some axes, each with one value per axis; the last axis varies first."""
-    points = []
-    for values in product(*axes.values()):
-        point = dict(zip(axes, values, strict=True))
-        points.append(point)
-    return points
+    """Return all points, each with one value per axis; the last axis varies fastest."""
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
 def _without_ranges(value: Any) -> list[Any]:
@@ -219,7 +217,7 @@ Epsilon = Annotated[
     PlainSerializer(json_number, when_used="json"),
 ]
 Axis = Annotated[tuple[_Item, ...], BeforeValidator(listed), Field(min_length=1)]
-"""The values of a grid's axis, of which a grid file may give one without a list."""
+"""The values of a grid's axis. A grid file may give a single value without a list."""
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_without_ranges), Field(min_length=1)]
 Device = Literal["auto", "cpu", "cuda"]
@@ -232,9 +230,9 @@ MOST_SYNTHETIC = 20_000
 SYNTHETIC_C = 0.01
 """The default inverse penalty of a probe that is trained on synthetic examples."""
 FEW_FEATURES = 384
-"""With fewer features than this the default inverse penalty is larger."""
+"""The default inverse penalty is larger if there are fewer features than this."""
 ENOUGH_ROWS = 0.3
-"""With fewer real examples per class and feature the default inverse penalty is smaller."""
+"""The default inverse penalty is smaller if there are fewer real examples per class and feature."""
 
 
 class Evaluation(_Model):
@@ -476,12 +474,12 @@ class AlgorithmEntry(_Model):
 
     @property
     def is_called_by_path(self) -> bool:
-        """Return whether tables would show the file or module of its class, as it has no label."""
+        """Return whether tables would show the path of its class, because it has no label."""
         path, _, class_name = self.name.rpartition(":")
         return path != "" and self.display.endswith(f"{Path(path).name}:{class_name}")
 
     def within(self, folder: Path) -> AlgorithmEntry:
-        """Return the same entry with a relative path of its file taken from ``folder``.
+        """Return the same entry, in which a relative path of its file starts at ``folder``.
 
         External samples also get the SHA-256 of their file.
         """
@@ -522,10 +520,11 @@ class AlgorithmEntry(_Model):
 
 
 def _entry_of_class(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an entry that names a class with the class's name and label in its place."""
+    """Return an entry whose name is a class with the name and the label of the class instead."""
     cls = entry["name"]
+    # A class without a name of its own, or with a path as its name, is not registered.
     label = vars(cls).get("name", ":")
-    if ":" in label:  # The class is not registered, so its name is a path.
+    if ":" in label:
         label = cls.__name__
     return {"label": label, **entry, "name": name_of(cls)}
 
@@ -575,7 +574,7 @@ class Published(_Model):
         return self.dataset is None or f"{dataset} (".startswith(f"{self.dataset} (")
 
     def within(self, folder: Path) -> Published:
-        """Return the same entry, which names no file."""
+        """Return the entry as it is, because it names no file."""
         return self
 
 
@@ -591,7 +590,7 @@ Entry = Annotated[
     | Annotated[Published, Tag("a published number")],
     Discriminator(_kind_of_entry),
 ]
-"""One entry of ``algorithms``. No key of an entry is called as a tag is, so messages skip tags."""
+"""One entry of ``algorithms``. Its tag is never a key that a user wrote, so messages skip it."""
 
 
 class Grid(_Model):
@@ -673,7 +672,7 @@ class Grid(_Model):
         unit: str | GroupUnit,
         info: ValidationInfo,
     ) -> str | GroupUnit:
-        """Refuse a partition that keeps together the groups of another column than the unit's."""
+        """Refuse a group unit if the partition keeps the groups of another column together."""
         partition = info.data.get("partition")
         together = partition and partition.together
         if isinstance(unit, GroupUnit) and together not in (None, unit.column):
@@ -735,7 +734,8 @@ class Grid(_Model):
 
         Args:
             dataset: One of ``sets``.
-            where: What the message is about within it. ``encoder: WHERE`` names its encoder.
+            where: The part of the data set that the message is about. A text that begins with
+                ``encoder: `` is about its encoder.
             public: Whether the message is about the public data set beside it.
         """
         position = 0
@@ -791,8 +791,8 @@ class Cell(_Model):
     """One point of a grid; it can be written as JSON.
 
     Attributes:
-        cell_id: 16 hex digits. Two cells have the same id exactly if nothing that can change the
-            result differs: training, evaluation and the code that evaluates.
+        cell_id: 16 hex digits. Two cells have the same id exactly if everything that can change the
+            result is equal: the training, the evaluation and the code that evaluates.
         training_id: 16 hex digits of everything that can change the training. Cells that differ
             only in their evaluation share it.
         source: The hash of the code that trains; see :mod:`fedsim.plugins.code_hash`.
@@ -815,8 +815,8 @@ class Cell(_Model):
         noise: Where noise comes from.
         seed: The root of the cell's random numbers, and the seed of the partition.
         evaluation: How the generator is evaluated.
-        tuning: How some of ``params`` are chosen. Before that, these have the first values of the
-            space. None: the grid gives all of them.
+        tuning: How some of ``params`` are chosen. Until they are chosen, they have the first values
+            of the space. None: nothing is tuned.
     """
 
     cell_id: str
@@ -857,12 +857,12 @@ class Cell(_Model):
 
     @property
     def data_key(self) -> str:
-        """Return the key of the data that its clients share: a data set, maybe without a site."""
+        """Return the key of the data that its clients share, see :func:`data_key`."""
         return data_key(self.dataset, self.evaluation)
 
 
 def data_key(dataset: DatasetSpec, evaluation: Evaluation) -> str:
-    """Return the key of a data set; leaving a site out of training makes another key."""
+    """Return the key of a data set, which also names the site that is left out of training."""
     if evaluation.unseen is None:
         return dataset.key
     return f"{dataset.key} without {evaluation.unseen}"

@@ -583,7 +583,7 @@ COLUMNS: dict[str, Column] = {
         "ledger.counted_by",
     ),
     "audit_epsilon_lower": Column(
-        "The largest ε that an audit refutes, at a confidence of 95 %.",
+        "The largest ε that an audit refutes, at a confidence of 95 % for each audit.",
         "audit.epsilon_lower",
         "float64",
     ),

@@ -8,6 +8,14 @@ import pytest
 from fedsim.errors import UserError
 from fedsim.evidence.forked import ProcessEnded, forked, in_forks
 
+
+class Misplaced(Exception):
+    """An exception that cannot be unpickled."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(f"{where}: {what}")
+
+
 SEEN: list[int] = []
 
 
@@ -32,3 +40,8 @@ def test_end_of_a_fork_is_raised_in_its_parent() -> None:
         forked(signal.raise_signal, signal.SIGINT)
     with pytest.raises(UserError, match="here: is wrong"):
         forked(raise_error, UserError("here", "is wrong"))
+
+
+def test_exception_that_cannot_be_unpickled_keeps_its_text() -> None:
+    with pytest.raises(ProcessEnded, match="Misplaced: here: is wrong"):
+        forked(raise_error, Misplaced("here", "is wrong"))

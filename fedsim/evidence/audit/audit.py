@@ -1,11 +1,13 @@
-"""The audit of a claim: a lower bound of ε, with confidence, from pairs of trainings.
+"""Audits a claim of ε: computes a lower bound of ε with 95 % confidence, from pairs of trainings.
 
-The pairs are trained without and with a unit, and a test tells the two apart. A test with a rate F
-of false positives and a rate T of true positives refutes every mechanism whose trade-off function
-is above 1 - T at F (Dong, Roth & Su 2022). The rates are known to a confidence: each has an exact
-interval (Clopper and Pearson 1934), and both intervals hold together with 95 %. The threshold of
-the test is a log likelihood ratio of 0. It is fixed beforehand, and it has the fewest errors of
-both kinds together.
+In each pair, one training is without a unit and one is with it. A test says of each training
+whether it had the unit. The trade-off function of a mechanism is the least false-negative rate that
+a test can have at each false-positive rate. So a test with the false-positive rate F and the
+true-positive rate T refutes every mechanism whose trade-off function is above 1 - T at F (Dong,
+Roth & Su 2022). Both rates are unknown. So the upper confidence limit of F and the lower one of T
+are used (Clopper and Pearson 1934), which hold together with 95 %. The threshold of the test is a
+log likelihood ratio of 0. It is fixed beforehand, and the sum of both error rates is smallest
+there.
 """
 
 from __future__ import annotations
@@ -40,25 +42,30 @@ from fedsim.results.records import AuditRecord, TrainingPair
 from fedsim.training.trial import Trial
 from fedsim.words import number
 
-_EACH = 0.025
-"""The probability with which each of the two rates may be outside of its interval: together 5 %."""
+_TAIL = 0.025
+"""The probability that a rate is beyond one end of its interval.
+
+A bound uses one end of each of two intervals, so it is wrong with at most 5 %.
+"""
 LEAST_PAIRS = 6
 """The number of pairs with which an attack without a single error would refute an ε above 0."""
 
 
 def interval(count: float, total: int) -> tuple[float, float]:
-    """Return the lower and upper confidence limits of a rate, each exceeded with 2.5 %.
+    """Return the lower and the upper confidence limit of a rate (Clopper and Pearson 1934).
+
+    The rate is beyond each limit with a probability of at most 2.5 %.
 
     Args:
-        count: how often something was seen.
+        count: the number of trials in which the event happened.
         total: the number of trials.
     """
     low = 0.0
     high = 1.0
     if count > 0:
-        low = float(beta.ppf(_EACH, count, total - count + 1))
+        low = float(beta.ppf(_TAIL, count, total - count + 1))
     if count < total:
-        high = float(beta.ppf(1 - _EACH, count + 1, total - count))
+        high = float(beta.ppf(1 - _TAIL, count + 1, total - count))
     return low, high
 
 
@@ -68,15 +75,17 @@ def bound(
     mechanisms: Sequence[Mechanism],
     delta: float,
 ) -> float:
-    """Return the largest ε of the claimed mechanisms with other noise that the scores refute.
+    """Return the lower bound of ε: the largest ε that the scores refute.
+
+    Every ε stands for the claimed mechanisms with another amount of noise.
 
     Args:
         absent: log likelihood ratios of trainings without the unit.
         present: log likelihood ratios of trainings with the unit.
-        mechanisms: what is claimed to have run.
+        mechanisms: the mechanisms that are claimed to have run.
         delta: the δ of the claim.
     """
-    # The test says that the unit is there if a ratio is 0 or more.
+    # The test says that a training had the unit if its ratio is 0 or more.
     _, false_positives = interval(sum(score >= 0 for score in absent), len(absent))
     true_positives, _ = interval(sum(score >= 0 for score in present), len(present))
     return refuted_epsilon(mechanisms, delta, false_positives, true_positives)[0]
@@ -90,8 +99,10 @@ class Audit:
         claim: the claimed ε.
         epsilon: the largest ε that is refuted, a lower bound of the true one.
         pairs: the number of pairs of trainings.
-        ratio: what the canary adds to a step, in units of the claimed sensitivity.
-        heuristic: whether the claim is no theorem.
+        ratio: the norm that the unit (the canary) adds to a step, in units of the claimed
+            sensitivity. It is the largest of all steps if that is more than the claim allows, and
+            otherwise the root mean square.
+        heuristic: whether the claim is heuristic, that is, not proved.
     """
 
     claim: float
@@ -107,7 +118,7 @@ class Audit:
         return self.epsilon > self.claim or is_exceeded
 
     def words(self) -> str:
-        """Return the outcome on a line."""
+        """Return the outcome as one line of text."""
         outcome = "not refuted"
         if self.refuted:
             outcome = "REFUTED"
@@ -124,12 +135,13 @@ class Audit:
 def outcome_of(setting: Setting, seen: Sequence[TrainingPair]) -> Audit:
     """Return the outcome of an audit from its pairs of trainings."""
     plan = setting.plan
-    absent = [pair["absent"] for pair in seen]
-    present = [pair["present"] for pair in seen]
+    absent = [line["absent"] for line in seen]
+    present = [line["present"] for line in seen]
     epsilon = bound(absent, present, plan.mechanisms, plan.delta)
-    added = max(pair["most"] for pair in seen)
+    # One step above the sensitivity is enough to refute a proof, so it decides the ratio.
+    added = max(line["most"] for line in seen)
     if added <= MOST_ADDED:
-        added = math.sqrt(float(np.mean([pair["ratio"] ** 2 for pair in seen])))
+        added = math.sqrt(float(np.mean([line["ratio"] ** 2 for line in seen])))
     return Audit(
         plan.epsilon_target,
         epsilon,
@@ -179,7 +191,7 @@ class AuditRun:
         self.key = key_of(setting)
 
     def missing(self, known: Sequence[TrainingPair]) -> Iterator[TrainingPair]:
-        """Run and yield the pairs that are not known."""
+        """Run the pairs that are not among ``known``, and yield the results of each."""
         # On such small tensors a second thread only waits.
         torch.set_num_threads(1)
         missing = sorted(set(range(self.count)) - {line["pair"] for line in known})
@@ -215,7 +227,7 @@ class ClaimAudit:
         )
 
     def line(self, audit: Audit) -> AuditRecord:
-        """Return the result line, in which ``params`` are those that the audit changed."""
+        """Return the line of the run folder; its ``params`` are those that the audit changed."""
         cell = self.trials[0].cell
         changed = dict(self.run.setting.params)
         for name, value in cell.params.items():
@@ -244,8 +256,11 @@ def audits_of(
 
     Args:
         grid: the grid, whose key ``audit`` is named in errors.
-        asked: the number of pairs and of rounds.
+        asked: the numbers of pairs and rounds.
         trials: the cells of the grid.
+
+    Raises:
+        UserError: there are too few pairs, or the algorithm has no plan for a claim.
     """
     trials_of_claim = defaultdict(list)
     for trial in trials:

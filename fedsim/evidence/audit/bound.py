@@ -1,14 +1,14 @@
-"""A lower bound of ε from the error rates of an adversary, by dp-accounting.
+"""Computes a lower bound of ε from the error rates of an adversary, with dp-accounting.
 
-The adversary says whether a unit took part in a training. The output of the training is
+The adversary guesses whether a unit took part in a training. The output of the training is
 distributed as P if the unit took part and as Q if it did not. An (ε, δ) curve of P and Q bounds
 every test: with a false-positive rate a and a false-negative rate b,
 
     b >= 1 - δ(e) - exp(e) a    and    b >= exp(-e) (1 - δ(e) - a)    for every e >= 0
 
-(Kairouz, Oh & Viswanath 2015, "The composition theorem for differential privacy", section 2). The
-curve is that of the composed Gaussian mechanisms, an upper bound that dp-accounting computes, so
-the bound on b is a lower one.
+(Kairouz, Oh & Viswanath 2015, "The composition theorem for differential privacy", section 2). For
+the composed Gaussian mechanisms, dp-accounting computes a δ(e) that is never too small. So the
+right-hand sides are never too large.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ from fedsim.privacy.mechanism import Mechanism
 SLOPES = np.concatenate([np.arange(0.0, 1.0, 0.01), np.arange(1.0, 30.0, 0.05)])
 """Values of e at which a trade-off curve is bounded from below."""
 MESH = 0.01
-"""The width of the mesh of losses, in standard deviations of the composed loss (at most 1)."""
+"""The width of the mesh of privacy losses, divided by the standard deviation of the composed loss.
+
+A standard deviation above 1 counts as 1.
+"""
 LEAST_NOISE = 2.0**-6
-"""The least factor of noise that the search tries."""
+"""The least factor by which the search multiplies the noise."""
 MOST_NOISE = 2.0**14
-"""The largest factor of noise that the search tries."""
+"""The largest factor by which the search multiplies the noise."""
 PRECISION = 1e-3
 """The relative precision of the factor of noise."""
 
@@ -41,8 +44,8 @@ def composed_losses(mechanisms: Sequence[Mechanism], mesh: float) -> Any:
     two neighbouring data sets.
 
     Args:
-        mechanisms: what ran.
-        mesh: the width of the mesh on which losses are put.
+        mechanisms: the mechanisms that ran.
+        mesh: the width of the mesh to which losses are rounded.
     """
     from dp_accounting.pld import privacy_loss_distribution  # late: it takes a second to import
 
@@ -65,19 +68,21 @@ def refuted_epsilon(
     false_positives: float,
     true_positives: float,
 ) -> tuple[float, float]:
-    """Return the largest ε that a test with these rates refutes, and the factor of noise it means.
+    """Return the largest ε that a test with these rates refutes, and its factor of noise.
 
-    The mechanisms at a factor s have all noise multipliers times s. They did not run if the
-    false-negative rate of the test is below their trade-off curve. More noise is easier to refute,
-    so the least factor that is refuted has the largest ε. The result is (0, inf) if no factor up to
-    ``MOST_NOISE`` is refuted.
+    A factor s stands for the claimed mechanisms with all noise multipliers times s. It is refuted
+    if the test has a lower false-negative rate than the trade-off curve of these mechanisms allows.
+    More noise is easier to refute, so the least factor that is refuted has the largest ε.
 
     Args:
-        mechanisms: what is claimed to have run.
+        mechanisms: the mechanisms that are claimed to have run.
         delta: the δ of the claim.
         false_positives: the upper confidence limit of the rate with which the test says "present"
             of a training without the unit.
         true_positives: the lower confidence limit of that rate for a training with the unit.
+
+    Returns:
+        ε and its factor; 0 and infinity if no factor up to ``MOST_NOISE`` is refuted.
     """
 
     def scaled(log_factor: float) -> list[Mechanism]:
@@ -85,22 +90,27 @@ def refuted_epsilon(
         return [mechanism.scaled(factor) for mechanism in mechanisms if mechanism.costs]
 
     def excess(log_factor: float) -> float:
-        """Return how far the test's false negatives are below those at a factor of noise."""
-        least = least_false_negatives(scaled(log_factor), false_positives)
-        return least - (1 - true_positives)
+        """Return how far the test's false-negative rate is below the least possible one.
+
+        A positive number refutes the factor.
+        """
+        least_possible = least_false_negatives(scaled(log_factor), false_positives)
+        return least_possible - (1 - true_positives)
 
     if true_positives <= false_positives or excess(math.log(MOST_NOISE)) <= 0:
         return 0.0, math.inf
     low, high = _bracket(excess)
     if low < high:
         high = brentq(excess, low, high, xtol=PRECISION / 2)
-        while excess(high) <= 0:  # the root may lie on the side that is not refuted
+        # The root is approximate, and may lie on the side that is not refuted.
+        while excess(high) <= 0:
             high += PRECISION / 2
     return epsilon_of(scaled(high), delta), math.exp(high)
 
 
 def least_false_negatives(mechanisms: Sequence[Mechanism], false_positives: float) -> float:
     """Return a lower bound of the false-negative rate of any test with this false-positive rate."""
+    # The largest right-hand side of each inequality of the module's docstring.
     deltas = np.asarray(_composed(mechanisms).get_delta_for_epsilon(SLOPES))
     steep = 1 - deltas - np.exp(SLOPES) * false_positives
     flat = np.exp(-SLOPES) * (1 - deltas - false_positives)

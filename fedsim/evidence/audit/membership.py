@@ -1,9 +1,9 @@
-"""Membership inference against the saved generators of a run.
+"""Attacks the saved generators of a run by membership inference.
 
-The attack scores examples by how much they resemble the synthetic embeddings, and asks how well the
-scores separate training examples from other examples of the data set. The adversary sees nothing
-but the synthetic embeddings. Training examples and others may also differ by themselves, so the
-attack bounds no ε.
+An attack scores each example by how much it resembles the synthetic embeddings. The result is how
+well the scores separate training examples from other examples of the data set. The adversary sees
+nothing but the synthetic embeddings. Training examples and other examples may also differ for other
+reasons, so an attack bounds no ε.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from fedsim.training.trial import Trial
 from fedsim.words import counted, number
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
-"""Rates of false positives at which those of true positives are reported.
+"""The false-positive rates at which true-positive rates are reported.
 
-They follow Carlini et al. 2022 (arXiv 2112.03570).
+They are those of Carlini et al. 2022 (arXiv 2112.03570).
 """
 RESAMPLES = 400
 """The number of bootstrap samples."""
@@ -72,15 +72,16 @@ def membership(scores: Floats, inside: Bools) -> tuple[Estimate, ...]:
     count = len(scores)
     order = np.argsort(-scores)
     in_order = inside[order]
-    # Examples with the same score pass a threshold together: the curve has a point after the last.
+    # Examples with equal scores pass a threshold together. So the curve has one point per score,
+    # after the last example with this score.
     thresholds = np.append(np.flatnonzero(np.diff(scores[order])), count - 1)
-    whole = _rates(in_order, np.ones(count, np.int64), thresholds)
+    estimates = _rates(in_order, np.ones(count, np.int64), thresholds)
     resampled = []
     for _ in range(RESAMPLES):
         repeats = np.bincount(stream.integers(0, count, count), minlength=count)
         resampled.append(_rates(in_order, repeats[order], thresholds))
     limits = np.quantile(resampled, (0.025, 0.975), axis=0)
-    return tuple(Estimate(*numbers) for numbers in np.array([whole, *limits]).T.tolist())
+    return tuple(Estimate(*numbers) for numbers in np.array([estimates, *limits]).T.tolist())
 
 
 def _rates(
@@ -97,6 +98,7 @@ def _rates(
     """
     true_positives = np.append(0, np.cumsum(repeats * inside)[thresholds])
     false_positives = np.append(0, np.cumsum(repeats * ~inside)[thresholds])
+    # Without examples of one kind, the numbers are those of guessing.
     if not true_positives[-1] or not false_positives[-1]:
         return [0.5, *FALSE_POSITIVE_RATES]
     true_rates = true_positives / true_positives[-1]
@@ -120,9 +122,9 @@ def scores_of(
         y: their labels ``[n]``.
 
     Returns:
-        Two arrays ``[n]``. ``likelihood`` is the log density of each example under a Gaussian of
-        the synthetic embeddings. ``nearest synthetic row`` is minus the distance to the nearest
-        one.
+        Two arrays ``[n]``. ``likelihood`` is the log density of each example under a Gaussian that
+        is fitted to the synthetic embeddings of its label. ``nearest synthetic row`` is minus the
+        distance to the nearest one of these embeddings.
     """
     nearness = np.zeros(len(x))
     likelihood = np.zeros(len(x))
@@ -131,7 +133,8 @@ def scores_of(
         rows = synthetic[labels == label].astype(float)
         nearness[of_label] = -cdist(x[of_label].astype(float), rows).min(1)
         covariance = np.cov(rows.T, bias=True)
-        # With a multiple of the identity, few embeddings have a density in many dimensions.
+        # The covariance of fewer embeddings than dimensions is singular, so a multiple of the
+        # identity is added.
         variance = 0.1 * covariance.trace() / len(covariance) + 1e-9
         covariance += variance * np.eye(len(covariance))
         likelihood[of_label] = multivariate_normal(rows.mean(0), covariance).logpdf(x[of_label])
@@ -145,7 +148,9 @@ def attack_run(
 ) -> Iterator[str]:
     """Attack every saved generator of a run, record the results, and yield a line for each score.
 
-    The run folder gets the larger area under both ROC curves of each generator.
+    Each generator is attacked with two scores. The run folder gets the larger one of the two areas
+    under the ROC curve. Cells with a private search are left out: each training of the search
+    leaves out some examples, and nothing says which.
 
     Args:
         folder: the run folder.
@@ -153,21 +158,31 @@ def attack_run(
         data: the data sets by key.
 
     Raises:
-        UserError: the run has no saved generators of today's code and data, or the run folder
-            cannot be written.
+        UserError: the run has no saved generators of today's code and data, or only those of
+            private searches, or the run folder cannot be written.
     """
     results = read_results(folder.path)
     finished = 0
+    searched = 0
     saved = []
     for trial in trials:
         cell = trial.cell
         row = results.row(Entry(cell.cell_id, cell.training_id, cell.label), evaluated=False)
         if row is None or row.status != "ok" or row.yields != "generator":
             continue
+        if cell.tuning is not None and not cell.tuning.free:
+            searched += 1
+            continue
         finished += 1
         line = results.trainings[cell.training_id]
         if folder.has_state(line):
             saved.append((as_trained(trial, line), line))
+    if searched and not finished:
+        raise UserError(
+            str(folder.path),
+            "has only cells with a private search, and nothing says which examples they trained on",
+            "audit a run without a private search",
+        )
     if not saved:
         raise UserError(
             str(folder.path),
@@ -177,6 +192,11 @@ def attack_run(
     if len(saved) < finished:
         yield (
             f"{finished - len(saved)} of {counted(finished, 'cell')} left out: no saved generator"
+        )
+    if searched:
+        yield (
+            f"{counted(searched, 'cell')} with a private search left out: nothing says which "
+            "examples they trained on"
         )
     for trial, line in saved:
         yield from _attack_generator(folder, trial, line, data)
@@ -227,7 +247,7 @@ def rows_of(
     """Return the data set of a cell, and which of its examples the cell trained on.
 
     Args:
-        trial: the cell.
+        trial: the cell, without a private search.
         views: data sets by key.
 
     Returns:
@@ -241,8 +261,8 @@ def rows_of(
         for held_out in trial.partition.validation:
             trained[held_out] = False
     else:
-        # A site is left out only where clients see values as they are, so the whole data set has
-        # the examples of the site and of all others.
+        # Only partitions by site leave out a site, and these never shift features. So the whole
+        # data set has the examples of this site and of all other sites, unchanged.
         data = views[cell.dataset.key]
         trained = data.others(str(cell.partition.column), site)
     x = np.concatenate([data.x_train, data.x_test])

@@ -1,8 +1,8 @@
-"""Holds all checks of an algorithm except that of its sensitivity.
+"""Holds the checks of an algorithm, except the check of its sensitivity.
 
-A check is a function of a :class:`fedsim.evidence.check.subject.Subject`. It returns in a few words
-what it saw. It raises ``Fault`` if the algorithm breaks its contract, and ``Idle`` if there is
-nothing to check.
+A check is a function of a :class:`fedsim.evidence.check.subject.Subject`. It returns a short text
+that says what it saw. It raises ``Fault`` if the algorithm breaks its contract, and ``Idle`` if
+there is nothing to check.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ PACKINGS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
 )
 """Numbers of clients per actor, and the order in which the actors compute."""
 REORDERED = 1e-4
-"""How far the sum of a first round may move if it is added up in another order.
+"""The share of a sum of the first round that may change if it is added up in another order.
 
-The allowed change is this share of the tensor's norm plus a tenth of the root of its size.
+The share is taken of the tensor's norm plus a tenth of the square root of its number of entries.
 """
 GROWTH_A_ROUND = 2.0
 """The factor by which the allowed change grows with every further round."""
@@ -161,7 +161,7 @@ def predictions(subject: Subject) -> str:
 
 
 def _largest_difference(first: Tensor, second: Tensor) -> str:
-    """Return the largest difference of two numbers at the same place, as text."""
+    """Return the largest absolute difference between entries of two tensors, as text."""
     return f"{float((first - second).abs().max()):.3g}"
 
 
@@ -222,6 +222,7 @@ def noise(subject: Subject) -> str:
             noised = noised_by_clients(query.noised, plan.trust)
             values = flat(noised[name] - value for name, value in plain.items())
             draws.append(_NoiseDraw(client, query.step, query.release.name, values))
+    # Only draws of the same length can be compared.
     for length in {len(draw.values) for draw in draws} - {0}:
         _check_fresh([draw for draw in draws if len(draw.values) == length])
     for release in plan.releases:
@@ -252,12 +253,12 @@ def _check_fresh(draws: Sequence[_NoiseDraw]) -> None:
             raise Fault(f"client {draw.client} adds no noise in step {draw.step}", NOISE_FIX)
     values = torch.stack([draw.values for draw in draws])
     length = values.shape[1]
-    sizes = values.norm(dim=1, keepdim=True)
-    directions = values / sizes
+    norms = values.norm(dim=1, keepdim=True)
+    directions = values / norms
     correlation = (directions @ directions.T).abs().fill_diagonal_(0)
     # Short draws are often nearly parallel by chance, so only equal ones count.
     if length < DEVIATIONS**2:
-        correlation *= torch.cdist(values, values) <= SAME_DRAW * sizes[:, 0]
+        correlation *= torch.cdist(values, values) <= SAME_DRAW * norms[:, 0]
     largest = float(correlation.max())
     if not largest <= min(DEVIATIONS / math.sqrt(length), 0.999):
         pair = divmod(int(correlation.argmax()), len(draws))
@@ -270,11 +271,11 @@ def _check_fresh(draws: Sequence[_NoiseDraw]) -> None:
 
 
 def budget(subject: Subject) -> str:
-    """Check that the ledger holds what the plan says, and that epsilon is spent and not overspent.
+    """Check that the ledger equals the plan, and that 99 % to 100 % of epsilon are spent.
 
     Raises:
-        Fault: the ledger differs from the plan, more or clearly less epsilon was spent than
-            planned, or something is noised without a plan.
+        Fault: the ledger differs from the plan, more than all or less than 99 % of the planned
+            epsilon was spent, or something is noised without a plan.
     """
     plan = subject.plan
     training = subject.first
@@ -323,13 +324,13 @@ def determinism(subject: Subject) -> str:
 def _check_data(subject: Subject) -> None:
     """Raise a fault if the training changed the data set or the labels of a client."""
     data = subject.data
-    # The fingerprint of a copy is computed anew; the data set itself remembers its own.
+    # A data set computes its fingerprint only once, so the fingerprint of a copy is compared.
     if subject.trial.cell.dataset_hash != replace(data).fingerprint:
         raise Fault("a training changed the data set in memory", UNTOUCHED_FIX)
-    numbers = subject.trial.partition.rows
+    rows_of_clients = subject.trial.partition.rows
     clients = subject.first.pool.cohorts[0].clients
-    # Clients have no examples of their own to change: they copy them from the data set.
-    for y, rows in zip(clients.y, numbers, strict=True):
+    # Clients copy their examples from the data set, so only their labels can have changed.
+    for y, rows in zip(clients.y, rows_of_clients, strict=True):
         if not np.array_equal(y.numpy(), data.y_train[rows]):
             raise Fault("a training changed the labels of a client", UNTOUCHED_FIX)
 
@@ -379,12 +380,13 @@ def _packing_difference(
     for before, after in zip(first.progress, second.progress, strict=True):
         number = before.round - 1
         allowed = REORDERED * GROWTH_A_ROUND**number
+        # The first training has one actor, whose message is the sum over all clients.
         message = tapes[0].messages[number]
         messages = [tape.messages[number] for tape in second.pool.tapes]
-        sums = add_in_order([part.sums for part in messages])
-        difference = _apart(message.sums, sums, allowed)
-        difference = difference or _apart(before.tensors, after.tensors, allowed)
-        sent = sum(part.uplink_bytes for part in messages)
+        sums = add_in_order([of_actor.sums for of_actor in messages])
+        difference = _difference_of_tensors(message.sums, sums, allowed)
+        difference = difference or _difference_of_tensors(before.tensors, after.tensors, allowed)
+        sent = sum(of_actor.uplink_bytes for of_actor in messages)
         if not difference and message.uplink_bytes != sent:
             difference = f"{message.uplink_bytes} bytes sent became {sent}"
         if difference:
@@ -392,8 +394,14 @@ def _packing_difference(
     return ""
 
 
-def _apart(first: Tensors, second: Tensors, share: float) -> str:
-    """Say which tensor differs by more than the order of a sum explains; empty for none."""
+def _difference_of_tensors(first: Tensors, second: Tensors, share: float) -> str:
+    """Return which tensor differs by more than another order of a sum may cause; empty if none.
+
+    Args:
+        first: tensors by name.
+        second: the same tensors from another training.
+        share: the allowed change, see :data:`REORDERED`.
+    """
     for name in {**first, **second}:
         if name not in first or name not in second or first[name].shape != second[name].shape:
             return f"'{name}' is missing, or has another shape"
@@ -433,9 +441,9 @@ def resume(subject: Subject) -> str:
 
 
 def restored(subject: Subject) -> str:
-    """Check that a generator made from the state that a run keeps is the same generator.
+    """Check that a generator that is made from its saved state draws the same embeddings.
 
-    It is made without public examples, because a run does not keep these.
+    It is made without public examples, because a run does not save these.
 
     Raises:
         Fault: the restored generator draws other embeddings.
@@ -494,7 +502,7 @@ def global_random(subject: Subject) -> str:
         Fault: the state of torch's, numpy's or Python's generator changed.
     """
     start = fix_random_states()
-    subject.train()  # The training begins with the same states.
+    subject.train()  # This fixes the states in the same way before it trains.
     touched = [name for name, state in random_states().items() if state != start[name]]
     if touched:
         raise Fault(
@@ -510,13 +518,13 @@ def _difference(
     second: Training,
     start: int = 0,
 ) -> str:
-    """Say where two trainings first differ by a bit; empty if they are equal.
+    """Return as text where two trainings first differ by a bit; empty if they are equal.
 
     Args:
-        subject: what both trained.
+        subject: the small cell that both trained.
         first: a whole training.
-        second: another one, which began at round ``start``.
-        start: the number of rounds of the first that the second did not run.
+        second: another training, which began at round ``start``.
+        start: the number of rounds that only the first training ran.
     """
     for before, after in zip(first.records[start:], second.records, strict=True):
         for name in {**before.values, **after.values}:

@@ -76,6 +76,23 @@ def test_validation_rows_are_not_members() -> None:
     assert np.array_equal(np.flatnonzero(inside), np.sort(trained))
 
 
+def test_cells_with_a_private_search_are_left_out(
+    bench: Callable[..., Ran],
+    command: Callable[..., Done],
+) -> None:
+    entry = quick("dp-gaussian") | {"tune": {"radius": [0.5, 0.8]}}
+    both = bench(small_grid(entry, tune={"trials": 2, "curves": ["default", "tuned"]}))
+    done = command("audit", str(both.folder))
+    assert done.returncode == 0, done.stderr
+    first, *attacks = done.stdout.splitlines()
+    assert first.startswith("1 cell with a private search left out")
+    assert len(attacks) == 2
+    tuned = bench(small_grid(entry, tune={"trials": 2, "curves": ["tuned"]}), "tuned")
+    done = command("audit", str(tuned.folder))
+    assert done.returncode == 2
+    assert "has only cells with a private search" in done.stderr
+
+
 def test_random_scores_show_no_membership() -> None:
     stream = np.random.default_rng(1)
     area, rate, _ = membership(
