@@ -1,6 +1,6 @@
-"""Write the results of a run folder into a file of the results pages.
+"""Write the results of one or several run folders into a file of the results pages.
 
-    python benchmarks/record.py FOLDER --run NAME --json benchmarks/results/paper.json
+    python benchmarks/record.py FOLDER... --run NAME --json benchmarks/results/paper.json
 
 The file holds one line per result: the name of its run and some columns. The results of the same
 run and method that were in the file are replaced; all others stay.
@@ -85,11 +85,11 @@ def recorded(folder: Path, run: str) -> list[dict[str, Any]]:
 def main() -> None:
     """Replace the results of a run in a file."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+", help="folders with different results")
     parser.add_argument("--run", required=True, help="the name of the run in the file")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    new = recorded(options.folder, options.run)
+    new = [record for folder in options.folders for record in recorded(folder, options.run)]
     replaced = {(record["run"], record["label"]) for record in new}
     old = []
     if options.json.exists():
