@@ -191,37 +191,25 @@ def site_products(
 
     Returns:
         For every site sums ``[K, k]``, counts ``[K, 1]`` and second moments
-        ``[K, k (k + 1) / 2]``, as :func:`upper_triangles` arranges them; for every class of every
-        site sums ``[K C, k]`` and counts ``[K C, 1]``.
+        ``[K, k (k + 1) / 2]``, each an upper triangle; for every class of every site sums
+        ``[K C, k]`` and counts ``[K C, 1]``.
     """
     class_of_site = site * classes + y
     ones = u.new_ones(len(u), 1)
     return {
         "site_sums": OuterProduct.sums(u, site, sites),
         "site_counts": OuterProduct.sums(ones, site, sites),
-        "site_second": OuterProduct.sums(upper_triangles(u), site, sites),
+        "site_second": OuterProduct(u, u, site, sites, symmetric=True),
         "site_class_sums": OuterProduct.sums(u, class_of_site, sites * classes),
         "site_class_counts": OuterProduct.sums(ones, class_of_site, sites * classes),
     }
 
 
-def upper_triangles(u: Tensor) -> Tensor:
-    """Returns the upper triangle of ``u u^T`` of rows ``[N, k]``, ``[N, k (k + 1) / 2]``.
-
-    Entries off the diagonal are multiplied by sqrt(2), so that the norm is |u|^2.
-    """
-    row, column = torch.triu_indices(
-        u.shape[1],
-        u.shape[1],
-        device=u.device,
-    )
-    scale = torch.where(row == column, 1.0, math.sqrt(2))
-    triangles: Tensor = u[:, row] * u[:, column] * scale
-    return triangles
-
-
 def from_upper_triangles(values: Tensor, size: int) -> Tensor:
-    """Returns symmetric matrices ``[K, k, k]`` from their :func:`upper_triangles`."""
+    """Returns symmetric matrices ``[K, k, k]`` from their upper triangles.
+
+    :func:`fedsim.privacy.statistics.outer_products.upper_triangle` makes these triangles.
+    """
     row, column = torch.triu_indices(size, size, device=values.device)
     scale = torch.where(row == column, 0.5, math.sqrt(0.5))
     halves = values.new_zeros(len(values), size, size)

@@ -21,7 +21,6 @@ from fedsim.methods.one_shot import Rows, Statistic
 from fedsim.plugins.registry import register
 from fedsim.privacy.plan import Unit
 from fedsim.privacy.statistics import moments, shrinkage
-from fedsim.privacy.statistics.outer_products import BLOCK
 
 SHARES = {
     "coordinates": 0.18,
@@ -31,8 +30,6 @@ SHARES = {
     "site moments": 0.14,
 }
 """The share of each release in the budget, in units of 1 / sigma^2."""
-MOST_PRODUCTS = 2**26
-"""The largest number of products of two coordinates that are in memory together."""
 APART = 0.5
 """Each site is centred by its own mean if site means vary by more than this; the value is ours.
 
@@ -84,7 +81,6 @@ class FedHypeVAESites(FedHypeVAEWarm):
             class_block.SITE_WEIGHTS,
             self.site_products,
             self.receive_sites,
-            block=min(BLOCK, MOST_PRODUCTS // self.most_directions() ** 2),
         )
         return (*super().statistics(), site_moments)
 
@@ -180,9 +176,9 @@ class FedHypeVAESites(FedHypeVAEWarm):
             sums["site_sums"], sums["site_counts"], std["site_sums"], std["site_counts"], axes
         )
         class_counts = sums["site_class_counts"]
-        explained = class_counts * site_shifts.repeat_interleave(self.task.classes, 0)
         class_shifts = shrunk_mean(
-            sums["site_class_sums"] - explained,
+            sums["site_class_sums"]
+            - class_counts * site_shifts.repeat_interleave(self.task.classes, 0),
             class_counts,
             std["site_class_sums"],
             std["site_class_counts"],
@@ -235,15 +231,13 @@ def shrunk_mean(
     noise = (std / rows).square() + sampling_error
     means = sums / rows[:, None]
     along_axes = means @ axes @ axes.T
-    shrunk = torch.zeros_like(sums, dtype=torch.double)
-    # Equal class means have no directions between them.
-    if rank:
-        shrunk += shrinkage.james_stein(
-            along_axes,
-            noise,
-            rank,
-            shrinkage.STEPS,
-        )
+    # Equal class means have no directions between them. Then ``along_axes`` is 0, and stays 0.
+    shrunk = shrinkage.james_stein(
+        along_axes,
+        noise,
+        max(rank, 1),
+        shrinkage.STEPS,
+    )
     if rank < size:
         shrunk += shrinkage.james_stein(
             means - along_axes,

@@ -11,7 +11,6 @@ from torch.nn.functional import normalize
 
 from algorithms import fedhypevae_warm
 from algorithms.fedhypevae_sites import (
-    MOST_PRODUCTS,
     FedHypeVAESites,
     FedHypeVAESitesParams,
 )
@@ -21,7 +20,6 @@ from fedsim.methods import (
     Norms,
     Rows,
     Seeds,
-    Statistic,
     Task,
     clipped_statistics,
     spectral_function,
@@ -156,26 +154,11 @@ def test_without_noise_a_site_has_its_own_class_means_and_covariance(
     assert (stored["site_covariances"][site] - expected).norm() < 0.12
 
 
-def sites_statistic(dim: int, classes: int) -> Statistic:
-    """The statistic of the sites for so many classes of embeddings of a dimension."""
-    task = Task(dim, classes, SITES)
-    return FedHypeVAESites(FedHypeVAESitesParams(), task).statistics()[-1]
-
-
-def test_wide_products_of_sites_have_few_rows_in_a_block() -> None:
-    directions = FedHypeVAESites(FedHypeVAESitesParams(), Task(384, 1000, SITES)).most_directions()
-    assert sites_statistic(384, 1000).block == MOST_PRODUCTS // directions**2 > 0
-
-
 @pytest.mark.parametrize(("classes", "directions"), [(3, 384), (455, 384), (456, 383), (1000, 259)])
 def test_matrices_of_many_classes_are_smaller(classes: int, directions: int) -> None:
     algorithm = FedHypeVAEWarm(FedHypeVAEWarmParams(), Task(384, classes, 1))
     assert algorithm.most_directions() == directions
     assert classes * directions**2 <= fedhypevae_warm.TUNED.most_entries
-
-
-def test_ten_classes_have_many_rows_in_a_block() -> None:
-    assert sites_statistic(768, 10).block == MOST_PRODUCTS // 64**2
 
 
 def test_statistics_of_many_sites_stay_within_the_bound_of_their_size() -> None:

@@ -43,12 +43,15 @@ class OuterProduct:
         right: the right vector of every row ``[N, q]``.
         cell: the cell of every row, int64 ``[N]``; None if there is only one cell.
         cells: the number of cells M. The statistic is ``[M p, q]``.
+        symmetric: whether every row's product is symmetric, so that :func:`upper_triangle` of each
+            cell's sum is enough. The statistic is then ``[M, p (p + 1) / 2]``; there must be cells.
     """
 
     left: Tensor
     right: Tensor
     cell: Tensor | None = None
     cells: int = 1
+    symmetric: bool = False
 
     @classmethod
     def sums(
@@ -70,7 +73,10 @@ class OuterProduct:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The shape of the statistic, ``[M p, q]``."""
+        """The shape of the statistic, ``[M p, q]`` or ``[M, p (p + 1) / 2]``."""
+        if self.symmetric:
+            size = self.left.shape[1]
+            return (self.cells, size * (size + 1) // 2)
         return (self.cells * self.left.shape[1], self.right.shape[1])
 
 
@@ -153,7 +159,7 @@ def _add_weighted_sum(
     """Adds ``weight * sum_n factor_n left_n right_n^T`` of every cell to ``total``, in float64.
 
     Args:
-        total: ``[M p, q]``, float64.
+        total: the sums so far, in the shape of the statistic, float64.
         product: the statistic of N rows.
         factor: the factor of every row ``[N]``.
         is_broken: whether a row is left out, ``[N, 1]``.
@@ -178,9 +184,24 @@ def _add_weighted_sum(
     start = 0
     for cell, size in zip(cells.tolist(), sizes.tolist(), strict=True):
         rows = slice(start, start + size)
-        of_cell = total[cell * width : (cell + 1) * width]
+        if product.symmetric:
+            of_cell = total.new_zeros(width, width)
+        else:
+            of_cell = total[cell * width : (cell + 1) * width]
         _add_products(of_cell, left[rows], right[rows], factor[rows], weight)
+        if product.symmetric:
+            total[cell] += upper_triangle(of_cell)
         start += size
+
+
+def upper_triangle(matrix: Tensor) -> Tensor:
+    """Returns the upper triangle of a symmetric matrix ``[p, p]``, ``[p (p + 1) / 2]``.
+
+    Entries off the diagonal are multiplied by sqrt(2), so the norm is that of the matrix.
+    """
+    row, column = torch.triu_indices(*matrix.shape, device=matrix.device)
+    scale = torch.where(row == column, 1.0, math.sqrt(2))
+    return matrix[row, column] * scale
 
 
 def _add_products(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+from algorithms.class_block import from_upper_triangles
 from fedsim.batch import Layout, consecutive
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics
@@ -117,3 +118,18 @@ def test_one_of_many_alike_rows_changes_the_sums_by_at_most_the_clip() -> None:
     rest = second_moment(x[1:])
     assert float((whole - rest).norm()) <= 1 + 1e-6
     assert float((whole.float() - rest.float()).norm()) > 1 + 1e-4
+
+
+def test_symmetric_product_is_the_upper_triangle_of_each_cell() -> None:
+    rows = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    cell = torch.arange(50) % 3
+    norms = Norms(2.0)
+    whole, norm = clipped_statistics({"second": OuterProduct(rows, rows, cell, 3)}, norms)
+    half = OuterProduct(rows, rows, cell, 3, symmetric=True)
+    triangles, same_norm = clipped_statistics({"second": half}, norms)
+    assert triangles["second"].shape == half.shape == (3, 10)
+    assert_close(
+        from_upper_triangles(triangles["second"], 4).view(12, 4),
+        whole["second"],
+    )
+    assert torch.equal(norm, same_norm)
