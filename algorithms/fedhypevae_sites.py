@@ -231,7 +231,8 @@ def shrunk_mean(
     noise = (std / rows).square() + sampling_error
     means = sums / rows[:, None]
     along_axes = means @ axes @ axes.T
-    # Equal class means have no directions between them. Then ``along_axes`` is 0, and stays 0.
+    # If class means are equal, there are no directions between them: ``axes`` has no columns, and
+    # ``along_axes`` is 0 before and after it is shrunk.
     shrunk = shrinkage.james_stein(
         along_axes,
         noise,

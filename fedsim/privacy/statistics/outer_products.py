@@ -44,7 +44,8 @@ class OuterProduct:
         cell: the cell of every row, int64 ``[N]``; None if there is only one cell.
         cells: the number of cells M. The statistic is ``[M p, q]``.
         symmetric: whether every row's product is symmetric, so that :func:`upper_triangle` of each
-            cell's sum is enough. The statistic is then ``[M, p (p + 1) / 2]``; there must be cells.
+            cell's sum is enough. The statistic is then ``[M, p (p + 1) / 2]``, and ``cell`` must be
+            given.
     """
 
     left: Tensor
