@@ -118,8 +118,8 @@ class RunResults:
 
         It is the line of the strongest audit, in which ``epsilon_lower`` is the largest bound of
         all audits. An audit that refutes the claim is stronger than one that does not, even if the
-        other one is newer. A single bound holds with a confidence of 95 %, so the largest of k bounds
-        holds with a confidence of at least 100 - 5 k %.
+        other one is newer. A single bound holds with a confidence of 95 %, so the largest of k
+        bounds holds with a confidence of at least 100 - 5 k %.
         """
         claim = claim_of(training["cell"])
         lines = [line for line in self.audits if line["claim"] == claim]
