@@ -72,9 +72,10 @@ class FedAvgLinear(SoftmaxRegression, LocalTraining):
 class DPFedAvgLinearParams(LocalDPSGDParams):
     """Parameters of DP-FedAvg-linear, with few steps, since every step costs privacy."""
 
-    rounds: int = Field(30, ge=1)
-    local_steps: int = Field(5, ge=1)
+    rounds: int = Field(60, ge=1)
+    local_steps: int = Field(10, ge=1)
     learning_rate: float = Field(0.02, gt=0)
+    clip: float = Field(0.3, gt=0)
 
 
 @register("dp-fedavg-linear")

@@ -57,7 +57,10 @@ GRIDS: dict[str, dict[str, Any]] = {
                 "params": {"form": "paper", "rounds": 3, "local_steps": 2},
             },
             {"name": "weight-noise", "params": {"rounds": 3}},
-            {"name": "dp-fedavg-linear", "params": {"rounds": 3}},
+            {
+                "name": "dp-fedavg-linear",
+                "params": {"rounds": 3, "local_steps": 5, "clip": 1.0},
+            },
         ],
     },
     "public": {
