@@ -231,6 +231,9 @@ def shrunk_mean(
     noise = (std / rows).square() + sampling_error
     means = sums / rows[:, None]
     along_axes = means @ axes @ axes.T
+    # A thousand classes at a hundred sites have as many means as a data set has rows. So they are
+    # changed in place, and what is no longer needed is freed.
+    beyond_axes = means.sub_(along_axes)
     # If class means are equal, there are no directions between them: ``axes`` has no columns, and
     # ``along_axes`` is 0 before and after it is shrunk.
     shrunk = shrinkage.james_stein(
@@ -239,9 +242,10 @@ def shrunk_mean(
         max(rank, 1),
         shrinkage.STEPS,
     )
+    del along_axes
     if rank < size:
         shrunk += shrinkage.james_stein(
-            means - along_axes,
+            beyond_axes,
             noise,
             size - rank,
             shrinkage.STEPS,

@@ -20,7 +20,7 @@ from fedsim.plugins.registry import lookup
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort
 from fedsim.training.rounds import RoundRecord, Trained, restored, to_the_end, train
-from fedsim.training.state import Checkpoint
+from fedsim.training.state import Checkpoint, copied
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 
 EPSILON = 4.0
@@ -73,7 +73,8 @@ def run(
         return compute(round_, broadcast)
 
     def keep(capture: Callable[[], Checkpoint]) -> None:
-        checkpoints.append(capture())
+        progress = capture()
+        checkpoints.append(replace(progress, tensors=copied(progress.tensors)))
 
     pool.round = noted  # type: ignore[method-assign]
     steps = train(

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from safetensors.torch import load, save
+from safetensors.numpy import save
+from safetensors.torch import load
 from torch import Tensor
 
 from fedsim.device import CPU, moved
@@ -82,9 +83,13 @@ def load_server(server: Server, tensors: Tensors) -> None:
 
 
 def server_state(server: Server) -> Tensors:
-    """Return copies of the server's parameters and tensors, as :func:`load_server` reads them."""
-    parameters = {name: p for name, p in server.model.named_parameters() if p.numel()}
-    return nested("model", copied(parameters)) | nested("tensors", copied(server.tensors))
+    """Return the server's parameters and tensors on the CPU, as :func:`load_server` reads them.
+
+    They share memory with the server, because a statistic may be as large as a data set. So they
+    are valid until the next round.
+    """
+    parameters = {name: p.detach() for name, p in server.model.named_parameters() if p.numel()}
+    return nested("model", moved(parameters, CPU)) | nested("tensors", moved(server.tensors, CPU))
 
 
 def released_state(server: Server) -> Tensors:
@@ -131,7 +136,7 @@ class Checkpoints:
         self.content = content
         self.owner = owner
         self.every = every
-        self._sent = content
+        self._is_new = False
         self._last = time.monotonic()
 
     def __call__(self, capture: Callable[[], Checkpoint]) -> None:
@@ -144,7 +149,8 @@ class Checkpoints:
         if every is None:
             every = CHECKPOINT_SECONDS
         if time.monotonic() - self._last >= every:
-            # The captured copies have no name here, so they are freed before the digest is made.
+            self.content = None  # frees the earlier checkpoint before the new one is packed
+            # The captured state has no name here, so it is freed before the digest is made.
             self._keep(_packed(capture()))
             self._last = time.monotonic()
 
@@ -157,6 +163,7 @@ class Checkpoints:
 
     def _keep(self, body: bytes) -> None:
         self.content = self._digest(body) + body
+        self._is_new = True
 
     def load(self) -> Checkpoint | None:
         """Return the last checkpoint; None if there is none.
@@ -181,18 +188,24 @@ class Checkpoints:
         return digest.digest()
 
     def unsent(self) -> bytes | None:
-        """Return the last checkpoint if it was saved since the last call, else None."""
-        if self.content is self._sent:
+        """Return the last checkpoint if it was saved since the last call, else None.
+
+        The driver keeps it, and this object does not.
+        """
+        if not self._is_new:
             return None
-        self._sent = self.content
-        return self.content
+        content = self.content
+        self.content = None
+        self._is_new = False
+        return content
 
 
 def _packed(progress: Checkpoint) -> bytes:
     """Pack a checkpoint in the safetensors format, without a digest."""
     fields = dict(vars(progress))
     del fields["tensors"]
-    tensors = {name: value.contiguous() for name, value in progress.tensors.items()}
+    # Tensors may share memory, which safetensors allows for arrays of numpy alone.
+    tensors = {name: value.contiguous().numpy() for name, value in progress.tensors.items()}
     return save(tensors, {"progress": json.dumps(fields)})
 
 
