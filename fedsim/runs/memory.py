@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,8 @@ def memory_of_grid(prepared: Prepared, *, in_process: bool) -> GridMemory:
         in_process: whether it runs in this process, and not on workers.
     """
     cells: dict[tuple[object, ...], tuple[CellMemory, Trial]] = {}
-    for trial in prepared.trials:
+    # A tuned cell trains with one set of parameters after the other.
+    for trial in chain.from_iterable(trial.trained for trial in prepared.trials):
         cell = trial.cell
         # Budget, seed and partition hardly change what a cell needs.
         key = (cell.algorithm, str(cell.params), trial.data_key, trial.sizes)

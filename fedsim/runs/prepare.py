@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import joblib
@@ -148,14 +149,13 @@ class Prepared:
         if self.need.gpus or grid.resources.cell_timeout or grid.audit or grid.check:
             return False
         work = 0.0
-        for trial in self.trials:
+        for trial in chain.from_iterable(trial.trained for trial in self.trials):
             name = trial.cell.algorithm
             if not is_shipped(lookup(name)):
                 return False
             algorithm = build_algorithm(name, trial.cell.params, trial.task)
             rounds = len(list(algorithm.schedule()))
-            trainings = max(1, len(trial.candidates))
-            work += rounds * trainings * trial.train_rows * trial.task.dim
+            work += rounds * trial.train_rows * trial.task.dim
         return work <= SHORT_WORK
 
 
@@ -204,8 +204,10 @@ def prepare(
         partition = shared.partition(cell)
         task = task_of(cell, data[cell.data_key], partition)
         candidates = shared.candidates(cell, task)
-        algorithm = build_algorithm(cell.algorithm, cell.params, task)
-        spread = algorithm.statistic_numbers() <= MOST_NUMBERS_OF_ACTORS
+        numbers = max(
+            build_algorithm(cell.algorithm, candidate.params, task).statistic_numbers()
+            for candidate in candidates
+        )
         trial = Trial(
             cell=cell,
             # Public examples travel with the data, so the task does not repeat them.
@@ -218,7 +220,7 @@ def prepare(
                 len(cells),
                 capacity,
                 parallel,
-                spread=spread,
+                spread=numbers <= MOST_NUMBERS_OF_ACTORS,
             ),
             data_key=shared.key_of_view(cell, partition),
             candidates=candidates if cell.tuning else (),

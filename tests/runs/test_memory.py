@@ -23,7 +23,7 @@ EXAMPLE_BYTES = 64 * 4
 """The bytes of an embedding of the digits."""
 
 
-def prepared_grid(*algorithms: str, **keys: Any) -> Prepared:
+def prepared_grid(*algorithms: Any, **keys: Any) -> Prepared:
     """A grid on 200 digits, ready to run on four CPUs."""
     return prepare(small_grid(*algorithms, **keys), NODES)
 
@@ -59,6 +59,15 @@ def test_model_of_all_clients_counts() -> None:
     (few,) = prepared_grid("fedhypevae", clients=2).trials
     (many,) = prepared_grid("fedhypevae", clients=8).trials
     assert memory_of_cell(many).model > memory_of_cell(few).model > 0
+
+
+def test_a_tuned_cell_needs_what_its_largest_candidate_needs() -> None:
+    def needed(latents: list[int]) -> int:
+        entry = {"name": "fedhypevae", "tune": {"latent": latents}}
+        prepared = prepared_grid(entry, tune={"trials": 2})
+        return memory_of_grid(prepared, in_process=False).cell.model
+
+    assert needed([12, 400]) == needed([400, 12]) > needed([12, 13])
 
 
 def statistics_of(classes: int, name: str) -> int:
