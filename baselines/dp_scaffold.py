@@ -35,9 +35,11 @@ class DPScaffoldParams(DPFedAvgLinearParams):
 
     Attributes:
         learning_rate: eta, the rate of a local step of plain SGD.
+        clip: C, the clip norm of one example's gradient.
     """
 
     learning_rate: float = Field(0.5, gt=0)
+    clip: float = Field(1.0, gt=0)
 
 
 class Scaffold(LocalDPSGD):
