@@ -172,6 +172,8 @@ def _add_weighted_sum(
     if product.cell is None:
         _add_products(total, left, right, factor, weight)
         return
+    if not len(left):
+        return  # The clients of a cohort may have no rows, and segment_reduce needs one.
     order = torch.argsort(product.cell, stable=True)
     left = left[order]
     right = right[order]

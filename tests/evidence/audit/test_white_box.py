@@ -165,6 +165,11 @@ def test_canary_reaches_the_sensitivity_and_stays_below(
     assert 0.99 < evidence(steps, setting.plan.sensitivity).most < 1.001
 
 
+def test_trainings_without_the_client_of_the_canary_are_observed() -> None:
+    setting, canary = saturating(setting_of("dp-prototypes", {}, "client", "aggregate", 4.0, 1e-4))
+    assert observed(setting, canary, Seeds(0, 1), present=False)
+
+
 def test_clip_norm_that_a_method_refuses_is_not_tried() -> None:
     setting, _ = saturating(tiny("tiny:Bounded"))
     assert setting.params["clip"] == 80.0

@@ -81,6 +81,19 @@ def test_sum_of_a_group_is_clipped_as_one(sizes: list[int], seed: int) -> None:
         )
 
 
+def test_clients_without_rows_add_nothing() -> None:
+    nothing = torch.empty(0, 3)
+    cells = torch.empty(0, dtype=torch.long)
+    factors = {
+        "first": OuterProduct.sums(nothing, cells, 2),
+        "second": OuterProduct(nothing, nothing, cells, 2, symmetric=True),
+    }
+    sums, norms = clipped_statistics(factors, NORMS)
+    assert sums["first"].tolist() == [[0.0] * 3] * 2
+    assert sums["second"].tolist() == [[0.0] * 6] * 2
+    assert not len(norms)
+
+
 def test_group_with_a_row_that_is_not_finite_counts_as_zero() -> None:
     factors = products(6)
     numbers = torch.tensor([0, 0, 1, 1, 1, 2])
