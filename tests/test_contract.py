@@ -20,7 +20,7 @@ from fedsim.plugins.registry import lookup
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort
 from fedsim.training.rounds import RoundRecord, Trained, restored, to_the_end, train
-from fedsim.training.state import Checkpoint, copied
+from fedsim.training.state import Checkpoint
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 
 EPSILON = 4.0
@@ -72,9 +72,8 @@ def run(
         broadcasts.append((round_, {name: value.clone() for name, value in broadcast.items()}))
         return compute(round_, broadcast)
 
-    def keep(capture: Callable[[], Checkpoint]) -> None:
-        progress = capture()
-        checkpoints.append(replace(progress, tensors=copied(progress.tensors)))
+    def keep(capture: Callable[[], Checkpoint], is_last: bool) -> None:
+        checkpoints.append(capture().kept())
 
     pool.round = noted  # type: ignore[method-assign]
     steps = train(

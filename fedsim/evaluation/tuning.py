@@ -151,8 +151,11 @@ class _CheckpointsOfRun(Checkpoints):
         self.progress = progress
         self.first = not search.runs and progress is None
 
-    def __call__(self, capture: Callable[[], Checkpoint]) -> None:
-        """Store the progress if it is time."""
+    def __call__(self, capture: Callable[[], Checkpoint], is_last: bool = False) -> None:
+        """Store the progress if it is time.
+
+        The last round of a training is not the last one of the cell, so it counts like any other.
+        """
         if self.whole is None:
             return
         if self.first:

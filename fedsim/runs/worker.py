@@ -154,6 +154,8 @@ class Worker(Process):
         for group in gathered(steps):
             records = tuple(step for step in group if isinstance(step, RoundRecord))
             yield Progress(records, self.printed(), checkpoints.unsent())
+            # Ray keeps an item until the next one. This one frees a checkpoint that was sent.
+            yield Progress()
             last_step = group[-1]
             if isinstance(last_step, Outcome):
                 yield last_step
@@ -253,6 +255,7 @@ class Worker(Process):
             if item is None:
                 return
             yield item
+            del item  # frees a checkpoint that was sent before the next item is made
 
     @contextlib.contextmanager
     def captured(self) -> Iterator[None]:

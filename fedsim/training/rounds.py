@@ -151,7 +151,7 @@ def train(
     plan: PrivacyPlan | None,
     seeds: Seeds,
     resume: Checkpoint | None = None,
-    checkpoint: Callable[[Callable[[], Checkpoint]], None] | None = None,
+    checkpoint: Callable[[Callable[[], Checkpoint], bool], None] | None = None,
     device: torch.device = CPU,
     watch: Callable[[Round, Tensors], None] | None = None,
     schedule: Iterable[Round] | None = None,
@@ -166,8 +166,8 @@ def train(
         seeds: the cell's seed tree.
         resume: the checkpoint to continue from; the outcome equals that of an uninterrupted
             training, bit for bit.
-        checkpoint: called after every round with a function that captures the progress. It may
-            call that function, or not.
+        checkpoint: called after every round with a function that captures the progress, and with
+            whether this was the last round. It may call that function, or not.
         device: where the server computes.
         watch: called in every round with what the server gets, the noisy sums. It must not change
             them.
@@ -218,7 +218,7 @@ def train(
         server.tensors = in_order(server.tensors)
         progress.count(round_, messages, multiplier)
         if checkpoint is not None:
-            checkpoint(captured)
+            checkpoint(captured, progress.rounds == rounds)
         yield RoundRecord(round_.number, rounds, record)
     codes = pool.released(_released_names(algorithm, server, plan))
     server.codes = moved(codes, device)

@@ -12,7 +12,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,6 +46,10 @@ class Checkpoint:
     uplink_bytes: int
     downlink_bytes: int
     secret: int | None = field(default=None, repr=False)
+
+    def kept(self) -> Checkpoint:
+        """Return a copy that stays as it is while the training goes on."""
+        return replace(self, tensors=copied(self.tensors))
 
 
 def nested(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
@@ -139,12 +143,16 @@ class Checkpoints:
         self._is_new = False
         self._last = time.monotonic()
 
-    def __call__(self, capture: Callable[[], Checkpoint]) -> None:
+    def __call__(self, capture: Callable[[], Checkpoint], is_last: bool = False) -> None:
         """Save a checkpoint if enough time has passed since the last one.
 
         Args:
             capture: returns the present state of the training.
+            is_last: whether no round follows. Then the outcome follows at once, so nothing is
+                saved, because packing the largest state takes the most memory.
         """
+        if is_last:
+            return
         every = self.every
         if every is None:
             every = CHECKPOINT_SECONDS

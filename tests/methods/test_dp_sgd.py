@@ -29,7 +29,7 @@ def test_pure_noise_gradients_have_the_energy_of_the_noise(trust: str) -> None:
         local_pool(trial, data),
         trial.plan,
         Seeds(0),
-        checkpoint=lambda capture: checkpoints.append(capture()),
+        checkpoint=lambda capture, is_last: checkpoints.append(capture().kept()),
     )
     list(rounds)
     energies = [

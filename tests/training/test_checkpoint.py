@@ -61,3 +61,4 @@ def test_checkpoints_capture_on_time_and_are_sent_once() -> None:
     due(lambda: PROGRESS)
     assert_same(Checkpoints(due.unsent()).load())
     assert due.unsent() is None
+    due(lambda: pytest.fail("captured although the outcome follows"), True)

@@ -169,8 +169,8 @@ class Subject:
         pool = pool or WatchedPool(self.cohorts(seed=seed))
         progress: list[Checkpoint] = []
 
-        def keep(capture: Callable[[], Checkpoint]) -> None:
-            progress.append(capture())
+        def keep(capture: Callable[[], Checkpoint], is_last: bool) -> None:
+            progress.append(capture().kept())
 
         fix_random_states()
         steps = rounds.train(
