@@ -244,11 +244,13 @@ class PrivateEvolution(OneShot):
         classes = torch.arange(self.task.classes, device=server.device)
         labels = classes.repeat_interleave(self.candidates)
         children = offspring(tensors["candidates"], tensors["weights"], labels, stream)
-        fresh = tensors["fresh"][number].repeat(self.task.classes, 1)
+        varied = children.view_as(tensors["candidates"])
         uniform = torch.rand(len(children), 1, generator=stream)
         share = self.params.variation * to_device(uniform, server.device)
-        varied = (1 - share) * children + share * fresh
-        tensors["candidates"] = varied.view_as(tensors["candidates"])
+        share = share.view(*varied.shape[:2], 1)
+        varied *= 1 - share
+        varied += share * tensors["fresh"][number]
+        tensors["candidates"] = varied
 
     def generator(self, server: Server) -> Generator:
         """Returns a generator of offspring of the last candidates, as embeddings."""
@@ -288,7 +290,13 @@ def offspring(
     first = torch.multinomial(row_weights, 1, generator=stream)[:, 0].to(labels.device)
     second = torch.multinomial(row_weights, 1, generator=stream)[:, 0].to(labels.device)
     share = to_device(torch.rand(len(labels), 1, generator=stream), labels.device) / 2
-    return (1 - share) * candidates[labels, first] + share * candidates[labels, second]
+    # The candidates of a thousand classes are as large as a data set, so few copies are made.
+    children = candidates[labels, first]
+    children *= 1 - share
+    others = candidates[labels, second]
+    others *= share
+    children += others
+    return children
 
 
 @dataclass(frozen=True, eq=False)
