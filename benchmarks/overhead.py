@@ -194,6 +194,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="cells of each setting")
     parser.add_argument("--json", type=Path, help="where the records are written")
     options = parser.parse_args()
+    if options.rounds < WARM_UP + 2:
+        parser.error(f"--rounds must be at least {WARM_UP + 2}, got {options.rounds}")
     measurements = measure(options.rounds, options.repeats)
     show(measurements)
     if options.json is not None:

@@ -436,7 +436,7 @@ def own_rows(
         return OwnRows(
             names,
             rows,
-            f"every {clients}th test row, as the client sees it",
+            f"one of {clients} test rows, as the client sees them",
         )
     return OwnRows(names, (all_rows,) * clients, "all test rows")
 

@@ -36,7 +36,7 @@ def test_a_sites_client_is_evaluated_on_the_sites_own_test_rows(tmp_path: Path) 
     ("scheme", "first_rows", "words"),
     [
         ("iid", [0, 1, 2, 3], "all test rows"),
-        ("feature-shift", [0, 4, 8, 12], "every 4th test row, as the client sees it"),
+        ("feature-shift", [0, 4, 8, 12], "one of 4 test rows, as the client sees them"),
     ],
 )
 def test_without_sites_a_client_is_evaluated_on_what_it_sees(

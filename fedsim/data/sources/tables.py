@@ -19,6 +19,7 @@ from fedsim.data.spec import DatasetSpec
 from fedsim.data.split import WORDS, quarter_for_testing
 from fedsim.errors import UserError, at, nearest
 from fedsim.files import unread
+from fedsim.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,14 +146,13 @@ def complete(table: pd.DataFrame, name: str) -> pd.Series[Any]:
     """Return a column that has a value in every row.
 
     Raises:
-        UserError: values are missing; the message has their number and the first one's line.
+        UserError: values are missing; the message has their number and the first one's row.
     """
-    # Line 1 is the head line, so the first row of the table, number 0, is line 2.
     gaps = (table[name].isna() | (table[name] == "")).to_numpy()
     if gaps.any():
         problem = (
-            f"column '{name}' lacks {int(gaps.sum())} values, the first in line "
-            f"{int(gaps.argmax()) + 2}"
+            f"column '{name}' lacks {counted(int(gaps.sum()), 'value')}, the first in row "
+            f"{int(gaps.argmax()) + 1} below the head line"
         )
         raise UserError("", problem, "fill them in or remove the lines")
     return table[name]

@@ -178,7 +178,7 @@ def test_columns_are_texts_without_gaps_or_whole_numbers(tmp_path):
         (
             "path,label",
             ["one/0.png,1", "one/1.png,"],
-            "column 'label' lacks 1 values, the first in line 3",
+            "column 'label' lacks 1 value, the first in row 2 below the head line",
         ),
         (
             "path,label",
