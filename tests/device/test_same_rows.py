@@ -111,7 +111,7 @@ def test_a_checkpoint_of_one_device_goes_on_on_another(monkeypatch: pytest.Monke
         )
 
     kept: list[Any] = []
-    first = training(DEVICE, None, lambda capture: kept.append(capture()))
+    first = training(DEVICE, None, lambda capture, is_last: kept.append(capture().kept()))
     *_, whole = training(CPU)
     for _ in range(whole.round):
         next(first)
