@@ -16,8 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from safetensors.numpy import save
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor
 
 from fedsim.device import CPU, moved
@@ -89,8 +88,8 @@ def load_server(server: Server, tensors: Tensors) -> None:
 def server_state(server: Server) -> Tensors:
     """Return the server's parameters and tensors on the CPU, as :func:`load_server` reads them.
 
-    They share memory with the server, because a statistic may be as large as a data set. So they
-    are valid until the next round.
+    The result shares memory with the server, because a statistic may be as large as a data set. So
+    use it before the next round changes the server.
     """
     parameters = {name: p.detach() for name, p in server.model.named_parameters() if p.numel()}
     return nested("model", moved(parameters, CPU)) | nested("tensors", moved(server.tensors, CPU))
@@ -148,8 +147,8 @@ class Checkpoints:
 
         Args:
             capture: returns the present state of the training.
-            is_last: whether no round follows. Then the outcome follows at once, so nothing is
-                saved, because packing the largest state takes the most memory.
+            is_last: whether this was the last round. Then nothing is saved: the outcome follows at
+                once, and packing the state would take memory for nothing.
         """
         if is_last:
             return
@@ -212,8 +211,15 @@ def _packed(progress: Checkpoint) -> bytes:
     """Pack a checkpoint in the safetensors format, without a digest."""
     fields = dict(vars(progress))
     del fields["tensors"]
-    # Tensors may share memory, which safetensors allows for arrays of numpy alone.
-    tensors = {name: value.contiguous().numpy() for name, value in progress.tensors.items()}
+    tensors = {}
+    storages = set()
+    for name, value in progress.tensors.items():
+        tensor = value.contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        if storage in storages:
+            tensor = tensor.clone()  # since safetensors refuses tensors that share memory
+        storages.add(storage)
+        tensors[name] = tensor
     return save(tensors, {"progress": json.dumps(fields)})
 
 

@@ -6,10 +6,14 @@ import torch
 
 from fedsim.training.state import Checkpoint, Checkpoints, keep
 
+WHOLE = torch.randn(5)
 TENSORS = {
     "server.model.weight": torch.randn(3, 2),
     "clients.state.steps": torch.tensor(4.0),
     "server.tensors.one": torch.ones(()).expand(1),
+    "server.tensors.first": WHOLE[:2],
+    "server.tensors.second": WHOLE[2:],
+    "server.tensors.small": torch.ones(2, dtype=torch.bfloat16),
 }
 PROGRESS = Checkpoint(7, TENSORS, '{"tally": 1}', 123, 456)
 
