@@ -32,8 +32,15 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [*sorted(RESULTS.glob("*.md")), ROOT / "docs" / "public.md"]
 PLACE = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", re.S)
 CHART = re.compile(r"<!-- chart: (.*?); (.*?); (.*?); (.*?) -->")
-CLASSES = {"organamnist": 11, "milk10k": 11, "ham10000": 7, "chest-xray": 3}
-"""The data sets of the paper's setting. The run of the main methods has the name of its set."""
+CLASSES = {
+    "organamnist": 11,
+    "milk10k": 11,
+    "ham10000": 7,
+    "chest-xray": 3,
+    "organamnist-effnet": 11,
+    "ham10000-effnet": 7,
+}
+"""The numbers of classes of the data sets; those with ``-effnet`` have EfficientNet embeddings."""
 MEASURES = {
     "balanced_accuracy": "balanced accuracy (linear probe)",
     "coverage": "coverage",
@@ -45,6 +52,8 @@ MEASURES = {
     "membership_auc": "membership AUC (0.5 is best)",
 }
 BUDGET = "epsilon_target"
+FINITE = f"{BUDGET} < 1e9"
+"""Selects the results with a finite budget."""
 VERDICTS = ("better", "level", "worse")
 LESS_IS_BETTER = ("frechet_distance", "real_or_synthetic", "membership_auc")
 EVALUATORS = ["balanced_accuracy", "mlp_balanced_accuracy", "knn_balanced_accuracy"]
@@ -146,19 +155,13 @@ def references(frame: pd.DataFrame, over: str) -> Entries:
         yield "chance", head(value), f"{1 / CLASSES[group['dataset'].iloc[0]]:.3f}"
 
 
-@cache
-def main_results() -> pd.DataFrame:
-    """Return the results of the main methods at a finite ε, on all data sets."""
-    return results("|".join(CLASSES), "epsilon_target < 1e9")
-
-
-def verdicts(method: str, rival: str, column: str) -> list[str]:
+def verdicts(runs: str, method: str, rival: str, column: str) -> list[str]:
     """Return whether a method is better than its rival, level or worse, for every setting.
 
     A setting is level if the 95 % interval of the difference by seed contains 0.
     """
     found = []
-    for _, group in main_results().groupby(["dataset", BUDGET]):
+    for _, group in results(runs, FINITE).groupby(["dataset", BUDGET]):
         mean, half = mean_and_half(paired(group, method, rival, column))
         if abs(mean) <= half:
             found.append("level")
@@ -169,18 +172,18 @@ def verdicts(method: str, rival: str, column: str) -> list[str]:
     return found
 
 
-def outcomes(*pairs: str) -> Entries:
+def outcomes(runs: str, *pairs: str) -> Entries:
     """Yield in how many settings the first of two methods is better, level and worse."""
     for column, title in MEASURES.items():
         for pair in pairs:
             method, rival = pair.split(" − ")
-            found = verdicts(method, rival, column)
+            found = verdicts(runs, method, rival, column)
             yield title, pair, "/".join(str(found.count(verdict)) for verdict in VERDICTS)
 
 
-def mean_ranks() -> Entries:
+def mean_ranks(runs: str) -> Entries:
     """Yield the mean rank of every generator in each measure, and the critical difference."""
-    frame = main_results().dropna(subset=["frechet_distance"])
+    frame = results(runs, FINITE).dropna(subset=["frechet_distance"])
     for column, title in MEASURES.items():
         losses = frame.pivot_table(column, ["dataset", BUDGET], "label")
         if column not in LESS_IS_BETTER:
@@ -190,6 +193,23 @@ def mean_ranks() -> Entries:
         for label, rank in by_label.items():
             yield title, str(label), f"{rank:.2f}"
         yield title, "critical difference", f"{ranks['critical_difference'].iloc[0]:.2f}"
+
+
+def ranks_by_generator(runs: str) -> Entries:
+    """Yield the same mean ranks with a line for every generator."""
+    for measure, generator, text in mean_ranks(runs):
+        yield generator, measure, text
+
+
+def rivals(runs: str, *methods: str) -> Entries:
+    """Yield the outcomes of every method against each other generator, with a line for each."""
+    generators = results(runs, FINITE).dropna(subset=["frechet_distance"])["label"].unique()
+    for method, rival in product(methods, generators):
+        if method == rival:
+            continue
+        pair = f"{method} − {rival}"
+        for measure, _, text in outcomes(runs, pair):
+            yield pair, measure, text
 
 
 def differences(runs: str, column: str, *pairs: str) -> Entries:
@@ -292,6 +312,8 @@ FUNCTIONS: list[Callable[..., Entries]] = [
     scores,
     outcomes,
     mean_ranks,
+    ranks_by_generator,
+    rivals,
     differences,
     personal,
     pivot,

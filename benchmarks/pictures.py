@@ -34,8 +34,8 @@ Panels = Mapping[str, Sequence[tuple[str, str]]]
 README_PANELS: Panels = {
     "The paper's comparison": (
         ("organamnist", "fedhypevae"),
-        ("organamnist-forms", "fedavg-cvae"),
-        ("organamnist-forms", "weight-noise"),
+        ("organamnist-baselines", "fedavg-cvae"),
+        ("organamnist-baselines", "weight-noise"),
     ),
     "FedHypeVAE and four other methods": (
         ("organamnist", "fedhypevae"),
