@@ -17,11 +17,12 @@ Command = Callable[..., Done]
 COMMANDS: dict[str, Callable[..., object]] = {
     name: app[name].default_command for name in app if not name.startswith("-")
 }
+every_command = pytest.mark.parametrize("name", COMMANDS)
 PYTHON_ALONE = {"bench": {"algorithms"}}
 """Parameters of API functions that no option sets."""
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@every_command
 def test_command_has_every_parameter_of_its_function(name: str) -> None:
     function = getattr(fedsim.Run, name, None) or getattr(fedsim, name)
     expected = {*inspect.signature(function).parameters} - PYTHON_ALONE.get(name, set())
@@ -30,7 +31,7 @@ def test_command_has_every_parameter_of_its_function(name: str) -> None:
     assert expected <= {*inspect.signature(COMMANDS[name]).parameters}
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@every_command
 def test_help_explains_every_parameter_and_shows_an_example(
     command: Command, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,7 +45,7 @@ def test_help_explains_every_parameter_and_shows_an_example(
         assert explained[1] in text
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@every_command
 def test_help_speaks_of_no_python_type(command: Command, name: str) -> None:
     text = command(name, "--help").stdout
     assert re.findall(r"\b(STR|INT|FLOAT|BOOL|PATH\.\.\.|ARGS|Python types?)\b", text) == []

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cells import SHIPPED, one_cell, quick, small_cells
+from streams import seeded
 from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
@@ -25,6 +26,8 @@ from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 
 EPSILON = 4.0
 PRIVATE = [name for name in SHIPPED if lookup(name).private]
+every_method = pytest.mark.parametrize("name", SHIPPED)
+every_private_method = pytest.mark.parametrize("name", PRIVATE)
 
 
 @dataclass(frozen=True)
@@ -102,13 +105,13 @@ def answers(found: Training, product: Any) -> Tensor:
         assert values.shape == (20, task.classes)
     else:
         labels = torch.arange(20) % task.classes
-        values = product.sample(labels, torch.Generator().manual_seed(0))
+        values = product.sample(labels, seeded(0))
         assert values.shape == (20, task.dim)
     assert values.isfinite().all()
     return values
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@every_method
 def test_product_is_the_same_when_it_is_made_again(name: str) -> None:
     found = training(name)
     again, _ = restored(
@@ -120,7 +123,7 @@ def test_product_is_the_same_when_it_is_made_again(name: str) -> None:
     assert torch.equal(answers(found, found.trained.made), answers(found, again))
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@every_method
 def test_training_runs_and_spends_what_is_planned(name: str) -> None:
     found = training(name)
     plan = found.trial.plan
@@ -133,14 +136,14 @@ def test_training_runs_and_spends_what_is_planned(name: str) -> None:
         assert 0.99 * EPSILON <= plan.epsilon_reached <= EPSILON
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@every_method
 def test_every_round_of_a_private_training_has_noise(name: str) -> None:
     found = training(name)
     for record in found.records:
         assert (record.values["noise"] == 0) == (found.trial.plan is None)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@every_method
 def test_resumed_training_ends_as_the_whole_one(name: str) -> None:
     found = training(name)
     resumed = run(
@@ -154,7 +157,7 @@ def test_resumed_training_ends_as_the_whole_one(name: str) -> None:
         assert torch.equal(resumed.state[key], value), key
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@every_method
 def test_training_on_several_actors_ends_as_on_one(name: str) -> None:
     found = training(name)
     apart = run(
@@ -185,7 +188,7 @@ def sums_of(found: Training, client: int, kept: slice) -> list[Tensors]:
     return sums
 
 
-@pytest.mark.parametrize("name", PRIVATE)
+@every_private_method
 def test_one_example_moves_the_sums_by_at_most_the_sensitivity(name: str) -> None:
     found = training(name)
     assert found.trial.plan is not None
@@ -198,14 +201,14 @@ def test_one_example_moves_the_sums_by_at_most_the_sensitivity(name: str) -> Non
         assert torch.cat(changes).norm() <= found.trial.plan.sensitivity * (1 + 1e-5)
 
 
-@pytest.mark.parametrize("name", PRIVATE)
+@every_private_method
 def test_client_without_examples_sends_finite_sums(name: str) -> None:
     for sums in sums_of(training(name), 0, slice(0)):
         for value in sums.values():
             assert value.isfinite().all()
 
 
-@pytest.mark.parametrize("name", PRIVATE)
+@every_private_method
 def test_infinite_epsilon_adds_no_noise(name: str) -> None:
     trial, data, algorithm = one_cell(entry(name), epsilon=float("inf"))
     first = next(

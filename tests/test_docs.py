@@ -26,8 +26,15 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 ALGORITHMS = DOCS / "algorithms.md"
 DATA = DOCS / "data.md"
-PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md")]
-TWO_SEEDS = SMALL | {"epsilon": 2, "seeds": [0, 1]}
+BENCHMARKS = ROOT / "benchmarks"
+PAGES = [
+    *ROOT.glob("*.md"),
+    *DOCS.glob("*.md"),
+]
+TWO_SEEDS = SMALL | {
+    "epsilon": 2,
+    "seeds": [0, 1],
+}
 RunPage = Callable[[str], dict[str, str]]
 
 
@@ -41,26 +48,36 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.fixture
 def run_page(
-    folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    command: Callable[..., Done],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> RunPage:
     """Runs the commands of a page, but not those on a cluster, and returns what each printed."""
     run_in_process(monkeypatch)
-    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+    (folder / "benchmarks").symlink_to(BENCHMARKS)
 
     def run(name: str) -> dict[str, str]:
         page = DOCS / f"{name}.md"
         printed = {}
         for text in blocks(page, "yaml"):
-            if title := re.match(r"# (\S+)\n", text):
+            title = re.match(r"# (\S+)\n", text)
+            if title:
                 (folder / title[1]).write_text(text)
+        grid = TWO_SEEDS | {
+            "algorithms": ["dp-gaussian", "fedhypevae-warm"],
+        }
         for run in set(re.findall(r"runs/quickstart(?:-again)?", page.read_text())):
-            fedsim.bench(TWO_SEEDS | {"algorithms": ["dp-gaussian", "fedhypevae-warm"]}, out=run)
+            fedsim.bench(grid, out=run)
         for line in commands(page):
             program, *arguments = shlex.split(line)
             if program == "python":
-                printed[line] = subprocess.run(
-                    [sys.executable, *arguments], capture_output=True, text=True, check=True
-                ).stdout
+                process = subprocess.run(
+                    [sys.executable, *arguments],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+                printed[line] = process.stdout
             elif "--address" not in arguments:
                 done = command(*arguments)
                 assert done.returncode == 0, line + done.stdout + done.stderr
@@ -72,28 +89,36 @@ def run_page(
 
 COMMANDS = [
     pytest.param(line, id=line[:60])
-    for page in [*PAGES, *(ROOT / "benchmarks").rglob("*.md")]
+    for page in [*PAGES, *BENCHMARKS.rglob("*.md")]
     for line in re.findall(r"^ {4,}(?:.*&& )?(fedsim [a-z].*)$", page.read_text(), re.M)
 ]
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_of_the_pages_exists_with_its_options(line: str) -> None:
-    _, name, *arguments = shlex.split(line.rstrip("\\"), comments=True)
-    parameters = app[name].assemble_argument_collection()
-    known = {option for parameter in parameters for option in parameter.names} | {"--help"}
-    used = {word.partition("=")[0] for word in arguments if word.startswith("--")}
-    assert used <= known
+    _, name, *arguments = shlex.split(
+        line.rstrip("\\"),
+        comments=True,
+    )
+    known = {"--help"}
+    for parameter in app[name].assemble_argument_collection():
+        known.update(parameter.names)
+    for word in arguments:
+        if word.startswith("--"):
+            assert word.partition("=")[0] in known
 
 
 def test_every_grid_of_the_pages_is_valid(tmp_path: Path) -> None:
     grids = [text for page in PAGES for text in blocks(page, "yaml") if "algorithms:" in text]
     assert len(grids) >= 7
+    file = tmp_path / "g.yaml"
     for text in grids:
         grid = yaml.safe_load(text)
-        entries = [entry for entry in grid["algorithms"] if entry != "my_file.py:MyMethod"]
-        (tmp_path / "g.yaml").write_text(yaml.safe_dump({**grid, "algorithms": entries}))
-        assert load_grid(tmp_path / "g.yaml").algorithms
+        grid["algorithms"] = [
+            entry for entry in grid["algorithms"] if entry != "my_file.py:MyMethod"
+        ]
+        file.write_text(yaml.safe_dump(grid))
+        assert load_grid(file).algorithms
 
 
 def named(pattern: str) -> set[str]:
@@ -132,24 +157,40 @@ def test_commands_of_the_privacy_page(run_page: RunPage) -> None:
     assert len({row.balanced_accuracy for row in rows}) == 1
 
 
-@pytest.mark.parametrize("page", ["grid", pytest.param("machines", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "grid",
+        pytest.param("machines", marks=pytest.mark.slow),
+    ],
+)
 def test_commands_of_further_pages(page: str, run_page: RunPage) -> None:
     for line, printed in run_page(page).items():
-        words = "noise in units of the signal" if "--dry-run" in line else "results proved"
+        words = "results proved"
+        if "--dry-run" in line:
+            words = "noise in units of the signal"
         assert words in printed, line
 
 
 def test_commands_of_the_page_on_citing(run_page: RunPage) -> None:
     statement, verdict = run_page("cite").values()
-    for line in ("claim: proved", "relation: add-or-remove-one", "budget: ε = 1.999 (target 2)"):
+    for line in (
+        "claim: proved",
+        "relation: add-or-remove-one",
+        "budget: ε = 1.999 (target 2)",
+    ):
         assert f"  {line}" in statement
     assert "proved: each plan" in verdict
 
 
 def test_commands_of_the_page_on_results(
-    run_page: RunPage, monkeypatch: pytest.MonkeyPatch
+    run_page: RunPage,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    grid = TWO_SEEDS | {"algorithms": ["dp-linear"], "scan": {"rounds": [1, 2]}}
+    grid = TWO_SEEDS | {
+        "algorithms": ["dp-linear"],
+        "scan": {"rounds": [1, 2]},
+    }
     fedsim.bench(grid, out=Path("runs/rounds"))
     run_page("results")
     assert len(list(Path().glob("*.pdf"))) == 2
@@ -165,14 +206,21 @@ def test_commands_of_the_public_page(folder: Path, run_page: RunPage) -> None:
     exec(write, {})
     _, table, *_ = run_page("public").values()
     assert "† marks a method that uses public data: noisy digits" in table
-    rows = [row for row in read_results("runs/public").rows if row.epsilon_target == 0.5]
-    scores = {row.label: row.balanced_accuracy for row in rows}
+    scores = {}
+    for row in read_results("runs/public").rows:
+        if row.epsilon_target == 0.5:
+            scores[row.label] = row.balanced_accuracy
     assert scores["dp-gaussian in a public subspace"] > scores["dp-gaussian"] + 0.05
-    (folder / "mine.py").write_text(method)
-    assert runpy.run_path(str(folder / "mine.py"))["Mine"].uses_public(None)
+    file = folder / "mine.py"
+    file.write_text(method)
+    names = runpy.run_path(str(file))
+    assert names["Mine"].uses_public(None)
 
 
-def test_large_data_of_the_data_page_run(folder: Path, command: Callable[..., Done]) -> None:
+def test_large_data_of_the_data_page_run(
+    folder: Path,
+    command: Callable[..., Done],
+) -> None:
     (write,) = blocks(DATA, "python")
     exec(write, {})
     (grid,) = (text for text in blocks(DATA, "yaml") if text.startswith("# archive.yaml"))
@@ -188,7 +236,8 @@ def test_large_data_of_the_data_page_run(folder: Path, command: Callable[..., Do
 
 def test_commands_of_the_page_on_releases(run_page: RunPage) -> None:
     run_page("release")
-    assert json.loads(Path("synth.json").read_text())["release"] == "under its epsilon"
+    description = json.loads(Path("synth.json").read_text())
+    assert description["release"] == "under its epsilon"
 
 
 def test_commands_of_the_page_on_tuning(run_page: RunPage) -> None:
@@ -215,33 +264,44 @@ def test_method_of_the_algorithms_page_learns(folder: Path) -> None:
 
 
 def test_every_block_of_the_page_on_python_runs_as_a_cell(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run_in_process(monkeypatch)
     book = Notebook(monkeypatch)
     for code in blocks(DOCS / "python.md", "python"):
         book.cell(code)
-    settings = product(["dp-gaussian", "dp-linear", "mine"], [1.0, 8.0])
-    assert sorted(book.names["means"].index) == list(settings)
-    assert book.names["losses"].iloc[-1] < book.names["losses"].iloc[0]
-    assert book.names["figure"].axes[0].get_title() == "my title"
-    assert "\\toprule" in book.names["text"]
+    names = book.names
+    settings = product(
+        ["dp-gaussian", "dp-linear", "mine"],
+        [1.0, 8.0],
+    )
+    assert sorted(names["means"].index) == list(settings)
+    losses = names["losses"]
+    assert losses.iloc[-1] < losses.iloc[0]
+    assert names["figure"].axes[0].get_title() == "my title"
+    assert "\\toprule" in names["text"]
 
 
 def text_of(page: Path) -> str:
     """Return a page without its code; for a notebook, its cells in Markdown."""
     if page.suffix == ".md":
         return re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
-    cells = json.loads(page.read_text())["cells"]
-    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    texts = []
+    for cell in json.loads(page.read_text())["cells"]:
+        if cell["cell_type"] == "markdown":
+            texts.append("".join(cell["source"]))
+    return "\n\n".join(texts)
 
 
 def anchors(page: Path) -> set[str]:
     """Return what GitHub calls the headings of a page, and the anchors that it has besides."""
     text = text_of(page)
-    heads = re.findall(r"^#+ (.*)$", text, re.M)
-    named = re.findall(r'^<a id="(.+)"></a>$', text, re.M)
-    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads} | {*named}
+    names = set(re.findall(r'^<a id="(.+)"></a>$', text, re.M))
+    for heading in re.findall(r"^#+ (.*)$", text, re.M):
+        words = re.sub(r"[^\w -]", "", heading.lower())
+        names.add(words.replace(" ", "-"))
+    return names
 
 
 def test_every_link_of_the_pages_leads_somewhere() -> None:
@@ -249,11 +309,14 @@ def test_every_link_of_the_pages_leads_somewhere() -> None:
         *PAGES,
         *DOCS.glob("*.ipynb"),
         *DOCS.glob("reference/*.md"),
-        *(ROOT / "benchmarks").rglob("*.md"),
+        *BENCHMARKS.rglob("*.md"),
     ]
     links = 0
     for page in pages:
-        for path, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text_of(page)):
+        for path, anchor in re.findall(
+            r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)",
+            text_of(page),
+        ):
             links += 1
             target = page.parent / path if path else page
             link = f"{page.name}: {path}#{anchor}"

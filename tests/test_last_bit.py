@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cells import SHIPPED, crossed, one_cell, quick
+from streams import seeded
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.evaluate import EvaluationResult, evaluate_cell
@@ -42,7 +43,7 @@ class LastBitPool(LocalPool):
         super().__init__(
             [Cohort(spec, data.x_train, data.y_train) for spec in trial.cohorts(seeds)]
         )
-        self.stream = torch.Generator().manual_seed(0)
+        self.stream = seeded(0)
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         messages = super().round(round_, broadcast)

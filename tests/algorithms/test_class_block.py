@@ -1,7 +1,10 @@
 """The distribution of the block generator, and the pairs in which it draws its rows."""
 
+from functools import partial
+
 import pytest
 import torch
+from streams import seeded
 from torch import Tensor
 
 from algorithms.class_block import TUNED, BlockGenerator, SitesGenerator, between
@@ -12,26 +15,22 @@ BLOCK = 4
 CLASSES = 3
 
 
-def stream(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
 def random_covariances(draws: Tensor) -> Tensor:
     return draws @ draws.mT + torch.eye(draws.shape[-1])
 
 
 def released() -> dict[str, Tensor]:
     """Made-up tensors of all sites together."""
-    random = stream(3)
-    mixing = torch.randn(CLASSES, BLOCK, BLOCK, generator=random)
-    root = torch.randn(DIM, DIM, generator=random)
+    normal = partial(torch.randn, generator=seeded(3))
+    mixing = normal(CLASSES, BLOCK, BLOCK)
+    root = normal(DIM, DIM)
     return {
-        "centre": torch.randn(DIM, generator=random),
+        "centre": normal(DIM),
         "radius": torch.tensor(0.4),
-        "middle": torch.randn(DIM, generator=random),
+        "middle": normal(DIM),
         "root": random_covariances(root),
-        "directions": torch.linalg.qr(torch.randn(DIM, BLOCK, generator=random))[0],
-        "prior_means": 2 * torch.randn(CLASSES, BLOCK, generator=random),
+        "directions": torch.linalg.qr(normal(DIM, BLOCK))[0],
+        "prior_means": 2 * normal(CLASSES, BLOCK),
         "prior_covariances": random_covariances(mixing),
     }
 
@@ -39,49 +38,92 @@ def released() -> dict[str, Tensor]:
 def released_by_sites() -> dict[str, Tensor]:
     """The first site is as all are; the second has its own centre, shifts and covariance."""
     tensors = released()
-    random = stream(5)
-    mixing = torch.randn(BLOCK, BLOCK, generator=random) / 2
-    shifts = torch.randn(CLASSES, BLOCK, generator=random)
+    centre = tensors["centre"]
+    normal = partial(torch.randn, generator=seeded(5))
+    mixing = normal(BLOCK, BLOCK) / 2
+    shifts = normal(CLASSES, BLOCK)
+    centres = [
+        centre,
+        centre + 1,
+    ]
+    shifts_of_sites = [
+        torch.zeros_like(shifts),
+        shifts,
+    ]
+    covariances = [
+        torch.eye(BLOCK),
+        random_covariances(mixing),
+    ]
     return tensors | {
-        "client_centres": torch.stack([tensors["centre"], tensors["centre"] + 1]),
+        "client_centres": torch.stack(centres),
         "client_rows": torch.tensor([300.0, 100.0]),
-        "shifts": torch.stack([torch.zeros_like(shifts), shifts]),
-        "site_covariances": torch.stack([torch.eye(BLOCK), random_covariances(mixing)]),
+        "shifts": torch.stack(shifts_of_sites),
+        "site_covariances": torch.stack(covariances),
     }
 
 
 def whitened(
     generator: BlockGenerator,
     label: int,
+    first: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Coordinates in the block of 40,000 rows of a label, and the rest, both float64."""
+    """Coordinates in the block of one row of each of 20,000 pairs, and the rest, both float64."""
     t = {name: value.double() for name, value in generator.tensors.items()}
-    rows = generator.sample(torch.full((40_000,), label), stream(0)).double()
+    labels = torch.full((40_000,), label)
+    drawn = generator.sample(labels, seeded(0))
+    rows = drawn[first::2].double()
     scaled = (rows - t["centre"]) / t["radius"] - t["middle"]
     w = torch.linalg.solve(t["root"], scaled.T).T
     inside = w @ t["directions"]
-    return inside, w - inside @ t["directions"].T
+    outside = w - inside @ t["directions"].T
+    return inside, outside
+
+
+def assert_covariance(
+    rows: Tensor,
+    expected: Tensor,
+    tolerance: float,
+) -> None:
+    covariance = torch.cov(rows.T)
+    assert torch.allclose(
+        covariance,
+        expected.double(),
+        atol=tolerance,
+    )
+
+
+def assert_mean(rows: Tensor, expected: Tensor) -> None:
+    assert torch.allclose(
+        rows.mean(0),
+        expected.double(),
+        atol=0.1,
+    )
 
 
 def assert_uncorrelated(inside: Tensor, outside: Tensor) -> None:
-    covariance = torch.cov(torch.cat([inside, outside], 1).T)[:BLOCK, BLOCK:]
-    assert covariance.abs().max() < 0.1
+    together = torch.cat([inside, outside], 1)
+    covariance = torch.cov(together.T)
+    assert covariance[:BLOCK, BLOCK:].abs().max() < 0.1
 
 
 @pytest.mark.parametrize("label", range(CLASSES))
-@pytest.mark.parametrize("first", [0, 1], ids=["first of a pair", "second of a pair"])
+@pytest.mark.parametrize(
+    "first",
+    [0, 1],
+    ids=["first of a pair", "second of a pair"],
+)
 def test_each_row_of_a_pair_has_the_distribution_of_its_class(
     first: int,
     label: int,
 ) -> None:
     generator = BlockGenerator(released())
-    inside, outside = (part[first::2] for part in whitened(generator, label))
-    covariance = generator.roots[label].T @ generator.roots[label]
+    inside, outside = whitened(generator, label, first)
+    root = generator.roots[label]
     directions = generator.tensors["directions"]
     beyond = torch.eye(DIM) - directions @ directions.T
-    assert torch.allclose(inside.mean(0), generator.means[label].double(), atol=0.1)
-    assert torch.allclose(torch.cov(inside.T), covariance.double(), atol=0.25)
-    assert torch.allclose(torch.cov(outside.T), beyond.double(), atol=0.05)
+    assert_mean(inside, generator.means[label])
+    assert_covariance(inside, root.T @ root, 0.25)
+    assert_covariance(outside, beyond, 0.05)
     assert_uncorrelated(inside, outside)
 
 
@@ -90,21 +132,26 @@ def sites_of_shared_rows(labels: Tensor, paired: bool) -> Tensor:
     tensors = released_by_sites()
     of_sites = SitesGenerator(tensors, paired).sample(
         labels,
-        stream(0),
+        seeded(0),
     )
     about_zero = BlockGenerator(tensors, paired).sample(
         labels,
-        stream(0),
+        seeded(0),
     )
     site = (of_sites - about_zero).mean(1).round()
-    assert torch.allclose(of_sites, about_zero + site[:, None], atol=1e-4)
+    assert torch.allclose(
+        of_sites,
+        about_zero + site[:, None],
+        atol=1e-4,
+    )
     return site
 
 
 @pytest.mark.parametrize("paired", [True, False])
 def test_shared_rows_are_about_sites_in_proportion_to_their_rows(paired: bool) -> None:
     labels = torch.arange(CLASSES).repeat_interleave(16)
-    labels = labels[torch.randperm(len(labels), generator=stream(1))]
+    order = torch.randperm(len(labels), generator=seeded(1))
+    labels = labels[order]
     site = sites_of_shared_rows(labels, paired)
     for label in range(CLASSES):
         assert site[labels == label].sum() == 4
@@ -120,19 +167,27 @@ def test_both_rows_of_a_pair_are_about_one_centre() -> None:
 
 def test_a_sites_rows_are_about_its_own_means_and_as_wide_as_it_is() -> None:
     tensors = released_by_sites()
-    own = SitesGenerator(tensors).of_client(1)
+    generator = SitesGenerator(tensors).of_client(1)
     label = 1
-    inside, outside = (part[::2] for part in whitened(own, label))
+    inside, outside = whitened(generator, label)
     means = tensors["prior_means"] + tensors["shifts"][1]
     middle = means.mean(0)
     mean = middle + TUNED.closeness * (means[label] - middle)
-    spread = own.tensors["spread"]
-    covariance = own.roots[label].T @ own.roots[label]
+    spread = generator.tensors["spread"]
+    root = generator.roots[label]
+    covariance = root.T @ root
     tolerance = 0.06 * float(covariance.norm())
-    expected = (spread @ covariance @ spread).double()
-    assert torch.allclose(inside.mean(0), mean.double(), atol=0.1)
-    assert torch.allclose(spread @ spread, tensors["site_covariances"][1], atol=1e-4)
-    assert torch.allclose(torch.cov(inside.T), expected, atol=tolerance)
+    assert_mean(inside, mean)
+    assert torch.allclose(
+        spread @ spread,
+        tensors["site_covariances"][1],
+        atol=1e-4,
+    )
+    assert_covariance(
+        inside,
+        spread @ covariance @ spread,
+        tolerance,
+    )
     assert_uncorrelated(inside, outside)
 
 
@@ -143,9 +198,14 @@ def test_roots_do_not_depend_on_batches(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_of_many_directions_those_in_which_class_means_vary_most_are_taken() -> None:
-    means = torch.diag(torch.tensor([1.0, 4.0, 2.0, 3.0])).double()
+    scales = torch.tensor([1.0, 4.0, 2.0, 3.0])
+    means = torch.diag(scales).double()
     centred = means - means.mean(0)
     taken = between(centred, 2)
-    vectors = torch.linalg.eigh(centred.T @ centred)[1]
-    torch.testing.assert_close(taken @ taken.T, vectors[:, -2:] @ vectors[:, -2:].T)
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
+    widest = vectors[:, -2:]
+    torch.testing.assert_close(
+        taken @ taken.T,
+        widest @ widest.T,
+    )
     assert between(centred, 4).shape == (4, 3)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cells import one_cell, quick
+from streams import seeded
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
@@ -49,7 +50,7 @@ def fill(
 def hyper_model() -> HyperCVAE:
     """A model whose generator moves with the code."""
     model = HyperCVAE(PARAMS, DIM, CLASSES, CLIENTS)
-    stream = torch.Generator().manual_seed(0)
+    stream = seeded(0)
     fill(model, 0.3, stream)
     (layer,) = model.decoder.modulated()
     for head in (layer.scale, layer.shift):
@@ -86,7 +87,7 @@ def distance(
     second: Tensor,
 ) -> float:
     """The squared MMD between the generators' mixtures at two sets of codes."""
-    stream = torch.Generator().manual_seed(9)
+    stream = seeded(9)
     a = sample_at(model, first, stream)
     b = sample_at(model, second, stream)
     return mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b)
@@ -98,7 +99,7 @@ def test_the_neutral_code_is_closer_to_all_than_any_clients_code(
     codes = torch.randn(
         CLIENTS,
         2,
-        generator=torch.Generator().manual_seed(1),
+        generator=seeded(1),
     )
     meta = fit_meta_codes(hyper_model, codes, 1, 50, Seeds(0))
     assert meta.shape == (1, 2)
@@ -110,12 +111,12 @@ def test_rows_of_a_generator_do_not_depend_on_blocks(
     hyper_model: HyperCVAE,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    codes = torch.randn(CLIENTS, 2, generator=torch.Generator().manual_seed(1))
+    codes = torch.randn(CLIENTS, 2, generator=seeded(1))
     generator = HyperGenerator(hyper_model, codes, codes)
     labels = torch.arange(20) % CLASSES
-    together = generator.sample(labels, torch.Generator().manual_seed(2))
+    together = generator.sample(labels, seeded(2))
     monkeypatch.setattr(hyper_cvae, "PRIOR_INPUTS_AT_ONCE", 7 * hyper_model.prior.inputs)
-    in_blocks = generator.sample(labels, torch.Generator().manual_seed(2))
+    in_blocks = generator.sample(labels, seeded(2))
     torch.testing.assert_close(in_blocks, together)
     assert generator.sample(labels[:0], torch.Generator()).shape == (0, DIM)
 
@@ -174,7 +175,7 @@ def one_client(**params: Any) -> OneClient:
     usual = FedHypeVAE.Params.model_validate({"latent": 2, "code": 2, "kernel": 0, **params})
     algorithm = FedHypeVAE(usual, Task(DIM, CLASSES, 1))
     model = initial_model(algorithm.build, Seeds(0), [0])
-    stream = torch.Generator().manual_seed(0)
+    stream = seeded(0)
     fill(model, 0.5, stream)
     x = torch.randn(ROWS, DIM, generator=stream)
     draws = {
@@ -245,7 +246,7 @@ def test_posterior_of_several_clients_is_the_same_from_a_table_and_by_row(
     hyper_model: HyperCVAE,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stream = torch.Generator().manual_seed(4)
+    stream = seeded(4)
     client = torch.tensor([0, 0, 1, 3, 3, 3, 4])  # the third client has no row
     batch = Batch(
         torch.randn(len(client), DIM, generator=stream),

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from streams import seeded
 from torch import Tensor
 
 from algorithms.fedhypevae import FedHypeVAE
@@ -72,7 +73,7 @@ def test_no_tried_unit_changes_a_round_by_more_than_is_claimed(
 
 def cohorts_of(algorithm: FedHypeVAE) -> list[Cohort]:
     """Cohorts of one client each, before the first round."""
-    x = torch.randn(40, DIM, generator=torch.Generator().manual_seed(0)).numpy()
+    x = torch.randn(40, DIM, generator=seeded(0)).numpy()
     y = np.arange(40) % CLASSES
     params = algorithm.params.model_dump()
     cohorts = []
@@ -93,7 +94,7 @@ def cohorts_of(algorithm: FedHypeVAE) -> list[Cohort]:
 def server_of(algorithm: FedHypeVAE) -> Server:
     """A server whose hypernetwork is nowhere zero."""
     server = algorithm.initial_server(Seeds(0))
-    stream = torch.Generator().manual_seed(1)
+    stream = seeded(1)
     with torch.no_grad():
         for parameter in server.model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=stream))
@@ -142,7 +143,7 @@ def test_the_change_of_a_released_code_is_clipped_with_it() -> None:
 def test_the_batch_mmd_is_that_of_all_pairs_and_mixes_rows() -> None:
     algorithm = paper_form("client", clients=1, kernel=2.0)
     model = HyperCVAE(algorithm.params, DIM, CLASSES, 1)
-    stream = torch.Generator().manual_seed(0)
+    stream = seeded(0)
     x = torch.randn(7, DIM, generator=stream)
     y = torch.arange(7) % CLASSES
     draws = {

@@ -6,6 +6,7 @@ import pytest
 import torch
 from cells import centred_at
 from exact import exact_sums, rows_of, server_of
+from streams import seeded
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -55,7 +56,7 @@ def test_with_few_rows_the_second_moment_has_less_of_the_budget(
 
 @pytest.mark.parametrize("rows", [100_000, 2000, 100])
 def test_a_row_uses_all_of_its_joint_norm(rows: int) -> None:
-    x = normalize(torch.randn(50, 1280, generator=torch.Generator().manual_seed(0)))
+    x = normalize(torch.randn(50, 1280, generator=seeded(0)))
     broadcast = centred_at(torch.zeros(1280)) | {
         "emphasis": emphasis(rows),
         "class_centres": torch.zeros(2, 1280),
@@ -75,7 +76,7 @@ def test_a_row_uses_all_of_its_joint_norm(rows: int) -> None:
 
 def rows_of_sites(shift: float) -> Rows:
     """Unit rows of classes with their own covariances; sites are ``shift`` apart."""
-    stream = torch.Generator().manual_seed(0)
+    stream = seeded(0)
     count = 6000
     y = torch.arange(count) % CLASSES
     site = torch.arange(count) // CLASSES % SITES

@@ -29,6 +29,7 @@ from fedsim.plugins.registry import lookup
 from fedsim.results.join import read_results
 from fedsim.results.store import ResultStore
 
+slow = pytest.mark.slow
 BROKEN = Path(__file__).parents[1] / "broken"
 FEDSIM = str(Path(sys.executable).with_name("fedsim"))
 Command = Callable[..., Done]
@@ -111,7 +112,7 @@ def test_interrupted_bench_continues_by_the_same_command(
     assert_bench_continues(folder, command)
 
 
-@pytest.mark.slow
+@slow
 def test_killed_bench_continues_by_the_same_command(
     folder: Path, started: subprocess.Popen[str], command: Command
 ) -> None:
@@ -367,7 +368,7 @@ def test_bench_with_keep_going_runs_all_but_refused_plug_ins(command: Command) -
     assert refused["algorithm"] == "raises.py:MyMethod"
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -407,7 +408,7 @@ class Stops(DPGaussian):
 """
 
 
-@pytest.mark.slow
+@slow
 def test_bench_in_process_stops_at_breakpoints(folder: Path) -> None:
     (folder / "stops.py").write_text(STOPS)
     write_grid(folder, "stops.py:Stops")
@@ -494,7 +495,7 @@ def test_plug_ins_are_described_and_refused_ones_hide_no_other(folder: Path) -> 
             [],
             "passed",
             "1 passed, 1 failed",
-            marks=pytest.mark.slow,
+            marks=slow,
         ),
     ],
 )

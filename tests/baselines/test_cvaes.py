@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from streams import seeded
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
@@ -53,7 +54,7 @@ def test_the_loss_is_the_error_and_beta_times_the_divergence(
     algorithm: PrivateEncoders, error: Callable[[Tensor, Tensor], Tensor], unit: float
 ) -> None:
     model: Any = algorithm.build(1)
-    stream = torch.Generator().manual_seed(0)
+    stream = seeded(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if not name.startswith("observation."):

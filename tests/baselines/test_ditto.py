@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 from cells import one_cell, quick
+from streams import seeded
+from torch import Tensor
 
 from baselines.ditto import DPDitto
 from fedsim.batch import Layout
@@ -19,14 +21,14 @@ def test_one_row_changes_both_classifiers_by_at_most_the_clip() -> None:
     x = torch.randn(
         12,
         algorithm.task.dim,
-        generator=torch.Generator().manual_seed(0),
+        generator=seeded(0),
     )
     y = torch.arange(12) % algorithm.task.classes
 
-    def loss(model: Any, batch: Batch) -> torch.Tensor:
+    def loss(model: Any, batch: Batch) -> Tensor:
         return torch.stack(list(algorithm.loss(model, batch).values())).sum(0)
 
-    def clipped(rows: torch.Tensor) -> torch.Tensor:
+    def clipped(rows: Tensor) -> Tensor:
         layout = Layout.on(
             x.device,
             torch.zeros(len(rows), dtype=torch.long),

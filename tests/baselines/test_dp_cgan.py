@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from streams import seeded
 
 from baselines.dp_cgan import DPCGAN, DPCGANParams
 from fedsim.methods import Seeds, Task
@@ -22,10 +23,10 @@ def test_public_terms_are_the_loss_and_the_slope_on_generated_rows() -> None:
     model: Any = algorithm.initial_server(Seeds(0)).model
     found = algorithm.public_terms(
         model,
-        torch.Generator().manual_seed(0),
+        seeded(0),
     )
     labels = torch.arange(60) % CLASSES
-    made = model.generator(labels, torch.Generator().manual_seed(0)).detach()
+    made = model.generator(labels, seeded(0)).detach()
     slopes = torch.func.vmap(
         torch.func.grad(lambda x, y: model.discriminator(x[None], y[None])[0])
     )(made, labels)
@@ -46,5 +47,5 @@ def test_every_step_generates_rows_of_all_classes() -> None:
     model: Any = algorithm.initial_server(Seeds(0)).model
     seen: list[torch.Tensor] = []
     model.generator.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-    algorithm.public_terms(model, torch.Generator().manual_seed(0))
+    algorithm.public_terms(model, seeded(0))
     assert torch.cat(seen).unique().tolist() == list(range(10))

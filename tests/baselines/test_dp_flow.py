@@ -1,11 +1,13 @@
 """The rectified flow's own mathematics, and what it learns."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from cells import small_cells
 from rows import ran
+from streams import seeded
 from torch import Tensor
 
 from baselines.dp_flow import DPFlow, DPFlowParams, FlowGenerator
@@ -31,10 +33,10 @@ def initial_velocity(flow: DPFlow) -> Any:
 def drawn_velocity(flow: DPFlow) -> Any:
     """Return a velocity none of whose weights is zero."""
     velocity = flow.build(1)
-    stream = torch.Generator().manual_seed(0)
+    random = seeded(0)
     with torch.no_grad():
         for parameter in velocity.parameters():
-            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=stream))
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=random))
     return velocity
 
 
@@ -47,19 +49,32 @@ def velocity_to_mean(flow: DPFlow, mean: Tensor) -> Any:
 
 
 def drawn_batch() -> Batch:
-    stream = torch.Generator().manual_seed(1)
+    normal = partial(torch.randn, generator=seeded(1))
     draws = {
-        "noise": torch.randn(ROWS, DRAWS, DIM, generator=stream),
-        "time": torch.randn(ROWS, DRAWS, 1, generator=stream),
+        "noise": normal(ROWS, DRAWS, DIM),
+        "time": normal(ROWS, DRAWS, 1),
     }
-    x = torch.randn(ROWS, DIM, generator=stream) / math.sqrt(DIM)
-    layout = Layout(torch.zeros(ROWS, dtype=torch.long), 1)
-    return Batch(x, LABELS, draws, layout)
+    x = normal(ROWS, DIM) / math.sqrt(DIM)
+    clients = torch.zeros(ROWS, dtype=torch.long)
+    return Batch(
+        x,
+        LABELS,
+        draws,
+        Layout(clients, 1),
+    )
 
 
-def samples(velocity: Any, labels: Tensor, seed: int = 0) -> Tensor:
-    generator = FlowGenerator(velocity, DIM, steps=20)
-    return generator.sample(labels, torch.Generator().manual_seed(seed))
+def samples(
+    velocity: Any,
+    labels: Tensor,
+    seed: int = 0,
+) -> Tensor:
+    generator = FlowGenerator(
+        velocity,
+        DIM,
+        steps=20,
+    )
+    return generator.sample(labels, seeded(seed))
 
 
 # --- the velocity ---
@@ -68,7 +83,11 @@ def samples(velocity: Any, labels: Tensor, seed: int = 0) -> Tensor:
 def test_velocity_of_a_normal_target_is_exact() -> None:
     mean = torch.linspace(-1, 2, DIM)
     velocity = velocity_to_mean(small_flow(), mean)
-    x = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(
+        ROWS,
+        DIM,
+        generator=seeded(0),
+    )
     t = torch.linspace(0, 1, ROWS).unsqueeze(1)
     # x_1 - x_0 and x_t = (1 - t) x_0 + t x_1 are jointly normal, so this is their regression.
     slope = (t - (1 - t)) / (t**2 + (1 - t) ** 2)
@@ -80,8 +99,11 @@ def test_velocity_starts_without_a_class() -> None:
     velocity = initial_velocity(small_flow())
     x = torch.ones(ROWS, DIM)
     t = torch.full((ROWS, 1), 0.3)
-    found = velocity(x, t, LABELS)
-    torch.testing.assert_close(found, found[:1].expand_as(found))
+    predicted = velocity(x, t, LABELS)
+    torch.testing.assert_close(
+        predicted,
+        predicted[:1].expand_as(predicted),
+    )
 
 
 # --- the loss ---
@@ -92,14 +114,23 @@ def test_loss_is_the_mean_squared_error_on_the_line() -> None:
     velocity = drawn_velocity(flow)
     batch = drawn_batch()
     (loss,) = flow.loss(velocity, batch).values()
+    standard_normal = torch.distributions.Normal(0.0, 1.0)
+    end = math.sqrt(DIM) * batch.x[0]
     errors = []
     for draw in range(DRAWS):
         start = batch.draws["noise"][0, draw]
-        end = math.sqrt(DIM) * batch.x[0]
-        t = torch.distributions.Normal(0.0, 1.0).cdf(batch.draws["time"][0, draw])
-        predicted = velocity(start + t * (end - start), t, LABELS[0])
-        errors.append(torch.nn.functional.mse_loss(predicted, end - start))
-    torch.testing.assert_close(loss[0], torch.stack(errors).mean())
+        direction = end - start
+        t = standard_normal.cdf(batch.draws["time"][0, draw])
+        predicted = velocity(
+            start + t * direction,
+            t,
+            LABELS[0],
+        )
+        errors.append(torch.nn.functional.mse_loss(predicted, direction))
+    torch.testing.assert_close(
+        loss[0],
+        torch.stack(errors).mean(),
+    )
 
 
 def test_leaving_out_an_example_changes_no_other_loss() -> None:
@@ -117,27 +148,42 @@ def test_leaving_out_an_example_changes_no_other_loss() -> None:
 
 
 def test_samples_are_finite_and_of_the_shape_asked() -> None:
-    found = samples(drawn_velocity(small_flow()), LABELS)
-    assert found.shape == (ROWS, DIM)
-    assert found.isfinite().all()
+    drawn = samples(drawn_velocity(small_flow()), LABELS)
+    assert drawn.shape == (ROWS, DIM)
+    assert drawn.isfinite().all()
 
 
 def test_same_seed_gives_the_same_samples() -> None:
     velocity = drawn_velocity(small_flow())
-    assert torch.equal(samples(velocity, LABELS), samples(velocity, LABELS))
+    drawn = samples(velocity, LABELS)
+    again = samples(velocity, LABELS)
+    assert torch.equal(drawn, again)
 
 
 def test_another_seed_gives_other_samples() -> None:
     velocity = drawn_velocity(small_flow())
-    assert not torch.equal(samples(velocity, LABELS), samples(velocity, LABELS, seed=1))
+    drawn = samples(velocity, LABELS)
+    others = samples(velocity, LABELS, seed=1)
+    assert not torch.equal(drawn, others)
 
 
 def test_samples_of_a_normal_target_have_its_moments() -> None:
     mean = torch.linspace(-1, 2, DIM)
     velocity = velocity_to_mean(small_flow(), mean)
-    found = math.sqrt(DIM) * samples(velocity, torch.zeros(20_000, dtype=torch.long))
-    torch.testing.assert_close(found.mean(0), mean, rtol=0, atol=0.03)
-    torch.testing.assert_close(found.std(0), torch.ones(DIM), rtol=0, atol=0.03)
+    labels = torch.zeros(20_000, dtype=torch.long)
+    drawn = math.sqrt(DIM) * samples(velocity, labels)
+    torch.testing.assert_close(
+        drawn.mean(0),
+        mean,
+        rtol=0,
+        atol=0.03,
+    )
+    torch.testing.assert_close(
+        drawn.std(0),
+        torch.ones(DIM),
+        rtol=0,
+        atol=0.03,
+    )
 
 
 # --- what it learns ---
@@ -150,4 +196,5 @@ def test_digits_are_told_apart_without_noise() -> None:
         dataset={"name": "digits", "limit": 1000},
     )
     (trial,) = prepared.trials
-    assert ran(prepared, trial)[1].scores.balanced_accuracy > 0.85
+    _, evaluation = ran(prepared, trial)
+    assert evaluation.scores.balanced_accuracy > 0.85

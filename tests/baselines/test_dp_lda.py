@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.naive_bayes import GaussianNB
+from streams import seeded
 from torch import Tensor
 
 from baselines.dp_lda import DPLDA, DPLDAParams
@@ -18,7 +19,7 @@ CLASSES = 3
 
 def classes_apart(rows: int) -> tuple[Tensor, Tensor]:
     """Classes of equal size with their own spreads and means, about (1, ..., 1)."""
-    stream = torch.Generator().manual_seed(0)
+    stream = seeded(0)
     y = torch.arange(rows) % CLASSES
     roots = torch.eye(DIM) + 0.2 * torch.randn(CLASSES, DIM, DIM, generator=stream)
     white = torch.randn(rows, DIM, generator=stream)

@@ -5,6 +5,7 @@ import torch
 from cells import centred_at
 from exact import exact_sums, rows_of
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from streams import seeded
 from torch import Tensor
 
 from baselines.dp_gaussian import DPLeastSquares, DPLeastSquaresParams
@@ -16,7 +17,7 @@ CLASSES = 3
 
 def classes_apart(rows: int) -> tuple[Tensor, Tensor]:
     """Three unequal classes with one wide direction, in a small ball off the origin."""
-    stream = torch.Generator().manual_seed(0)
+    stream = seeded(0)
     y = torch.multinomial(
         torch.tensor([0.7, 0.2, 0.1]),
         rows,

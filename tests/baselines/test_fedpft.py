@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from cells import one_cell, quick
+from streams import seeded
 
 from baselines import fedpft
 from baselines.fedpft import CLIENT_CLASS_WEIGHTS, Mixtures
@@ -24,7 +25,7 @@ def sampled(label: int) -> torch.Tensor:
     labels = torch.full((4000,), label)
     return Mixtures(means, roots, mass).sample(
         labels,
-        torch.Generator().manual_seed(0),
+        seeded(0),
     )
 
 

@@ -9,6 +9,7 @@ from cells import centred_at
 from exact import rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import seeded
 from torch import Tensor
 
 from baselines.private_evolution import PrivateEvolution, PrivateEvolutionParams
@@ -38,7 +39,7 @@ def server_of(algorithm: PrivateEvolution) -> Server:
 
 
 def random_rows(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    stream = torch.Generator().manual_seed(seed)
+    stream = seeded(seed)
     x = torch.randn(count, DIM, generator=stream)
     return x, torch.randint(CLASSES, (count,), generator=stream)
 

@@ -25,13 +25,7 @@ class SizeLeavesUnpaid(Tiny):
 
     trusts = ("silo",)
 
-    def client_round(
-        self,
-        clients: Clients,
-        round_: Round,
-        broadcast: Tensors,
-    ) -> Message:
-        message = super().client_round(clients, round_, broadcast)
+    def changed(self, message: Message, clients: Clients) -> Message:
         rows = torch.tensor(float(sum(map(len, clients.x))))
         return replace(message, sums=message.sums | {"rows": rows})
 

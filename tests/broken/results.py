@@ -123,13 +123,7 @@ class DependsOnPacking(Tiny):
 
     trusts = ("aggregate",)
 
-    def client_round(
-        self,
-        clients: Clients,
-        round_: Round,
-        broadcast: Tensors,
-    ) -> Message:
-        message = super().client_round(clients, round_, broadcast)
+    def changed(self, message: Message, clients: Clients) -> Message:
         return replace(
             message,
             sums=scaled(message.sums, 1 / len(clients.members)),
@@ -169,13 +163,7 @@ class Told(float):
 class UnserialisableMessage(Tiny):
     """Sends a diagnostic that cannot be pickled."""
 
-    def client_round(
-        self,
-        clients: Clients,
-        round_: Round,
-        broadcast: Tensors,
-    ) -> Message:
-        message = super().client_round(clients, round_, broadcast)
+    def changed(self, message: Message, clients: Clients) -> Message:
         told = Told(len(clients.members))
         return replace(
             message,

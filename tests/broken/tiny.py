@@ -53,10 +53,15 @@ class Tiny(DPSGD):
         broadcast: Tensors,
     ) -> Message:
         self.look(clients, round_)
-        return super().client_round(clients, round_, broadcast)
+        message = super().client_round(clients, round_, broadcast)
+        return self.changed(message, clients)
 
     def look(self, clients: Clients, round_: Round) -> None:
         """Look at the clients before a round; a sound algorithm does not."""
+
+    def changed(self, message: Message, clients: Clients) -> Message:
+        """Return what is sent; a sound algorithm changes nothing."""
+        return message
 
     def server_step(
         self,

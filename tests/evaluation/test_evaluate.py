@@ -8,6 +8,7 @@ import pytest
 import torch
 from cells import one_cell, quick
 from rows import joined
+from torch import Tensor
 
 from fedsim.evaluation import evaluate, subset
 from fedsim.evaluation.evaluate import CellEvaluator, evaluate_cell, synthesise
@@ -28,9 +29,9 @@ class Copies:
 
     def sample(
         self,
-        labels: torch.Tensor,
+        labels: Tensor,
         stream: torch.Generator,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         picked = []
         for label in labels.tolist():
             rows = np.flatnonzero(self.data.y_train == label)
@@ -50,9 +51,9 @@ class BlurredCopies(Copies):
 
     def sample(
         self,
-        labels: torch.Tensor,
+        labels: Tensor,
         stream: torch.Generator,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         real = super().sample(labels, stream)
         return real + BLUR * torch.randn(real.shape, generator=stream)
 

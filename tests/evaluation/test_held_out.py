@@ -8,6 +8,7 @@ import pytest
 import torch
 from cells import one_cell, quick
 from test_evaluate import Copies
+from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation import evaluate
@@ -31,9 +32,9 @@ class WrongCopies(Copies):
 
     def sample(
         self,
-        labels: torch.Tensor,
+        labels: Tensor,
         stream: torch.Generator,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         return super().sample(another(labels), stream)
 
 

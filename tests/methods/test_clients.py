@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from streams import seeded
 from torch import Tensor
 
 from fedsim.methods.clients import NUMBERS_AT_ONCE, Clients, joined
@@ -19,10 +20,19 @@ MEMBERS = (1, 4, 5, 9)
 ROUND = 3
 STD = 6.0
 Shapes = dict[str, tuple[int, ...]]
-SENT: Shapes = {"w": (30, 20), "b": (3,)}
+SENT: Shapes = {
+    "w": (30, 20),
+    "b": (3,),
+}
 KEPT: dict[str, Shapes] = {
-    "few": {"code": (2,), "scale": ()},
-    "more than a block": {"encoder": (NUMBERS_AT_ONCE // 2, 3), "code": (2,)},
+    "few": {
+        "code": (2,),
+        "scale": (),
+    },
+    "more than a block": {
+        "encoder": (NUMBERS_AT_ONCE // 2, 3),
+        "code": (2,),
+    },
     "nothing": {},
 }
 
@@ -42,23 +52,41 @@ class Doubled:
     __hash__ = None  # type: ignore[assignment]
 
 
-def clients(examples: int = 0, trust: Trust | None = None) -> Clients:
+def plan_of(
+    release: Release,
+    sigma: float,
+    clip: float,
+    trust: Trust,
+) -> PrivacyPlan:
+    """Return the plan of a single release for an example."""
+    return PrivacyPlan(
+        epsilon_target=4.0,
+        delta=1e-5,
+        unit="example",
+        trust=trust,
+        scope="joint",
+        claim="proved",
+        accountant="rdp",
+        sigma=sigma,
+        releases=(release,),
+        clip=clip,
+        sensitivity=clip,
+        epsilon_reached=4.0,
+    )
+
+
+def clients(
+    examples: int = 0,
+    trust: Trust | None = None,
+) -> Clients:
     """Return clients of ``examples`` rows each, with a plan if there is a ``trust``."""
     plan = None
     if trust is not None:
-        plan = PrivacyPlan(
-            epsilon_target=4.0,
-            delta=1e-5,
-            unit="example",
-            trust=trust,
-            scope="joint",
-            claim="proved",
-            accountant="rdp",
+        plan = plan_of(
+            RELEASE,
             sigma=STD / 2,
-            releases=(RELEASE,),
             clip=2.0,
-            sensitivity=2.0,
-            epsilon_reached=4.0,
+            trust=trust,
         )
     return Clients(
         MEMBERS,
@@ -71,19 +99,34 @@ def clients(examples: int = 0, trust: Trust | None = None) -> Clients:
 
 
 def noise_of_members(shapes: Shapes) -> list[Noise]:
-    streams = [Seeds(0).keystream(Purpose.NOISE, ROUND, client) for client in MEMBERS]
-    return [gaussian(shapes, STD, stream) for stream in streams]
+    noise = []
+    for client in MEMBERS:
+        stream = Seeds(0).keystream(
+            Purpose.NOISE,
+            ROUND,
+            client,
+        )
+        noise.append(gaussian(shapes, STD, stream))
+    return noise
 
 
 def sums_and_slices(kept: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return sums over the members, and tensors with one slice per member."""
-    stream = torch.Generator().manual_seed(0)
+    stream = seeded(0)
     sums = {
-        name: torch.randn(shape, generator=stream, dtype=torch.float64)
+        name: torch.randn(
+            shape,
+            generator=stream,
+            dtype=torch.float64,
+        )
         for name, shape in SENT.items()
     }
     slices = {
-        name: torch.randn(len(MEMBERS), *shape, generator=stream)
+        name: torch.randn(
+            len(MEMBERS),
+            *shape,
+            generator=stream,
+        )
         for name, shape in KEPT[kept].items()
     }
     return sums, slices
@@ -94,7 +137,12 @@ def sums_and_slices(kept: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def test_each_client_adds_noise_of_its_own_stream(trust: Trust, kept: str) -> None:
     sums, slices = sums_and_slices(kept)
     cohort = clients(trust=trust)
-    noised = cohort.add_noise(RELEASE, ROUND, sums, slices)
+    noised = cohort.add_noise(
+        RELEASE,
+        ROUND,
+        sums,
+        slices,
+    )
     noisy = KEPT[kept]
     if trust == "silo":
         noisy = SENT | noisy
@@ -103,15 +151,13 @@ def test_each_client_adds_noise_of_its_own_stream(trust: Trust, kept: str) -> No
     for name, value in noised.kept.items():
         noise = torch.stack([parts[name] for parts in draws])
         assert torch.equal(value, slices[name] + noise)
-    expected = sums
-    if trust == "silo":
-        # Sums are rounded once their noise is added, and not before.
-        expected = {
-            name: (value + sum(parts[name] for parts in draws)).float()
-            for name, value in sums.items()
-        }
     for name, value in noised.sent.items():
-        assert torch.equal(value, expected[name])
+        expected = sums[name]
+        if trust == "silo":
+            # Sums are rounded once their noise is added, and not before.
+            expected = expected + sum(parts[name] for parts in draws)
+            expected = expected.float()
+        assert torch.equal(value, expected)
     assert noised.sent.keys() == SENT.keys()
     assert noised.kept.keys() == KEPT[kept].keys()
     assert cohort.ran.noise == sum(noise.fingerprint for noise in noise_of_all)
@@ -121,7 +167,12 @@ def test_noise_leaves_its_arguments_as_they_were() -> None:
     sums, slices = sums_and_slices("few")
     arguments = sums | slices
     before = {name: value.clone() for name, value in arguments.items()}
-    clients(trust="silo").add_noise(RELEASE, ROUND, sums, slices)
+    clients(trust="silo").add_noise(
+        RELEASE,
+        ROUND,
+        sums,
+        slices,
+    )
     for name, value in arguments.items():
         assert torch.equal(value, before[name])
 
@@ -136,7 +187,10 @@ def test_steps_of_a_round_have_different_noise() -> None:
 
 @pytest.mark.parametrize("step", [3, 4, 6])
 def test_noise_of_another_round_or_drawn_before_is_refused(step: int) -> None:
-    cohort = replace(clients(trust="silo"), steps=range(4, 6))
+    cohort = replace(
+        clients(trust="silo"),
+        steps=range(4, 6),
+    )
     sent = {"b": torch.zeros(3)}
     cohort.add_noise(RELEASE, 4, sent)
     expected = rf"step {step} is not in the round \(steps 4 \.\. 5\), or its noise was drawn before"
@@ -150,7 +204,8 @@ def test_examples_are_sampled_independently_in_each_round(client_rate: float) ->
     rounds = 1000
     inside = np.zeros((rounds, len(MEMBERS), 3))
     for number in range(rounds):
-        for position, chosen in enumerate(cohort.poisson(number, 0.5, client_rate)):
+        samples = cohort.poisson(number, 0.5, client_rate)
+        for position, chosen in enumerate(samples):
             inside[number, position, chosen.numpy()] = 1
     tolerance = 5 / rounds**0.5
     assert np.abs(inside.mean(0) - 0.5 * client_rate).max() < tolerance / 2
@@ -167,13 +222,18 @@ def test_examples_are_sampled_independently_in_each_round(client_rate: float) ->
 @pytest.mark.parametrize("dim", [16, 5])
 def test_converted_embeddings_are_in_memory_once(dim: int) -> None:
     x = tuple(torch.randn(rows, dim) for rows in (7, 0, 3, 5))
-    original = replace(clients(), x=x, y=tuple(torch.zeros(len(rows)) for rows in x))
+    original = replace(
+        clients(),
+        x=x,
+        y=tuple(torch.zeros(len(rows)) for rows in x),
+    )
     converted = original.in_coordinates(Doubled())
     for part, rows in zip(converted.x, x, strict=True):
         assert torch.equal(part, 2 * rows)
-    assert isinstance(converted.pooled.x, Tensor)
-    assert torch.equal(converted.pooled.x, 2 * torch.cat(x))
-    assert converted.pooled.x.data_ptr() == converted.x[0].data_ptr()
+    pooled = converted.pooled.x
+    assert isinstance(pooled, Tensor)
+    assert torch.equal(pooled, 2 * torch.cat(x))
+    assert pooled.data_ptr() == converted.x[0].data_ptr()
     assert original.in_coordinates(Doubled()) is converted
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import seeded
 from torch import Tensor
 
 from fedsim.methods.coordinates import SPREAD_WEIGHTS, Coordinates, coordinate_statistics
@@ -18,12 +19,16 @@ DIM = 12
 MEAN, SPREAD = coordinate_statistics(0.2)
 
 
-def unit_rows(spread: float, steep: float = 1.0, count: int = 2000) -> Tensor:
+def unit_rows(
+    spread: float,
+    steep: float = 1.0,
+    count: int = 2000,
+) -> Tensor:
     """Return rows of unit norm about a mean, ``spread`` from it.
 
     Each direction has ``steep`` times the standard deviation of the next.
     """
-    stream = torch.Generator().manual_seed(0)
+    stream = seeded(0)
     deviations = steep ** -torch.arange(float(DIM))
     draws = torch.randn(count, DIM, generator=stream)
     x = spread * draws * deviations / deviations.norm()
@@ -31,11 +36,21 @@ def unit_rows(spread: float, steep: float = 1.0, count: int = 2000) -> Tensor:
     return torch.nn.functional.normalize(x)
 
 
-def clipped_sums(statistic: Statistic, x: Tensor, released: Tensors) -> Tensors:
+def clipped_sums(
+    statistic: Statistic,
+    x: Tensor,
+    released: Tensors,
+) -> Tensors:
     """Return the weighted sums of a statistic, as clients send them without noise."""
     labels = torch.zeros(len(x), dtype=torch.long)
-    products = statistic.products(Rows(x, labels, labels), released)
-    norms = Norms(1.0, weights=unit_weights(statistic.weights))
+    products = statistic.products(
+        Rows(x, labels, labels),
+        released,
+    )
+    norms = Norms(
+        1.0,
+        weights=unit_weights(statistic.weights),
+    )
     sums, _ = clipped_statistics(products, norms)
     return sums
 
@@ -55,15 +70,22 @@ def coordinates_of(x: Tensor) -> Coordinates:
     return Coordinates(server.tensors)
 
 
-@pytest.mark.parametrize("statistic", [MEAN, SPREAD], ids=lambda statistic: statistic.name)
+@pytest.mark.parametrize(
+    "statistic",
+    [MEAN, SPREAD],
+    ids=lambda statistic: statistic.name,
+)
 @settings(max_examples=25)
-@given(seed=st.integers(0, 10_000), scale=st.floats(0, 100))
+@given(
+    seed=st.integers(0, 10_000),
+    scale=st.floats(0, 100),
+)
 def test_no_row_changes_a_release_by_more_than_one(
     statistic: Statistic,
     seed: int,
     scale: float,
 ) -> None:
-    stream = torch.Generator().manual_seed(seed)
+    stream = seeded(seed)
     x = scale * torch.randn(8, DIM, generator=stream)
     released = {"mean": torch.randn(DIM, generator=stream)}
     whole = clipped_sums(statistic, x, released)
@@ -73,8 +95,15 @@ def test_no_row_changes_a_release_by_more_than_one(
 
 
 def test_row_at_the_centre_is_in_the_histogram_alone() -> None:
-    mean = torch.randn(DIM, generator=torch.Generator().manual_seed(0))
-    sums = clipped_sums(SPREAD, mean[None], {"mean": mean})
+    mean = torch.randn(
+        DIM,
+        generator=seeded(0),
+    )
+    sums = clipped_sums(
+        SPREAD,
+        mean[None],
+        {"mean": mean},
+    )
     assert not sums["second"].any()
     weight = unit_weights(SPREAD_WEIGHTS)["bins"]
     assert float(sums["bins"].sum()) == pytest.approx(weight)
@@ -82,10 +111,14 @@ def test_row_at_the_centre_is_in_the_histogram_alone() -> None:
 
 @pytest.mark.parametrize("spread", [1e-3, 1e-2, 0.1, 1.0])
 @pytest.mark.parametrize("steep", [1.0, 1.5])
-def test_coordinates_have_about_unit_norm_for_any_spectrum(spread: float, steep: float) -> None:
+def test_coordinates_have_about_unit_norm_for_any_spectrum(
+    spread: float,
+    steep: float,
+) -> None:
     x = unit_rows(spread, steep)
     r = coordinates_of(x).of_rows(x)
-    assert 0.5 <= float(r.square().sum(1).mean()) <= 2
+    squared_norms = r.square().sum(1)
+    assert 0.5 <= float(squared_norms.mean()) <= 2
 
 
 def test_coordinates_and_rows_are_inverse() -> None:

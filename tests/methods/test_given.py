@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cells import NODES
+from streams import seeded
 
 import fedsim
 from fedsim.errors import UserError
@@ -204,7 +205,7 @@ def test_no_finite_row_trains_the_probe_twice() -> None:
     rows = torch.randn(
         400,
         64,
-        generator=torch.Generator().manual_seed(0),
+        generator=seeded(0),
     )
     made = shortened(FiniteRows(rows, torch.arange(400) % 10))
     x, labels = synthesise(made, 10, 50, Seeds(0))

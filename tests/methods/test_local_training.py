@@ -7,17 +7,21 @@ from typing import Any
 import pytest
 import torch
 from cells import one_cell, quick
-from torch import nn
+from torch import Tensor, nn
 
 from baselines.fedavg_linear import SoftmaxRegression
 from fedsim.methods.local_training import clip_updates
-from fedsim.methods.messages import Task
+from fedsim.methods.messages import Task, Tensors
 from fedsim.privacy.plan import Unit
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, build_algorithm
 
 
-def cohort_of(name: str, unit: str = "client", **params: Any) -> tuple[Cohort, Any]:
+def cohort_of(
+    name: str,
+    unit: str = "client",
+    **params: Any,
+) -> tuple[Cohort, Any]:
     """Return all four clients in one cohort, and the algorithm at the server."""
     trial, data, algorithm = one_cell(
         quick(name, **params),
@@ -29,9 +33,14 @@ def cohort_of(name: str, unit: str = "client", **params: Any) -> tuple[Cohort, A
     return Cohort(spec, data.x_train, data.y_train), algorithm
 
 
+def first_broadcast(algorithm: Any) -> Tensors:
+    server = algorithm.initial_server(Seeds(0))
+    return algorithm.broadcast(server)
+
+
 def test_absent_client_trains_and_sends_nothing() -> None:
     cohort, algorithm = cohort_of("weight-noise", client_rate=0.5)
-    broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
+    broadcast = first_broadcast(algorithm)
     state = cohort.clients.state
     numbers_of_active = set()
     for round_ in islice(algorithm.schedule(), 6):
@@ -53,13 +62,22 @@ def test_absent_client_trains_and_sends_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("unit", "rate", "sensitivity"),
-    [("client", 0.25, 3.0), ("example", 1.0, 6.0), ("group", 1.0, 6.0)],
+    [
+        ("client", 0.25, 3.0),
+        ("example", 1.0, 6.0),
+        ("group", 1.0, 6.0),
+    ],
 )
 def test_client_sampling_amplifies_only_for_unit_client(
-    unit: Unit, rate: float, sensitivity: float
+    unit: Unit,
+    rate: float,
+    sensitivity: float,
 ) -> None:
-    params = {"client_rate": 0.25, "clip": 3.0}
-    algorithm = build_algorithm("weight-noise", params, Task(4, 2, 10, unit))
+    algorithm = build_algorithm(
+        "weight-noise",
+        {"client_rate": 0.25, "clip": 3.0},
+        Task(4, 2, 10, unit),
+    )
     (release,) = algorithm.releases()
     assert release.sample_rate == rate
     assert algorithm.sensitivity() == sensitivity
@@ -68,12 +86,16 @@ def test_client_sampling_amplifies_only_for_unit_client(
 def test_diverged_client_sends_what_an_absent_one_sends() -> None:
     diverged, algorithm = cohort_of("weight-noise")
     absent, _ = cohort_of("weight-noise")
-    x = list(diverged.clients.x)
-    y = list(absent.clients.y)
-    diverged.clients.x = (*x[:2], torch.full_like(x[2], math.nan), *x[3:])
-    absent.clients.x = (*x[:2], x[2][:0], *x[3:])
-    absent.clients.y = (*y[:2], y[2][:0], *y[3:])
-    broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
+    diverged_x = list(diverged.clients.x)
+    diverged_x[2] = torch.full_like(diverged_x[2], math.nan)
+    diverged.clients.x = tuple(diverged_x)
+    absent_x = list(absent.clients.x)
+    absent_x[2] = absent_x[2][:0]
+    absent.clients.x = tuple(absent_x)
+    absent_y = list(absent.clients.y)
+    absent_y[2] = absent_y[2][:0]
+    absent.clients.y = tuple(absent_y)
+    broadcast = first_broadcast(algorithm)
     first_round = next(algorithm.schedule())
     sums = diverged.round(first_round, broadcast).sums
     expected = absent.round(first_round, broadcast).sums
@@ -94,29 +116,41 @@ class Scaled(nn.Module):
         super().__init__()
         self.head = nn.Linear(dim, classes)
         self.scale = nn.Parameter(torch.ones(()))
-        self.shift = nn.Parameter(torch.ones(classes), requires_grad=False)
+        self.shift = nn.Parameter(
+            torch.ones(classes),
+            requires_grad=False,
+        )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.scale * self.head(x) + self.shift
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.scale * self.head(x) + self.shift
         return logits
 
 
 @pytest.mark.parametrize(
     ("name", "unit"),
-    [("fedavg-linear", "example"), ("dp-fedavg-linear", "client")],
+    [
+        ("fedavg-linear", "example"),
+        ("dp-fedavg-linear", "client"),
+    ],
 )
 def test_scalar_parameters_train_and_frozen_ones_stay(
-    monkeypatch: pytest.MonkeyPatch, name: str, unit: str
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    unit: str,
 ) -> None:
     def build(self: SoftmaxRegression, clients: int) -> nn.Module:
         return Scaled(self.task.dim, self.task.classes)
 
     monkeypatch.setattr(SoftmaxRegression, "build", build)
     cohort, algorithm = cohort_of(name, unit)
-    broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
+    broadcast = first_broadcast(algorithm)
     active = cohort.clients.only([0, 1, 2, 3])
-    shared, _ = algorithm._train(active, next(algorithm.schedule()), broadcast)
-    clipped, _ = clip_updates({"scale": shared["scale"] - broadcast["scale"]}, 1e-3)
+    first_round = next(algorithm.schedule())
+    trained, _ = algorithm._train(active, first_round, broadcast)
+    updates = trained["scale"] - broadcast["scale"]
+    clipped, _ = clip_updates({"scale": updates}, 1e-3)
     assert clipped["scale"].abs().max() <= 1.001e-3
-    assert (shared["scale"] != broadcast["scale"]).all()
-    assert torch.equal(shared["shift"], broadcast["shift"].expand_as(shared["shift"]))
+    assert (trained["scale"] != broadcast["scale"]).all()
+    shift = trained["shift"]
+    expected = broadcast["shift"].expand_as(shift)
+    assert torch.equal(shift, expected)

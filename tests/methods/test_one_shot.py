@@ -8,8 +8,9 @@ import torch
 from fedsim.methods.messages import Round, Server, Task, Tensors
 from fedsim.methods.one_shot import Statistic, overall_mean, statistic_phase
 from fedsim.privacy.noise import gaussian
-from fedsim.privacy.plan import PrivacyPlan, Trust
+from fedsim.privacy.plan import Trust
 from fedsim.seeds import Purpose, Seeds
+from tests.methods.test_clients import plan_of
 
 CLIENTS = 4
 NUMBERS = 40_000
@@ -29,19 +30,11 @@ def test_receive_gets_the_noise_deviation_in_units_of_each_sum(clip: float, trus
     )
     task = Task(3, 2, CLIENTS, trust=trust)
     phase = statistic_phase(statistic, clip, task, lambda server: {})
-    plan = PrivacyPlan(
-        epsilon_target=2.0,
-        delta=1e-4,
-        unit="example",
-        trust=trust,
-        scope="joint",
-        claim="proved",
-        accountant="rdp",
+    plan = plan_of(
+        phase.release,
         sigma=3.0,
-        releases=(phase.release,),
         clip=clip,
-        sensitivity=clip,
-        epsilon_reached=2.0,
+        trust=trust,
     )
     server = Server(torch.nn.Module(), Seeds(0), plan=plan)
     shapes = {"large": (NUMBERS,), "small": (NUMBERS,)}

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import torch
+from streams import seeded
 
 from fedsim.methods.parameters import signal_shares
 
 
 def test_signal_share_is_root_of_its_share_of_energy():
-    stream = torch.Generator().manual_seed(0)
+    stream = seeded(0)
     noise = 0.2
     state = {}
     signal = noise * torch.tensor([[0.0, 1.0, 3.0]])

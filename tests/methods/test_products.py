@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from fedsim.methods.messages import Diagnostic
 from fedsim.methods.products import Chart, for_embeddings, is_personal, own, shortened
@@ -13,7 +14,7 @@ from fedsim.models.linear import LinearClassifier, LocalClassifiers
 class Rows:
     """A generator of three rows of norm 5, 1 and 0.5."""
 
-    def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         return torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.3, 0.4]])
 
 
@@ -40,7 +41,7 @@ def test_shortened_keeps_the_versions_of_clients() -> None:
 class Doubled(Chart):
     """Coordinates that are twice the embeddings."""
 
-    def of_rows(self, x: torch.Tensor) -> torch.Tensor:
+    def of_rows(self, x: Tensor) -> Tensor:
         return 2 * x
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from streams import seeded
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 from torch.testing import assert_close
@@ -43,7 +44,7 @@ def private(subspace: PublicSubspace) -> Tensor:
     x = torch.randn(
         200,
         DIM,
-        generator=torch.Generator().manual_seed(0),
+        generator=seeded(0),
     )
     x[0] = -subspace.mean
     return normalize(x, dim=1)
@@ -76,7 +77,7 @@ class Fixed:
 
 @pytest.fixture
 def lifted(subspace: PublicSubspace) -> Tensor:
-    stream = torch.Generator().manual_seed(0)
+    stream = seeded(0)
     return subspace.for_embeddings(Fixed()).sample(LABELS, stream)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from streams import seeded
 from torch import Tensor, nn
 
 from fedsim.models.hypernetwork import ConditionalPrior, ModulatedLinear
@@ -21,14 +22,14 @@ ROWS = 5
 
 def randomised(module: Any, seed: int = 0) -> Any:
     """Return the module away from the zero heads with which it starts."""
-    stream = torch.Generator().manual_seed(seed)
+    stream = seeded(seed)
     for parameter in module.parameters():
         nn.init.normal_(parameter, generator=stream)
     return module
 
 
 def draw(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, generator=seeded(seed))
 
 
 def generated(

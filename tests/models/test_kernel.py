@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from streams import seeded
 from torch import Tensor
 
 from fedsim.models.kernel import kernel, kernel_features, kernel_frequencies, kernel_score
@@ -14,7 +15,7 @@ DIM = 6
 
 
 def unit_rows(rows: int, seed: int) -> Tensor:
-    stream = torch.Generator().manual_seed(seed)
+    stream = seeded(seed)
     x = torch.randn(
         rows,
         DIM,
@@ -38,20 +39,39 @@ def test_expected_gradient_of_the_score_is_that_of_mmd2() -> None:
     """The generator is uniform on a few points, so its expectation is a sum over all pairs."""
     x = unit_rows(40, 0)
     points = unit_rows(7, 1).requires_grad_(True)
-    first, second = torch.cartesian_prod(torch.arange(7), torch.arange(7)).T
-    scores = [
-        kernel_score(row.expand(len(first), -1), points[first], points[second]).mean() for row in x
-    ]
-    (gradient,) = torch.autograd.grad(torch.stack(scores).mean(), points)
-    (expected,) = torch.autograd.grad(mmd2(x, points), points)
-    assert torch.allclose(gradient, expected, rtol=1e-9, atol=1e-12)
+    first, second = torch.cartesian_prod(
+        torch.arange(7),
+        torch.arange(7),
+    ).T
+    scores = []
+    for row in x:
+        score = kernel_score(
+            row.expand(len(first), -1),
+            points[first],
+            points[second],
+        )
+        scores.append(score.mean())
+    (gradient,) = torch.autograd.grad(
+        torch.stack(scores).mean(),
+        points,
+    )
+    (expected,) = torch.autograd.grad(
+        mmd2(x, points),
+        points,
+    )
+    assert torch.allclose(
+        gradient,
+        expected,
+        rtol=1e-9,
+        atol=1e-12,
+    )
 
 
 def features(rows: Tensor, count: int, seed: int = 5) -> Tensor:
     frequencies = kernel_frequencies(
         DIM,
         count,
-        torch.Generator().manual_seed(seed),
+        seeded(seed),
     )
     return kernel_features(rows.float(), frequencies)
 
@@ -62,13 +82,28 @@ def test_features_estimate_the_kernel_and_mmd2() -> None:
     of_a = features(a, 10_000)
     of_b = features(b, 10_000)
     exact = kernel(torch.cdist(a, b).square())
-    distance = of_a.mean(0) - of_b.mean(0)
+    difference = of_a.mean(0) - of_b.mean(0)
+    estimate = difference.square().sum()
     assert (of_a @ of_b.T - exact).abs().max() < 0.04
-    assert mmd2(a, b) > 0.05
-    assert float(distance.square().sum()) == pytest.approx(float(mmd2(a, b)), abs=0.01)
+    expected = float(mmd2(a, b))
+    assert expected > 0.05
+    assert float(estimate) == pytest.approx(expected, abs=0.01)
 
 
-@given(scale=st.floats(0, 100), count=st.integers(1, 40), seed=st.integers(0, 100))
-def test_features_have_norm_one_for_any_row(scale: float, count: int, seed: int) -> None:
-    norms = features(scale * unit_rows(5, seed), count, seed).norm(dim=1)
-    assert torch.allclose(norms, torch.ones(5), atol=1e-5)
+@given(
+    scale=st.floats(0, 100),
+    count=st.integers(1, 40),
+    seed=st.integers(0, 100),
+)
+def test_features_have_norm_one_for_any_row(
+    scale: float,
+    count: int,
+    seed: int,
+) -> None:
+    rows = scale * unit_rows(5, seed)
+    norms = features(rows, count, seed).norm(dim=1)
+    assert torch.allclose(
+        norms,
+        torch.ones(5),
+        atol=1e-5,
+    )

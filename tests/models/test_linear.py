@@ -14,11 +14,19 @@ def rows(
     rng = np.random.default_rng(seed)
     y = np.repeat(classes, 20)
     centres = rng.normal(size=(10, 6))
-    x = centres[y] + 0.5 * rng.normal(size=(len(y), 6))
+    noise = rng.normal(size=(len(y), 6))
+    x = centres[y] + 0.5 * noise
     return x.astype(np.float32), y.astype(np.int64)
 
 
-@pytest.mark.parametrize("classes", [[0, 1, 2, 3], [1, 3], [2]])
+@pytest.mark.parametrize(
+    "classes",
+    [
+        [0, 1, 2, 3],
+        [1, 3],
+        [2],
+    ],
+)
 def test_folded_probe_predicts_as_the_probe(classes: list[int]) -> None:
     x, y = rows(classes)
     other, _ = rows(classes, seed=1)
@@ -28,5 +36,8 @@ def test_folded_probe_predicts_as_the_probe(classes: list[int]) -> None:
     expected = fit_probe(x, y, 0.1).predict(other)
     assert (predicted == expected).mean() > 0.98
     absent = np.setdiff1d(np.arange(5), classes)
-    assert float(probabilities[:, absent].sum()) == 0
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(len(other)))
+    assert probabilities[:, absent].sum() == 0
+    torch.testing.assert_close(
+        probabilities.sum(1),
+        torch.ones(len(other)),
+    )

@@ -5,7 +5,12 @@ from sklearn.linear_model import LogisticRegression
 from fedsim.models.probe import fit_path, fit_probe, fit_probes, predict_each
 
 
-def rows(n, dim, classes, seed=0):
+def rows(
+    n,
+    dim,
+    classes,
+    seed=0,
+):
     """Return noisy rows of ``classes`` classes, each of which occurs."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % classes
@@ -37,7 +42,8 @@ def test_few_rows_of_many_features_minimise_the_objective(classes):
         converged.intercept_,
         atol=1e-5,
     )
-    assert probe.weight.dtype == probe.bias.dtype == np.float32
+    assert probe.weight.dtype == np.float32
+    assert probe.bias.dtype == np.float32
 
 
 @pytest.mark.parametrize("n", [9, 60])
@@ -48,11 +54,22 @@ def test_probes_of_several_strengths_equal_single_ones(n, classes):
     strengths = (0.01, 1.0)
     together = list(fit_probes(x, y, strengths))
     predictions = predict_each(together, other)
-    for probe, strength, predicted in zip(together, strengths, predictions, strict=True):
+    for probe, strength, predicted in zip(
+        together,
+        strengths,
+        predictions,
+        strict=True,
+    ):
         alone = fit_probe(x, y, strength)
         for name, value in vars(alone).items():
-            np.testing.assert_array_equal(vars(probe)[name], value)
-        np.testing.assert_array_equal(predicted, alone.predict(other))
+            np.testing.assert_array_equal(
+                vars(probe)[name],
+                value,
+            )
+        np.testing.assert_array_equal(
+            predicted,
+            alone.predict(other),
+        )
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -60,13 +77,25 @@ def test_probes_of_several_strengths_equal_single_ones(n, classes):
 @pytest.mark.parametrize("n", [60, 400])
 def test_probes_along_the_path_nearly_equal_exact_probes(n, classes, balanced):
     x, y = rows(n, 80, classes)
-    other = rows(1000, 80, classes)[0]  # of the same classes
+    other, _ = rows(1000, 80, classes)  # of the same classes
     strengths = (0.001, 0.01, 0.1, 1.0)
-    path = fit_path(x, y, strengths, balanced=balanced)
-    for near, exact in zip(path, fit_probes(x, y, strengths, balanced=balanced), strict=True):
+    path = fit_path(
+        x,
+        y,
+        strengths,
+        balanced=balanced,
+    )
+    exact_probes = fit_probes(
+        x,
+        y,
+        strengths,
+        balanced=balanced,
+    )
+    for near, exact in zip(path, exact_probes, strict=True):
         assert np.mean(near.predict(other) == exact.predict(other)) > 0.985
-        difference = near.probabilities(other, classes) - exact.probabilities(other, classes)
-        assert np.abs(difference).max() < 0.05
+        probabilities = near.probabilities(other, classes)
+        expected = exact.probabilities(other, classes)
+        assert np.abs(probabilities - expected).max() < 0.05
 
 
 def test_rows_of_a_diverged_generator_are_named():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from streams import seeded
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
@@ -24,13 +25,13 @@ def make_batch(
     seed: int = 0,
 ) -> Batch:
     """Return ``counts[k]`` examples of client k, in groups of some examples of one client."""
-    stream = torch.Generator().manual_seed(seed)
+    stream = seeded(seed)
     rows = sum(counts)
     client = torch.repeat_interleave(
         torch.arange(len(counts)),
         torch.tensor(counts),
     )
-    coins = torch.rand(rows, generator=torch.Generator().manual_seed(seed))
+    coins = torch.rand(rows, generator=seeded(seed))
     is_new_client = client.diff(prepend=torch.tensor([-1])) > 0
     group = (is_new_client | (coins < 0.5)).cumsum(0)
     return Batch(

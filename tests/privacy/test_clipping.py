@@ -24,6 +24,7 @@ from clipping_cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import seeded
 from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout, consecutive
@@ -184,7 +185,7 @@ def weighted_loss(model: nn.Module, b: Batch) -> Tensor:
 @pytest.mark.parametrize("layer", [nn.Linear(DIM, 3), ClientLinear(1, DIM, 3)])
 def test_group_whose_large_rows_cancel_swallows_nothing_of_others(layer):
     x = F.normalize(
-        torch.randn(302, DIM, generator=torch.Generator().manual_seed(0)),
+        torch.randn(302, DIM, generator=seeded(0)),
         dim=1,
     )
     weights = torch.ones(len(x))

@@ -18,14 +18,23 @@ def stream(seed: int = 0) -> Keystream:
     return Seeds(seed).keystream(Purpose.NOISE, 0, SERVER)
 
 
-def noise_of(count: int, std: float = 1.0, seed: int = 0) -> Noise:
+def noise_of(
+    count: int,
+    std: float = 1.0,
+    seed: int = 0,
+) -> Noise:
     return gaussian({"a": (count,)}, std, stream(seed))
 
 
 @pytest.mark.parametrize("std", [0.01, 1.0, 7.5])
 def test_noise_is_gaussian_of_its_deviation_and_of_no_other(std):
-    parts = gaussian({"a": (100, 30), "b": (2000,)}, std, stream()).parts
-    values = torch.cat([parts["a"].flatten(), parts["b"]]).double().numpy()
+    parts = gaussian(
+        {"a": (100, 30), "b": (2000,)},
+        std,
+        stream(),
+    ).parts
+    numbers = torch.cat([parts["a"].flatten(), parts["b"]])
+    values = numbers.double().numpy()
     assert kstest(values, norm(0, std).cdf).pvalue > 0.01
     for wrong in (2 / 3 * std, 3 / 2 * std):
         assert kstest(values, norm(0, wrong).cdf).pvalue < 1e-6
@@ -47,7 +56,11 @@ def correlation(left: torch.Tensor, right: torch.Tensor) -> float:
 
 
 def test_parts_and_coordinates_are_independent():
-    noise = gaussian({"a": (20_000,), "b": (20_000,)}, 1.0, stream()).parts
+    noise = gaussian(
+        {"a": (20_000,), "b": (20_000,)},
+        1.0,
+        stream(),
+    ).parts
     a = noise["a"]
     assert correlation(a, noise["b"]) < 4
     assert correlation(a[1:], a[:-1]) < 4
@@ -70,7 +83,16 @@ def test_second_draw_differs_and_the_global_state_stays():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("std", [-1.0, float("nan"), float("inf"), 1e-31, 1e31])
+@pytest.mark.parametrize(
+    "std",
+    [
+        -1.0,
+        float("nan"),
+        float("inf"),
+        1e-31,
+        1e31,
+    ],
+)
 def test_impossible_standard_deviation_is_refused(std):
     with pytest.raises(ValueError, match="standard deviation"):
         gaussian(SHAPES, std, stream())
@@ -78,6 +100,8 @@ def test_impossible_standard_deviation_is_refused(std):
 
 def test_fingerprint_is_that_of_the_stream_for_any_deviation():
     one = noise_of(40_000)
+    scaled = noise_of(40_000, std=2.5)
+    of_another_stream = noise_of(40_000, seed=1)
     assert one.fingerprint == 3059526390  # on every processor
-    assert noise_of(40_000, std=2.5).fingerprint == one.fingerprint
-    assert noise_of(40_000, seed=1).fingerprint != one.fingerprint
+    assert scaled.fingerprint == one.fingerprint
+    assert of_another_stream.fingerprint != one.fingerprint

@@ -30,10 +30,11 @@ from fedsim.privacy.selection import (
 )
 
 DELTA = 1e-4
+every_distribution = pytest.mark.parametrize("distribution", SHAPES)
 EVENTS = [Mechanism(4.0), Mechanism(3.0, 0.1, 40)]
 
 
-@pytest.mark.parametrize("distribution", SHAPES)
+@every_distribution
 def test_one_setting_costs_the_same_as_in_dp_accounting(distribution: Distribution) -> None:
     base = ComposedDpEvent(
         [
@@ -71,7 +72,7 @@ def runs_distribution(mean: float, distribution: Distribution) -> Any:
     return logser(brentq(lambda p: logser.mean(p) - mean, 1e-3, 1 - 1e-9))
 
 
-@pytest.mark.parametrize("distribution", SHAPES)
+@every_distribution
 @pytest.mark.parametrize("mean", [1.5, 30])
 def test_every_quantile_has_the_number_of_runs_of_its_distribution(
     distribution: Distribution,
@@ -99,7 +100,7 @@ def test_number_of_runs_is_bounded(distribution: Distribution, mean: float, most
     assert runs_at(1 - 2**-53, mean, distribution) < most
 
 
-@pytest.mark.parametrize("distribution", SHAPES)
+@every_distribution
 def test_noise_is_solved_for_the_whole_search(distribution: Distribution) -> None:
     def run_of(sigma: float) -> list[Mechanism]:
         return [Mechanism(sigma, 1.0, 3)]

@@ -130,30 +130,24 @@ def test_critical_difference_has_demsars_quantiles(methods: int, quantile: float
     assert difference / scale == pytest.approx(quantile, abs=1e-3)
 
 
+def equal_rankings(settings: int) -> pd.DataFrame:
+    """The ranks of three methods that are in the same order in every setting."""
+    losses = {
+        "a": [0.9] * settings,
+        "b": [0.6] * settings,
+        "c": [0.3] * settings,
+    }
+    return ranks_of(losses_of(losses))
+
+
 def test_friedmans_p_of_five_equal_rankings() -> None:
     # Three methods: χ² = N (k - 1) = 10 with two degrees of freedom.
-    ranks = ranks_of(
-        losses_of(
-            {
-                "a": [0.9] * 5,
-                "b": [0.6] * 5,
-                "c": [0.3] * 5,
-            }
-        )
-    )
+    ranks = equal_rankings(5)
     assert ranks["friedman_p"].iloc[0] == pytest.approx(math.exp(-5))
 
 
 def test_fewer_than_five_settings_have_no_tests() -> None:
-    ranks = ranks_of(
-        losses_of(
-            {
-                "a": [0.9] * 4,
-                "b": [0.6] * 4,
-                "c": [0.3] * 4,
-            }
-        )
-    )
+    ranks = equal_rankings(4)
     assert ranks["mean_rank"].tolist() == [1.0, 2.0, 3.0]
     assert ranks["critical_difference"].isna().all()
     assert ranks["friedman_p"].isna().all()

@@ -27,8 +27,9 @@ class Shifted(DPGaussian):
 
     def initial_server(self, seeds: Any) -> Server:
         server = super().initial_server(seeds)
-        if self.task.public is not None:
-            server.tensors["public_mean"] = self.task.public.rows().mean(0)
+        public = self.task.public
+        if public is not None:
+            server.tensors["public_mean"] = public.rows().mean(0)
         return server
 
 
@@ -40,8 +41,13 @@ class Unaware(DPGaussian):
         return super().generator(server)
 
 
-def rows(count: int = 30, dim: int = DIM, seed: int = 5) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+def rows(
+    count: int = 30,
+    dim: int = DIM,
+    seed: int = 5,
+) -> np.ndarray:
+    x = np.random.default_rng(seed).standard_normal((count, dim))
+    return x.astype(np.float32)
 
 
 def npz(path: Path, **arrays: Any) -> dict[str, str]:
@@ -55,7 +61,11 @@ def public(tmp_path: Path) -> dict[str, str]:
 
 
 def prepared(public: Any, *algorithms: Any) -> Prepared:
-    return prepare(small_grid(*(algorithms or (Shifted,)), public=public), NODES)
+    grid = small_grid(
+        *(algorithms or (Shifted,)),
+        public=public,
+    )
+    return prepare(grid, NODES)
 
 
 def test_only_methods_that_use_public_rows_get_them(public: dict[str, str]) -> None:
@@ -67,11 +77,20 @@ def test_only_methods_that_use_public_rows_get_them(public: dict[str, str]) -> N
     assert used.cell.public_hash == data.public.fingerprint
     assert unused.cell.public is None
     assert unused.cell.public_hash is None
-    assert unused.cell.cell_id == prepared(None, Unaware).trials[0].cell.cell_id
-    assert np.allclose(np.linalg.norm(data.public.x, axis=1), 1)
-    for trial, rows_in_task in ((used, data.public), (unused, None)):
-        task = trial.given(data).task
-        algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, task)
+    (without,) = prepared(None, Unaware).trials
+    assert unused.cell.cell_id == without.cell.cell_id
+    norms = np.linalg.norm(data.public.x, axis=1)
+    assert np.allclose(norms, 1)
+    for trial, rows_in_task in (
+        (used, data.public),
+        (unused, None),
+    ):
+        cell = trial.cell
+        algorithm = build_algorithm(
+            cell.algorithm,
+            cell.params,
+            trial.given(data).task,
+        )
         assert algorithm.task.public is rows_in_task
 
 
@@ -84,7 +103,8 @@ def test_method_that_needs_public_rows_is_refused_without() -> None:
 def test_public_rows_that_are_training_rows_are_refused(tmp_path: Path) -> None:
     x = load(small_grid("dp-gaussian").dataset[0]).x_train
     # Scaled to unit norm these rows are the same.
-    first, second, *_ = np.flatnonzero((unit_norm(x) == x).all(1))
+    unchanged = (unit_norm(x) == x).all(1)
+    first, second, *_ = np.flatnonzero(unchanged)
     mixed = np.concatenate([rows(), 4 * x[[second, first]]])
     message = rf"public: 2 training rows of 'digits\S*' are public too, the first is row {first}"
     with pytest.raises(UserError, match=message):

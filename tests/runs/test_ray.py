@@ -12,6 +12,7 @@ import torch
 from benches import TIMES, Ran, slowness, wait_until
 from cells import NODES, WITH_GPUS, one_cell, quick, small_grid
 from rows import values_of
+from torch import Tensor
 
 from fedsim.errors import UserError
 from fedsim.evaluation.measures import MEASURES
@@ -27,6 +28,7 @@ from fedsim.runs.ray import (
     ray,
 )
 
+slow = pytest.mark.slow
 Bench = Callable[..., Ran]
 TENSORS = (
     torch.randn(7).bfloat16(),
@@ -85,7 +87,7 @@ class Spoils(WeightNoiseCVAE):
             torch.set_default_dtype(torch.float64)
             torch.set_grad_enabled(False)
             torch.nn.functional.softplus = None
-            torch.Tensor.sum = lambda self: 0
+            Tensor.sum = lambda self: 0
             sys.path.clear()
             os.chdir("/")
             os.environ.clear()
@@ -114,7 +116,7 @@ def hostile(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def as_bytes(ray_cluster: None) -> Iterator[None]:
     prepare_process()
     yield
-    ray.util.deregister_serializer(torch.Tensor)
+    ray.util.deregister_serializer(Tensor)
 
 
 @pytest.fixture
@@ -161,9 +163,7 @@ def test_cluster_is_not_joined_while_ray_runs_here(ray_cluster: None) -> None:
         joined_cluster("auto").__enter__()
 
 
-@pytest.mark.parametrize(
-    "name", ["weight-noise", pytest.param("fedhypevae", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["weight-noise", pytest.param("fedhypevae", marks=slow)])
 def test_three_actors_sample_and_account_like_one_process(
     bench: Bench,
     ray_bench: Bench,
@@ -187,7 +187,7 @@ def test_three_actors_sample_and_account_like_one_process(
     all_free()
 
 
-@pytest.mark.slow
+@slow
 def test_cell_of_a_killed_worker_continues_with_the_same_result(
     bench: Bench,
     ray_bench: Bench,
@@ -213,7 +213,7 @@ def test_cell_of_a_killed_worker_continues_with_the_same_result(
         assert list((tmp_path / kind / "checkpoints").iterdir()) == []
 
 
-@pytest.mark.slow
+@slow
 def test_failed_cells_are_recorded_and_leave_no_broken_slot(
     ray_bench: Bench,
     tmp_path: Path,
@@ -242,7 +242,7 @@ def test_failed_cells_are_recorded_and_leave_no_broken_slot(
     all_free()
 
 
-@pytest.mark.slow
+@slow
 def test_hostile_plug_ins_fail_alone(ray_bench: Bench, hostile: str) -> None:
     alone = by_label(ray_bench(small_grid("dp-gaussian", "weight-noise"), "alone"))
     hostiles = [
@@ -263,7 +263,7 @@ def test_hostile_plug_ins_fail_alone(ray_bench: Bench, hostile: str) -> None:
     )
 
 
-@pytest.mark.slow
+@slow
 def test_cells_that_share_gpus_give_the_results_of_one_process(
     bench: Bench,
     ray_bench: Bench,

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fedsim.data.embeddings import NUMBERS_AT_ONCE, Embeddings, row_keys, shared_rows, unit_norm
+from fedsim.data.embeddings import (
+    NUMBERS_AT_ONCE,
+    Embeddings,
+    row_keys,
+    shared_rows,
+    unit_norm,
+)
 from fedsim.data.sources.load import load
 from fedsim.data.spec import DatasetSpec
 from fedsim.errors import UserError
@@ -18,19 +24,28 @@ MANY = 1_000_001
 """A number of rows that no Python loop reads in seconds."""
 
 
-def arrays_of(rows: int = 40, dim: int = 5) -> dict[str, NDArray[Any]]:
+def arrays_of(
+    rows: int = 40,
+    dim: int = 5,
+) -> dict[str, NDArray[Any]]:
     """Made-up arrays of a data set with three classes, a column and class names."""
-    x = np.random.default_rng(0).standard_normal((rows, dim), dtype=np.float32)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((rows, dim), dtype=np.float32)
+    numbers = np.arange(rows)
+    sites = np.array(["north", "south"])
     return {
         "x": x,
-        "y": np.arange(rows) % 3,
-        "split": np.where(np.arange(rows) < rows // 2, 0, 2),
-        "site": np.array(["north", "south"])[np.arange(rows) % 2],
+        "y": numbers % 3,
+        "split": np.where(numbers < rows // 2, 0, 2),
+        "site": sites[numbers % 2],
         "class_names": np.array(["a", "b", "c"]),
     }
 
 
-def save_folder(folder: Path, arrays: dict[str, NDArray[Any]]) -> DatasetSpec:
+def save_folder(
+    folder: Path,
+    arrays: dict[str, NDArray[Any]],
+) -> DatasetSpec:
     """Write arrays as a folder of .npy files, and return the data set that it is."""
     path = folder / "rows"
     path.mkdir()
@@ -41,13 +56,18 @@ def save_folder(folder: Path, arrays: dict[str, NDArray[Any]]) -> DatasetSpec:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64])
 @pytest.mark.parametrize("scattered", [False, True])
-def test_folder_means_the_same_as_an_npz_file(tmp_path: Path, dtype: Any, scattered: bool) -> None:
+def test_folder_means_the_same_as_an_npz_file(
+    tmp_path: Path,
+    dtype: Any,
+    scattered: bool,
+) -> None:
     arrays = arrays_of()
     arrays["x"] = arrays["x"].astype(dtype)
     if scattered:
         arrays["split"] = np.random.default_rng(1).permutation(arrays["split"])
-    np.savez(tmp_path / "rows.npz", **arrays)
-    of_file = load(DatasetSpec(npz=tmp_path / "rows.npz"))
+    file = tmp_path / "rows.npz"
+    np.savez(file, **arrays)
+    of_file = load(DatasetSpec(npz=file))
     of_folder = load(save_folder(tmp_path, arrays))
     assert of_folder.fingerprint == of_file.fingerprint
     assert of_folder.class_names == of_file.class_names
@@ -61,18 +81,24 @@ def test_text_names_the_folder_too() -> None:
 def test_names_are_numbered_with_remap(tmp_path: Path) -> None:
     arrays = arrays_of()
     arrays["y"] = arrays["class_names"][arrays["y"]]
-    spec = save_folder(tmp_path, arrays).model_copy(update={"remap": True})
+    spec = save_folder(tmp_path, arrays)
+    spec = spec.model_copy(update={"remap": True})
     assert load(spec).class_names == ("a", "b", "c")
 
 
 def test_names_in_bytes_are_read_as_utf_8(tmp_path: Path) -> None:
     arrays = arrays_of()
     names = np.array([b"hund", b"kuh", "löwe".encode()])
-    spec = save_folder(tmp_path, arrays | {"class_names": names})
-    assert load(spec).class_names == ("hund", "kuh", "löwe")
-    np.save(tmp_path / "rows" / "y.npy", names[arrays["y"]])
+    arrays["class_names"] = names
+    spec = save_folder(tmp_path, arrays)
+    expected = ("hund", "kuh", "löwe")
+    assert load(spec).class_names == expected
+    np.save(
+        tmp_path / "rows" / "y.npy",
+        names[arrays["y"]],
+    )
     spec = spec.model_copy(update={"remap": True})
-    assert load(spec).class_names == ("hund", "kuh", "löwe")
+    assert load(spec).class_names == expected
 
 
 def test_public_folder_needs_no_labels(tmp_path: Path) -> None:
@@ -92,7 +118,9 @@ def test_public_folder_needs_no_labels(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_folder_is_refused(
-    tmp_path: Path, change: dict[str, NDArray[Any] | None], message: str
+    tmp_path: Path,
+    change: dict[str, NDArray[Any] | None],
+    message: str,
 ) -> None:
     arrays = arrays_of() | change
     kept = {name: values for name, values in arrays.items() if values is not None}
@@ -148,10 +176,17 @@ def test_row_of_a_label_that_only_test_rows_have_is_named(tmp_path: Path) -> Non
 
 def test_blocks_of_rows_are_scaled_as_all_at_once() -> None:
     dim = 7
+    rows_at_once = NUMBERS_AT_ONCE // dim
     x = arrays_of(3 * NUMBERS_AT_ONCE // dim, dim)["x"]
     scaled = unit_norm(x)
-    for rows in (slice(0, 5), slice(NUMBERS_AT_ONCE // dim - 2, NUMBERS_AT_ONCE // dim + 3)):
-        np.testing.assert_array_equal(scaled[rows], unit_norm(x[rows]))
+    for rows in (
+        slice(0, 5),
+        slice(rows_at_once - 2, rows_at_once + 3),
+    ):
+        np.testing.assert_array_equal(
+            scaled[rows],
+            unit_norm(x[rows]),
+        )
 
 
 def test_shared_rows_are_equal_numbers() -> None:
@@ -172,7 +207,11 @@ def test_rows_with_equal_keys_by_chance_are_compared() -> None:
 def test_arrays_leave_a_process_without_a_copy(tmp_path: Path) -> None:
     data = load(save_folder(tmp_path, arrays_of()))
     buffers: list[pickle.PickleBuffer] = []
-    content = pickle.dumps(data, protocol=5, buffer_callback=buffers.append)
+    content = pickle.dumps(
+        data,
+        protocol=5,
+        buffer_callback=buffers.append,
+    )
     received = pickle.loads(content, buffers=buffers)  # noqa: S301 (made in the line above)
     assert isinstance(received, Embeddings)
     assert np.shares_memory(received.x_train, data.x_train)

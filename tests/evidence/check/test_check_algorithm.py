@@ -26,6 +26,7 @@ from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.one_shot import OneShot
 from fedsim.plugins.registry import lookup
 
+slow = pytest.mark.slow
 BROKEN = {
     "sums:BatchLevelLoss": ("per-example loss", r"leaving out row 0 of 6 changes the clipped sum"),
     "sums:HypernetworkOverBatch": (
@@ -184,7 +185,7 @@ def test_draw_finds_its_fault_of_sensitivity(path: str) -> None:
     assert result.fix
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("path", [*BROKEN, *SEARCHED])
 def test_broken_algorithm_fails_no_other_check(path: str) -> None:
     name = f"broken.{path}"
@@ -296,7 +297,7 @@ def test_draws_do_not_break_a_bounded_batch_of_fedhypevae() -> None:
     assert result.passed, result.reason
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_method_passes_in_all_settings(name: str) -> None:
     cls = lookup(name)
@@ -336,7 +337,7 @@ def test_checks_that_need_a_failed_one_are_not_run() -> None:
     assert {finding.reason for finding in rest} == {"not checked, because 'trains' failed"}
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize(
     ("path", "params", "passed", "reason"),
     [

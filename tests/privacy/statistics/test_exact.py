@@ -3,15 +3,25 @@
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import seeded
+from torch import Tensor
 
 from fedsim.privacy.statistics.moments import BINS, distance_products
 from fedsim.privacy.statistics.outer_products import exact_products, exact_squares
 
 
-def rows(count: int, dim: int, seed: int) -> torch.Tensor:
-    stream = torch.Generator().manual_seed(seed)
+def rows(
+    count: int,
+    dim: int,
+    seed: int,
+) -> Tensor:
+    stream = seeded(seed)
     scale = 10.0 ** (seed % 7 - 3)
-    return scale * torch.randn(count, dim, generator=stream)
+    return scale * torch.randn(
+        count,
+        dim,
+        generator=stream,
+    )
 
 
 some_rows = st.builds(
@@ -22,42 +32,60 @@ some_rows = st.builds(
 )
 
 
-def fixed_rows(x: torch.Tensor) -> torch.Tensor:
+def fixed_rows(x: Tensor) -> Tensor:
     return rows(9, x.shape[1], 1)
 
 
 @settings(max_examples=25)
 @given(x=some_rows, seed=st.integers(0, 100))
-def test_order_of_entries_changes_nothing(x: torch.Tensor, seed: int) -> None:
+def test_order_of_entries_changes_nothing(x: Tensor, seed: int) -> None:
     fixed = fixed_rows(x)
     order = torch.randperm(
         x.shape[1],
-        generator=torch.Generator().manual_seed(seed),
+        generator=seeded(seed),
     )
     shuffled = x[:, order]
-    assert torch.equal(exact_squares(shuffled), exact_squares(x))
-    assert torch.equal(exact_products(shuffled, fixed[:, order]), exact_products(x, fixed))
+    assert torch.equal(
+        exact_squares(shuffled),
+        exact_squares(x),
+    )
+    assert torch.equal(
+        exact_products(shuffled, fixed[:, order]),
+        exact_products(x, fixed),
+    )
 
 
 @settings(max_examples=25)
 @given(x=some_rows)
-def test_other_rows_change_nothing(x: torch.Tensor) -> None:
+def test_other_rows_change_nothing(x: Tensor) -> None:
     fixed = fixed_rows(x)
     products = exact_products(x, fixed)
     squares = exact_squares(x)
     middle = len(x) // 2
-    for part in (slice(0, 1), slice(1, None), slice(middle, middle + 1)):
-        assert torch.equal(exact_products(x[part], fixed), products[part])
-        assert torch.equal(exact_squares(x[part]), squares[part])
+    for part in (
+        slice(0, 1),
+        slice(1, None),
+        slice(middle, middle + 1),
+    ):
+        assert torch.equal(
+            exact_products(x[part], fixed),
+            products[part],
+        )
+        assert torch.equal(
+            exact_squares(x[part]),
+            squares[part],
+        )
 
 
 @settings(max_examples=25)
 @given(x=some_rows)
-def test_values_are_near_the_real_ones(x: torch.Tensor) -> None:
+def test_values_are_near_the_real_ones(x: Tensor) -> None:
     x_double = x.double()
     fixed = fixed_rows(x)
-    lengths = x_double.norm(dim=1, keepdim=True) * fixed.double().norm(dim=1)
-    error = exact_products(x, fixed) - x_double @ fixed.double().T
+    fixed_double = fixed.double()
+    norms = x_double.norm(dim=1, keepdim=True)
+    lengths = norms * fixed_double.norm(dim=1)
+    error = exact_products(x, fixed) - x_double @ fixed_double.T
     assert float((error.abs() / lengths).max()) < 2e-6
     squares = x_double.square().sum(1, keepdim=True)
     torch.testing.assert_close(
@@ -68,7 +96,7 @@ def test_values_are_near_the_real_ones(x: torch.Tensor) -> None:
     )
 
 
-def bins_of(x: torch.Tensor) -> torch.Tensor:
+def bins_of(x: Tensor) -> Tensor:
     return distance_products(x)["bins"].right.argmax(1)
 
 

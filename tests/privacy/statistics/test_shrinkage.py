@@ -5,6 +5,7 @@ Without noise they change nothing; noise alone leaves nothing.
 
 import pytest
 import torch
+from streams import seeded
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -14,7 +15,7 @@ from fedsim.privacy.statistics.shrinkage import james_stein, pooled_and_own
 SIGNAL = torch.randn(
     6,
     10,
-    generator=torch.Generator().manual_seed(0),
+    generator=seeded(0),
 )
 
 

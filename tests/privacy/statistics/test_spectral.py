@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import seeded
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -24,7 +25,7 @@ def turned(values: list[float]) -> Tensor:
     vectors = orthonormal(
         size,
         size,
-        torch.Generator().manual_seed(0),
+        seeded(0),
     )
     return (vectors * torch.tensor(values).double()) @ vectors.T
 
@@ -33,7 +34,7 @@ def jittered(matrix: Tensor, seed: int) -> Tensor:
     """Move every entry by up to a last bit of float32."""
     uniform = torch.rand(
         matrix.shape,
-        generator=torch.Generator().manual_seed(seed),
+        generator=seeded(seed),
     )
     moved = matrix * (1 + 2**-23 * (uniform.double() * 2 - 1))
     return (moved + moved.T) / 2
@@ -99,7 +100,7 @@ def test_ties_number_groups_of_close_eigenvalues() -> None:
 @settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), count=st.integers(0, DIM))
 def test_steady_basis_is_orthonormal_and_depends_on_its_span_alone(seed: int, count: int) -> None:
-    stream = torch.Generator().manual_seed(seed)
+    stream = seeded(seed)
     span = orthonormal(DIM, count, stream)
     turn = orthonormal(count, count, stream)
     basis = steady(span)
