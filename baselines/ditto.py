@@ -43,7 +43,8 @@ class DittoParams(FedAvgLinearParams):
             from the broadcast one.
     """
 
-    own_proximal: float = Field(0.1, ge=0)
+    learning_rate: float = Field(0.002, gt=0)
+    own_proximal: float = Field(1.0, ge=0)
 
 
 class SharedAndOwn(nn.Module):

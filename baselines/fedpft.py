@@ -61,7 +61,7 @@ class FedPFTParams(Params):
             all clients would have more than 134 million entries together.
     """
 
-    components: int = Field(10, ge=1)
+    components: int = Field(40, ge=1)
 
 
 class ClientMixtures(Algorithm):

@@ -1,15 +1,16 @@
 """The same search for every method: equally many settings, scored on rows that no table shows.
 
-    python benchmarks/search.py --data FOLDER [--methods NAME ...] [--settings N] [--out FOLDER]
-        [--json FILE]
+    python benchmarks/search.py --data FOLDER [--grid FILE] [--methods NAME ...] [--settings N]
+        [--out FOLDER] [--json FILE]
 
-The grid ``search.yaml`` declares the space of every method under ``tune``. The script draws the
+The grid (``search.yaml``) declares the space of every method under ``tune``. The script draws the
 same number of settings from each space; the first is the default. It trains them on the training
 rows of the tuning sets, without a fifth that it keeps as validation rows, and reads no test row.
 The score of a setting is the mean, over sets and ε, of balanced accuracy as a share of the
-ceiling. All settings are trained with the first seed, and the best third of each method with the
-second seed as well. The best of these by the mean of both seeds wins if it is better than the
-default by more than 0.005.
+ceiling; ``measure`` in a grid names another column, such as the mean over clients' own models.
+All settings are trained with the first seed, and the best third of each method with the second
+seed as well. The best of these by the mean of both seeds wins if it is better than the default by
+more than 0.005.
 
 The run folders are kept, so a search that was stopped goes on where it was.
 """
@@ -138,6 +139,7 @@ def trained(
     settings: Mapping[str, Mapping[int, Mapping[str, Any]]],
     seed: int,
     folder: Path,
+    measure: str,
 ) -> pd.DataFrame:
     """Train settings with one seed and return their scores by label, set and ε.
 
@@ -146,10 +148,11 @@ def trained(
         settings: the parameters of every setting, by method and number.
         seed: the seed.
         folder: the run folder.
+        measure: the column of results whose share of the ceiling is the score.
 
     Returns:
         A frame with one row per training: ``label``; the set and ε as a text (``point``); and the
-        balanced accuracy over the ceiling (``share``), NaN if the training failed.
+        measure over the ceiling (``share``), NaN if the training failed.
     """
     entries = []
     for method, of_method in settings.items():
@@ -169,7 +172,7 @@ def trained(
     for dataset, epsilon in zip(rows["dataset"], rows["epsilon_target"], strict=True):
         budget = f"ε = {epsilon:g}".replace("inf", "∞").replace("ε = nan", "no ε")
         points.append(f"{dataset}, {budget}")
-    share = rows["balanced_accuracy"] / rows["ceiling_balanced_accuracy"]
+    share = rows[measure] / rows["ceiling_balanced_accuracy"]
     return rows[["label"]].assign(point=points, share=share)
 
 
@@ -271,10 +274,11 @@ def searched(
     keys: Mapping[str, Any],
     settings: Mapping[str, Sequence[Mapping[str, Any]]],
     folder: Path,
+    measure: str,
 ) -> list[Scored]:
     """Search the settings of all methods and return them with their scores."""
     numbered = {method: dict(enumerate(of_method)) for method, of_method in settings.items()}
-    first = trained(keys, numbered, FIRST_SEED, folder / "first")
+    first = trained(keys, numbered, FIRST_SEED, folder / "first", measure)
     finalists = {
         method: finalists_of(first, method, of_method) for method, of_method in settings.items()
     }
@@ -282,7 +286,7 @@ def searched(
         method: {number: settings[method][number] for number in numbers}
         for method, numbers in finalists.items()
     }
-    second = trained(keys, chosen, SECOND_SEED, folder / "second")
+    second = trained(keys, chosen, SECOND_SEED, folder / "second", measure)
     results = []
     for method, of_method in settings.items():
         results += scored(first, second, method, of_method, finalists[method])
@@ -323,20 +327,21 @@ def main() -> None:
     """Search every method that was asked for, print the winners and write every score."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder of the tuning sets")
-    parser.add_argument("--methods", nargs="+", help="some methods; default: all of search.yaml")
-    parser.add_argument("--settings", type=int, help="settings per method; default: search.yaml's")
+    parser.add_argument("--grid", type=Path, default=GRID, help="the spaces; default: search.yaml")
+    parser.add_argument("--methods", nargs="+", help="some methods; default: all of the grid")
+    parser.add_argument("--settings", type=int, help="settings per method; default: the grid's")
     parser.add_argument("--out", type=Path, default=Path("runs/search"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    grid = yaml.safe_load(GRID.read_text(encoding="utf-8"))
+    grid = yaml.safe_load(options.grid.read_text(encoding="utf-8"))
     options.out.mkdir(parents=True, exist_ok=True)
     datasets = []
     for dataset in grid["dataset"]:
         name = dataset["npz"]
         path = validation_set(options.data / name, GROUPS.get(name), options.out)
         datasets.append({**dataset, "npz": str(path.absolute())})
-    shared = ("epsilon", "alpha", "clients", "delta", "evaluation")
-    keys = {key: grid[key] for key in shared}
+    shared = ("epsilon", "partition", "alpha", "clients", "delta", "evaluation")
+    keys = {key: grid[key] for key in shared if key in grid}
     keys["dataset"] = datasets
     count = options.settings or grid["tune"]["trials"]
     settings = {}
@@ -344,7 +349,8 @@ def main() -> None:
         if not options.methods or entry["name"] in options.methods:
             params = entry.get("params", {})
             settings[entry["name"]] = settings_of(entry["name"], params, entry["tune"], count)
-    results = searched(keys, settings, options.out)
+    measure = grid.get("measure", "balanced_accuracy")
+    results = searched(keys, settings, options.out, measure)
     if options.json:
         write(results, options.json)
     Console().print(shown(results))
