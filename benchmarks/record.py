@@ -37,6 +37,8 @@ COLUMNS = (
     "real_or_synthetic",
     "membership_auc",
     "client_balanced_accuracy",
+    "client_shared_balanced_accuracy",
+    "client_worst_balanced_accuracy",
     "personal_balanced_accuracy",
     "personal_held_out_accuracy",
     "personal_held_out_balanced_accuracy",
