@@ -62,6 +62,9 @@ UNRANKED = {
     "fedhypevae, form: per-example": " (heuristic ε)",
     "fedavg-cvae": " (not private)",
     "local-only": " (classifier, not private)",
+    "weight-noise, no clip": "",
+    "fedhypevae, no clip": "",
+    "dp-flow, no clip": "",
 }
 """The labels that are never bold, because they have no proved ε, and what follows them."""
 Entries = Iterator[tuple[str, str, str]]
@@ -230,6 +233,17 @@ def differences(runs: str, column: str, *pairs: str) -> Entries:
             yield line, head(epsilon), f"{signed(mean)} ± {half:.3f}"
 
 
+def noise_costs(runs: str, column: str) -> Entries:
+    """Yield what noise costs each method: its score at ε = ∞ minus its score at each ε, by seed."""
+    for label, group in results(runs, "seed >= 0").groupby("label", sort=False):
+        by_budget = group.pivot(index="seed", columns=BUDGET, values=column)
+        if math.inf not in by_budget:
+            continue
+        for budget in by_budget.columns.drop(math.inf):
+            mean, half = mean_and_half(by_budget[math.inf] - by_budget[budget])
+            yield str(label), head(budget), f"{signed(mean)} ± {half:.3f}"
+
+
 def personal(dataset: str, column: str) -> Entries:
     """Yield the scores of personal classifiers on one data set, each with the mean weight λ."""
     frame = results("personal", f"dataset == '{dataset}'").sort_values(BUDGET, kind="stable")
@@ -315,6 +329,7 @@ FUNCTIONS: list[Callable[..., Entries]] = [
     ranks_by_generator,
     rivals,
     differences,
+    noise_costs,
     personal,
     pivot,
     means,
