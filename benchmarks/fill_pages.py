@@ -161,11 +161,15 @@ def references(frame: pd.DataFrame, over: str) -> Entries:
 def verdicts(runs: str, method: str, rival: str, column: str) -> list[str]:
     """Return whether a method is better than its rival, level or worse, for every setting.
 
-    A setting is level if the 95 % interval of the difference by seed contains 0.
+    A setting is level if the 95 % interval of the difference by seed contains 0. Settings in which
+    one of the two methods has no value are left out.
     """
     found = []
     for _, group in results(runs, FINITE).groupby(["dataset", BUDGET]):
-        mean, half = mean_and_half(paired(group, method, rival, column))
+        gains = paired(group, method, rival, column)
+        if gains.empty:
+            continue
+        mean, half = mean_and_half(gains)
         if abs(mean) <= half:
             found.append("level")
         elif (mean > 0) != (column in LESS_IS_BETTER):
@@ -181,6 +185,8 @@ def outcomes(runs: str, *pairs: str) -> Entries:
         for pair in pairs:
             method, rival = pair.split(" − ")
             found = verdicts(runs, method, rival, column)
+            if not found:
+                continue
             yield title, pair, "/".join(str(found.count(verdict)) for verdict in VERDICTS)
 
 
