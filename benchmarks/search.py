@@ -7,10 +7,10 @@ The grid (``search.yaml``) declares the space of every method under ``tune``. Th
 same number of settings from each space; the first is the default. It trains them on the training
 rows of the tuning sets, without a fifth that it keeps as validation rows, and reads no test row.
 The score of a setting is the mean, over sets and ε, of balanced accuracy as a share of the
-ceiling; ``measure`` in a grid names another column, such as the mean over clients' own models.
-All settings are trained with the first seed, and the best third of each method with the second
-seed as well. The best of these by the mean of both seeds wins if it is better than the default by
-more than 0.005.
+ceiling. It is that of the shared model, or the mean over clients' own models if the grid evaluates
+these (``per_client`` or ``personal``). All settings are trained with the first seed, and the best
+third of each method with the second seed as well. The best of these by the mean of both seeds wins
+if it is better than the default by more than 0.005.
 
 The run folders are kept, so a search that was stopped goes on where it was.
 """
@@ -127,6 +127,15 @@ def settings_of(
         if model(**setting) != model(**params) and len(settings) < count:
             settings.append(setting)
     return settings
+
+
+def measure_of(evaluation: Mapping[str, Any]) -> str:
+    """Return the column of the score: of clients' own models, if a grid evaluates these."""
+    if "personal" in evaluation:
+        return "personal_held_out_balanced_accuracy"
+    if "per_client" in evaluation:
+        return "client_balanced_accuracy"
+    return "balanced_accuracy"
 
 
 def label_of(method: str, setting: int) -> str:
@@ -349,8 +358,7 @@ def main() -> None:
         if not options.methods or entry["name"] in options.methods:
             params = entry.get("params", {})
             settings[entry["name"]] = settings_of(entry["name"], params, entry["tune"], count)
-    measure = grid.get("measure", "balanced_accuracy")
-    results = searched(keys, settings, options.out, measure)
+    results = searched(keys, settings, options.out, measure_of(grid["evaluation"]))
     if options.json:
         write(results, options.json)
     Console().print(shown(results))
