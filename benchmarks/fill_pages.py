@@ -91,10 +91,16 @@ def all_results() -> pd.DataFrame:
     return frame
 
 
+@cache
 def results(runs: str, query: str) -> pd.DataFrame:
     """Return the results of the runs whose names match, and which a pandas query selects."""
     frame = all_results()
     return frame[frame["run"].str.fullmatch(runs)].query(query)
+
+
+def generators(runs: str) -> pd.DataFrame:
+    """Return the results of generators at a finite ε; a classifier has no Fréchet distance."""
+    return results(runs, FINITE).dropna(subset=["frechet_distance"])
 
 
 def mean_and_half(values: pd.Series[float]) -> tuple[float, float]:
@@ -192,7 +198,7 @@ def outcomes(runs: str, *pairs: str) -> Entries:
 
 def mean_ranks(runs: str) -> Entries:
     """Yield the mean rank of every generator in each measure, and the critical difference."""
-    frame = results(runs, FINITE).dropna(subset=["frechet_distance"])
+    frame = generators(runs)
     for column, title in MEASURES.items():
         losses = frame.pivot_table(column, ["dataset", BUDGET], "label")
         if column not in LESS_IS_BETTER:
@@ -212,8 +218,7 @@ def ranks_by_generator(runs: str) -> Entries:
 
 def rivals(runs: str, *methods: str) -> Entries:
     """Yield the outcomes of every method against each other generator, with a line for each."""
-    generators = results(runs, FINITE).dropna(subset=["frechet_distance"])["label"].unique()
-    for method, rival in product(methods, generators):
+    for method, rival in product(methods, generators(runs)["label"].unique()):
         if method == rival:
             continue
         pair = f"{method} − {rival}"

@@ -133,7 +133,7 @@ def measure_of(evaluation: Mapping[str, Any]) -> str:
     """Return the column of the score: of clients' own models, if a grid evaluates these."""
     if "personal" in evaluation:
         return "personal_held_out_balanced_accuracy"
-    if "per_client" in evaluation:
+    if evaluation.get("per_client"):
         return "client_balanced_accuracy"
     return "balanced_accuracy"
 
@@ -148,7 +148,6 @@ def trained(
     settings: Mapping[str, Mapping[int, Mapping[str, Any]]],
     seed: int,
     folder: Path,
-    measure: str,
 ) -> pd.DataFrame:
     """Train settings with one seed and return their scores by label, set and ε.
 
@@ -157,11 +156,10 @@ def trained(
         settings: the parameters of every setting, by method and number.
         seed: the seed.
         folder: the run folder.
-        measure: the column of results whose share of the ceiling is the score.
 
     Returns:
         A frame with one row per training: ``label``; the set and ε as a text (``point``); and the
-        measure over the ceiling (``share``), NaN if the training failed.
+        score over the ceiling (``share``), NaN if the training failed.
     """
     entries = []
     for method, of_method in settings.items():
@@ -181,7 +179,7 @@ def trained(
     for dataset, epsilon in zip(rows["dataset"], rows["epsilon_target"], strict=True):
         budget = f"ε = {epsilon:g}".replace("inf", "∞").replace("ε = nan", "no ε")
         points.append(f"{dataset}, {budget}")
-    share = rows[measure] / rows["ceiling_balanced_accuracy"]
+    share = rows[measure_of(keys["evaluation"])] / rows["ceiling_balanced_accuracy"]
     return rows[["label"]].assign(point=points, share=share)
 
 
@@ -283,11 +281,10 @@ def searched(
     keys: Mapping[str, Any],
     settings: Mapping[str, Sequence[Mapping[str, Any]]],
     folder: Path,
-    measure: str,
 ) -> list[Scored]:
     """Search the settings of all methods and return them with their scores."""
     numbered = {method: dict(enumerate(of_method)) for method, of_method in settings.items()}
-    first = trained(keys, numbered, FIRST_SEED, folder / "first", measure)
+    first = trained(keys, numbered, FIRST_SEED, folder / "first")
     finalists = {
         method: finalists_of(first, method, of_method) for method, of_method in settings.items()
     }
@@ -295,7 +292,7 @@ def searched(
         method: {number: settings[method][number] for number in numbers}
         for method, numbers in finalists.items()
     }
-    second = trained(keys, chosen, SECOND_SEED, folder / "second", measure)
+    second = trained(keys, chosen, SECOND_SEED, folder / "second")
     results = []
     for method, of_method in settings.items():
         results += scored(first, second, method, of_method, finalists[method])
@@ -339,15 +336,16 @@ def main() -> None:
     parser.add_argument("--grid", type=Path, default=GRID, help="the spaces; default: search.yaml")
     parser.add_argument("--methods", nargs="+", help="some methods; default: all of the grid")
     parser.add_argument("--settings", type=int, help="settings per method; default: the grid's")
-    parser.add_argument("--out", type=Path, default=Path("runs/search"))
+    parser.add_argument("--out", type=Path, help="the run folders; default: runs/ and the grid")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     grid = yaml.safe_load(options.grid.read_text(encoding="utf-8"))
-    options.out.mkdir(parents=True, exist_ok=True)
+    out = options.out or Path("runs") / options.grid.stem
+    out.mkdir(parents=True, exist_ok=True)
     datasets = []
     for dataset in grid["dataset"]:
         name = dataset["npz"]
-        path = validation_set(options.data / name, GROUPS.get(name), options.out)
+        path = validation_set(options.data / name, GROUPS.get(name), out)
         datasets.append({**dataset, "npz": str(path.absolute())})
     shared = ("epsilon", "partition", "alpha", "clients", "delta", "evaluation")
     keys = {key: grid[key] for key in shared if key in grid}
@@ -358,7 +356,7 @@ def main() -> None:
         if not options.methods or entry["name"] in options.methods:
             params = entry.get("params", {})
             settings[entry["name"]] = settings_of(entry["name"], params, entry["tune"], count)
-    results = searched(keys, settings, options.out, measure_of(grid["evaluation"]))
+    results = searched(keys, settings, out)
     if options.json:
         write(results, options.json)
     Console().print(shown(results))
