@@ -211,13 +211,13 @@ def mean_ranks(runs: str) -> Entries:
 
 
 def ranks_by_generator(runs: str) -> Entries:
-    """Yield the same mean ranks with a line for every generator."""
+    """Yield the entries of :func:`mean_ranks` with a line for every generator."""
     for measure, generator, text in mean_ranks(runs):
         yield generator, measure, text
 
 
 def rivals(runs: str, *methods: str) -> Entries:
-    """Yield the outcomes of every method against each other generator, with a line for each."""
+    """Yield the outcomes of each method against every other generator, one line a pair."""
     for method, rival in product(methods, generators(runs)["label"].unique()):
         if method == rival:
             continue

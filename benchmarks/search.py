@@ -130,7 +130,7 @@ def settings_of(
 
 
 def measure_of(evaluation: Mapping[str, Any]) -> str:
-    """Return the column of the score: of clients' own models, if a grid evaluates these."""
+    """Return the column with the score: that of clients' own models if the grid evaluates them."""
     if "personal" in evaluation:
         return "personal_held_out_balanced_accuracy"
     if evaluation.get("per_client"):
