@@ -21,10 +21,11 @@ from torch import Tensor
 
 from fedsim.device import normal
 from fedsim.methods.one_shot import places
-from fedsim.privacy.statistics.moments import Products, in_unit_ball
+from fedsim.privacy.statistics.moments import Products, in_unit_ball, sums_and_counts
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import (
     batches,
+    inverse_square_root,
     leading,
     polar,
     spectral_function,
@@ -65,6 +66,8 @@ class TunedBlock:
 
 
 TUNED = TunedBlock()
+LEAST_GRAM = 1e-9
+"""The smallest eigenvalue of a Gram matrix of draws, a bound against division by zero."""
 CLASS_WEIGHTS = {"class_sums": 1.0, "class_second": 1.0}
 """Weights of :func:`class_products` in a row's joint norm; ours."""
 SITE_WEIGHTS = {
@@ -195,13 +198,10 @@ def site_products(
         ``[K C, k]`` and counts ``[K C, 1]``.
     """
     class_of_site = site * classes + y
-    ones = u.new_ones(len(u), 1)
     return {
-        "site_sums": OuterProduct.sums(u, site, sites),
-        "site_counts": OuterProduct.sums(ones, site, sites),
+        **sums_and_counts(u, site, sites, "site"),
         "site_second": OuterProduct(u, u, site, sites, symmetric=True),
-        "site_class_sums": OuterProduct.sums(u, class_of_site, sites * classes),
-        "site_class_counts": OuterProduct.sums(ones, class_of_site, sites * classes),
+        **sums_and_counts(u, class_of_site, sites * classes, "site_class"),
     }
 
 
@@ -387,17 +387,12 @@ def orthogonal(draws: Tensor) -> Tensor:
         rows = chunk.double()
         # The smaller Gram matrix takes half the time of `polar`, which serves any matrix.
         if len(rows) > rows.shape[1]:
-            directions = rows @ _inverse_root(rows.T @ rows)
+            directions = rows @ inverse_square_root(rows.T @ rows, LEAST_GRAM)
         else:
-            directions = _inverse_root(rows @ rows.T) @ rows
+            directions = inverse_square_root(rows @ rows.T, LEAST_GRAM) @ rows
         scale = rows.norm(dim=1, keepdim=True) / directions.norm(dim=1, keepdim=True)
         rotated.append(directions * scale)
     return torch.cat(rotated).to(draws.dtype)
-
-
-def _inverse_root(gram: Tensor) -> Tensor:
-    """Returns the inverse symmetric root of a matrix ``[n, n]``."""
-    return spectral_function(gram, lambda values: values.clamp_min(1e-9).rsqrt())
 
 
 class SitesGenerator(BlockGenerator):
@@ -424,8 +419,8 @@ class SitesGenerator(BlockGenerator):
         """
         t = self.tensors
         covariance = t["site_covariances"][client]
-        spread = spectral_function(covariance, lambda values: _bounded(values).sqrt())
-        inverse_spread = spectral_function(covariance, lambda values: _bounded(values).rsqrt())
+        spread = spectral_function(covariance, lambda values: _clamp(values).sqrt())
+        inverse_spread = spectral_function(covariance, lambda values: _clamp(values).rsqrt())
         # Let S be the site's covariance relative to what all sites share, and n a draw of the class
         # about 0. Then S^(1/2) (n + S^(-1/2) m) has the mean m and the covariance
         # S^(1/2) cov(n) S^(1/2).
@@ -438,6 +433,6 @@ class SitesGenerator(BlockGenerator):
         return BlockGenerator(t | of_site, self.paired)
 
 
-def _bounded(variances: Tensor) -> Tensor:
+def _clamp(variances: Tensor) -> Tensor:
     """Returns a site's variances, clamped to ``TUNED.narrowest`` and ``TUNED.widest``."""
     return variances.clamp(TUNED.narrowest, TUNED.widest)

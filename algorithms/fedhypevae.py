@@ -30,7 +30,7 @@ from fedsim.methods.algorithm import Phase
 from fedsim.methods.clients import Clients
 from fedsim.methods.coordinates import Coordinates
 from fedsim.methods.dp_sgd import DPSGD, RELEASE
-from fedsim.methods.messages import Diagnostic, DiagnosticLike, Round, Server, Tensors
+from fedsim.methods.messages import Diagnostic, DiagnosticLike, Round, Server, Shapes, Tensors
 from fedsim.methods.parameters import signal_shares
 from fedsim.models.cvae import gaussian_nll, gaussian_nll_root, kl_normal, sample_posterior
 from fedsim.models.kernel import batch_mmd, kernel_features, kernel_frequencies, kernel_score
@@ -93,7 +93,7 @@ class FedHypeVAE(DPSGD):
             axes = coordinates.main_axes(self.params.latent)
             model.decoder.start_map(axes / math.sqrt(2))
 
-    def draws(self) -> Mapping[str, tuple[int, ...]]:
+    def draws(self) -> Shapes:
         """Returns the shapes of the draws of an example.
 
         There is one posterior draw. If the kernel term has a weight, there are also prior draws
@@ -108,7 +108,7 @@ class FedHypeVAE(DPSGD):
             shapes["observation"] = (count, self.task.dim)
         return shapes
 
-    def draws_in(self, round_: Round) -> Mapping[str, tuple[int, ...]]:
+    def draws_in(self, round_: Round) -> Shapes:
         """Returns the draws of a round; one in ``kernel_every`` has those of the kernel score."""
         shapes = self.draws()
         if round_.step % self.params.kernel_every == 0:

@@ -21,10 +21,14 @@ import torch
 from fedsim.device import to_device
 from fedsim.methods.clients import Clients
 from fedsim.methods.dp_sgd import DPSGD
-from fedsim.methods.local_training import Minibatches, clip_updates, weighted_sum
+from fedsim.methods.local_training import (
+    Minibatches,
+    clip_updates,
+    members_that_take_part,
+    weighted_sum,
+)
 from fedsim.methods.messages import Diagnostic, Message, Round, Tensors
 from fedsim.methods.parameters import adam_step, code_names, load_parameters, local_names
-from fedsim.seeds import Purpose
 
 
 def paper_round(
@@ -41,7 +45,12 @@ def paper_round(
     model: Any = clients.model
     load_parameters(model, broadcast)
     parameters = dict(model.named_parameters())
-    chosen = _clients_that_take_part(algorithm, clients, round_)
+    takes_part = members_that_take_part(clients, round_, algorithm.params.client_rate)
+    chosen = [
+        position
+        for position, (takes, y) in enumerate(zip(takes_part, clients.y, strict=True))
+        if takes and len(y)
+    ]
     positions = to_device(
         torch.tensor(chosen, dtype=torch.long),
         clients.device,
@@ -96,25 +105,6 @@ def paper_round(
             "clipped_fraction": (~(norms <= algorithm.clip())).float(),
         },
     )
-
-
-def _clients_that_take_part(
-    algorithm: DPSGD,
-    clients: Clients,
-    round_: Round,
-) -> list[int]:
-    """Returns the positions of the members that are sampled in a round and have rows."""
-    chosen = []
-    for position, (client, y) in enumerate(zip(clients.members, clients.y, strict=True)):
-        stream = clients.seeds.keystream(
-            Purpose.SAMPLING,
-            round_.number,
-            client,
-        )
-        is_sampled = bool(stream.uniform(1)[0] < algorithm.params.client_rate)
-        if is_sampled and len(y):
-            chosen.append(position)
-    return chosen
 
 
 def _both_levels(

@@ -7,6 +7,7 @@ that separate classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -88,19 +89,18 @@ class FedHypeVAESites(FedHypeVAEWarm):
         """Returns the statistic of the mean of all rows and of the mean of every site."""
 
         def products(rows: Rows, broadcast: Tensors) -> moments.Products:
-            of_sites = moments.client_mean_products(
+            of_sites = moments.sums_and_counts(
                 rows.x,
                 rows.client,
                 self.task.clients,
+                "client",
             )
             return moments.mean_products(rows.x) | of_sites
 
-        return Statistic(
-            "mean",
-            share,
-            moments.MEAN_WEIGHTS | moments.CLIENT_WEIGHTS,
-            products,
-            self.receive_mean,
+        return replace(
+            super().mean_statistic(share),
+            weights=moments.MEAN_WEIGHTS | moments.CLIENT_WEIGHTS,
+            products=products,
         )
 
     def receive_mean(

@@ -30,7 +30,7 @@ from fedsim.methods.coordinates import (
     coordinate_statistics,
 )
 from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
+from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic, overall_mean
 from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import moments, shrinkage
 from fedsim.privacy.statistics.outer_products import unit_weights
@@ -164,13 +164,7 @@ class FedHypeVAEWarm(OneShot):
 
     def mean_statistic(self, share: float) -> Statistic:
         """Returns the statistic of the mean of all rows."""
-        return Statistic(
-            "mean",
-            share,
-            moments.MEAN_WEIGHTS,
-            lambda rows, broadcast: moments.mean_products(rows.x),
-            self.receive_mean,
-        )
+        return replace(overall_mean(share), receive=self.receive_mean)
 
     def phases(self) -> tuple[Phase, ...]:
         """Returns one phase per statistic; a report draws that of the moments."""

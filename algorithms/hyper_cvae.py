@@ -428,13 +428,13 @@ class HyperGenerator:
             codes = self.codes[code_of_row]
             # The prior's inputs are one-hot, so with a thousand classes they need most memory.
             size = max(1, PRIOR_INPUTS_AT_ONCE // self.model.prior.inputs)
-            generated = []
             # Without a row there is one empty block, which gives the result its shape.
-            for start in range(0, max(1, rows), size):
-                block = slice(start, start + size)
-                generated.append(
-                    self.model.generate(
-                        codes[block], labels[block], latent[block], observation[block]
-                    )
-                )
+            blocks = zip(
+                torch.split(codes, size),
+                torch.split(labels, size),
+                torch.split(latent, size),
+                torch.split(observation, size),
+                strict=True,
+            )
+            generated = [self.model.generate(*block) for block in blocks]
             return torch.cat(generated)[:, 0]

@@ -107,10 +107,8 @@ class PersonalSoftmaxRegression(LocalTraining):
 
     def _own_classifier(self, server: Server, client: int) -> LinearClassifier:
         head = LinearHead(self.task.dim, self.task.classes).to(server.device)
-        parameters = {
-            name.removeprefix(OWN_HEAD): value[client] for name, value in server.codes.items()
-        }
-        load_parameters(head, parameters)
+        parameters = {name: value[client] for name, value in server.codes.items()}
+        load_parameters(head, parameters, OWN_HEAD)
         return head.classifier()
 
 

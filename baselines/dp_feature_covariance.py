@@ -176,6 +176,6 @@ class DPFeatureCovariance(SoftmaxRegression, DPSGD):
         step = total["head.weight"] @ server.tensors["preconditioner"]
         with torch.no_grad():
             weight.sub_(step, alpha=self.params.learning_rate * self._decay(round_))
-        if round_.step >= self.average_from * self.params.rounds:
+        if self._averages(round_):
             average_step(shared_tensors(server.model), server.tensors)
         return {"parameter_norm": weight.detach().norm()}

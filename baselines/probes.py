@@ -152,8 +152,9 @@ class Centralised(Algorithm):
         """Returns every client's rows and labels."""
         rows = {f"x.{client}": x for client, x in zip(clients.members, clients.x, strict=True)}
         labels = {f"y.{client}": y for client, y in zip(clients.members, clients.y, strict=True)}
-        sent = sum(value.numel() * value.element_size() for value in (rows | labels).values())
-        return clients.send(rows | labels, uplink_bytes=sent)
+        sent = rows | labels
+        size = sum(value.nbytes for value in sent.values())
+        return clients.send(sent, uplink_bytes=size)
 
     def server_step(
         self,

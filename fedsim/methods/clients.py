@@ -223,13 +223,11 @@ class Clients:
             torch.cat(self.pooled.numbers(rows)),
             self.device,
         )
-        sizes = [len(chosen) for chosen in rows]
-        position = torch.from_numpy(np.repeat(np.arange(len(rows)), sizes))
         return Batch(
             self.pooled.x.index_select(0, index),
             self.pooled.y.index_select(0, index),
             draws,
-            Layout.on(self.device, position, len(self.members)),
+            self._layout_of(rows),
             self._groups_of(rows),
         )
 
@@ -284,12 +282,13 @@ class Clients:
     @cached_property
     def layout(self) -> Layout:
         """The member to which each example of :attr:`pooled` belongs."""
-        sizes = torch.tensor([len(y) for y in self.y])
-        owner = torch.repeat_interleave(
-            torch.arange(len(self.members)),
-            sizes,
-        )
-        return Layout.on(self.device, owner, len(self.members))
+        return self._layout_of(self.y)
+
+    def _layout_of(self, rows: Sequence[Tensor]) -> Layout:
+        """Return the member to which each of the joined ``rows`` of all members belongs."""
+        sizes = [len(chosen) for chosen in rows]
+        position = torch.from_numpy(np.repeat(np.arange(len(rows)), sizes))
+        return Layout.on(self.device, position, len(self.members))
 
     def drawn(
         self,

@@ -118,7 +118,7 @@ def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> N
         std["bins"],
         server.tensors["square"],
     )
-    values, vectors = _standing_out(
+    values, vectors = _spectrum_above_noise(
         sums["second"],
         std["second"],
         rows,
@@ -146,7 +146,7 @@ def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> N
     }
 
 
-def _standing_out(second: Tensor, std: float, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _spectrum_above_noise(second: Tensor, std: float, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues ``[k]`` and eigenvectors ``[d, k]`` that noise does not explain.
 
     Noise moves an eigenvalue l to
@@ -216,8 +216,6 @@ class Coordinates:
         return isinstance(other, Coordinates) and all(
             torch.equal(value, vars(other)[name]) for name, value in vars(self).items()
         )
-
-    __hash__ = None  # type: ignore[assignment]
 
     def of_rows(self, x: Tensor) -> Tensor:
         """Return the coordinates ``[N, d]`` of embeddings ``[N, d]``."""

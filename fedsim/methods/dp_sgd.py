@@ -470,11 +470,11 @@ class DPSGD(Algorithm):
         )
         if not terms:
             return {}
-        parameters = dict(server.model.named_parameters())
-        trainable = {name: p for name, p in parameters.items() if name in gradients}
-        for name, parameter in parameters.items():
-            if name.startswith(self.server_only):
-                trainable[name] = parameter
+        trainable = {
+            name: p
+            for name, p in server.model.named_parameters()
+            if name in gradients or name.startswith(self.server_only)
+        }
         total = torch.stack(list(terms.values())).sum()
         term_gradients = torch.autograd.grad(
             total,

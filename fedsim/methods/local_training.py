@@ -230,11 +230,8 @@ class LocalTraining(Algorithm):
 
     def participants(self, clients: Clients, round_: Round) -> Tensor:
         """Return 1.0 for each member that takes part in the round, else 0.0; ``[K]`` on the CPU."""
-        takes_part = []
-        for client in clients.members:
-            stream = clients.seeds.keystream(Purpose.SAMPLING, round_.number, client)
-            takes_part.append(float(stream.uniform(1)[0] < self.params.client_rate))
-        return torch.tensor(takes_part)
+        takes_part = members_that_take_part(clients, round_, self.params.client_rate)
+        return torch.tensor(takes_part, dtype=torch.float32)
 
     def message_bytes(self, broadcast: Tensors, takes_part: Tensor) -> int:
         """Return the bytes of the updates of all members that take part.
@@ -287,6 +284,15 @@ class LocalTraining(Algorithm):
     def local_step(self, parameters: Tensors, gradients: Tensors, state: Tensors) -> None:
         """Take one local Adam step, in place; ``state`` is empty in the first step of a round."""
         adam_step(parameters, gradients, state, self.params.learning_rate)
+
+
+def members_that_take_part(clients: Clients, round_: Round, client_rate: float) -> list[bool]:
+    """Return whether each member takes part in the round; its probability is ``client_rate``."""
+    takes_part = []
+    for client in clients.members:
+        stream = clients.seeds.keystream(Purpose.SAMPLING, round_.number, client)
+        takes_part.append(bool(stream.uniform(1)[0] < client_rate))
+    return takes_part
 
 
 def _stack(value: Tensor, clients: Clients) -> Tensor:

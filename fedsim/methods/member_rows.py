@@ -36,7 +36,7 @@ class PooledRows:
         Returns:
             The rows ``[..., d]``.
         """
-        return _copied(self.values, self.numbers[rows])
+        return _copy_rows(self.values, self.numbers[rows])
 
     def index_select(self, dim: int, index: Tensor) -> Tensor:
         """Return copies of the rows at the positions ``index`` ``[m]``, as a tensor does.
@@ -45,7 +45,7 @@ class PooledRows:
             dim: the dimension to select from, always 0.
             index: positions among the N rows; negative ones are refused.
         """
-        return _copied(self.values, self.numbers.index_select(dim, index))
+        return _copy_rows(self.values, self.numbers.index_select(dim, index))
 
 
 class MemberRows(Sequence[Tensor]):
@@ -74,10 +74,10 @@ class MemberRows(Sequence[Tensor]):
         """Return a copy of one member's rows; for a slice, a view of these members, not a copy."""
         if isinstance(members, slice):
             return MemberRows(self.values, self.numbers[members])
-        return _copied(self.values, self.numbers[members])
+        return _copy_rows(self.values, self.numbers[members])
 
 
-def _copied(values: NDArray[np.float32], numbers: Tensor) -> Tensor:
+def _copy_rows(values: NDArray[np.float32], numbers: Tensor) -> Tensor:
     """Return copies of the rows with these numbers, in new memory on the CPU.
 
     Torch aligns that memory, and the last bits of a matrix product may depend on alignment.

@@ -40,7 +40,7 @@ from fedsim.privacy.statistics.spectral import descending, steady
 from fedsim.seeds import Seeds
 
 ROW_COUNT = "row_count"
-"""For unit client: the name under which every release also counts the labels of all clients."""
+"""The name of the count of all clients' labels, which every release has for unit client."""
 ROW_COUNT_WEIGHT = 0.2
 """The weight of that count beside the statistic, whose own joint norm is 1."""
 

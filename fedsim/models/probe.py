@@ -274,17 +274,12 @@ def fit_path(
             weight,
             bias,
         )
-        full_weight = axes @ weight
+        probe_weight = axes @ weight
+        probe_bias = bias
         if len(classes) == 2:
-            yield Probe(
-                mean,
-                scale,
-                classes,
-                np.diff(full_weight),
-                np.diff(bias),
-            )
-        else:
-            yield Probe(mean, scale, classes, full_weight, bias)
+            probe_weight = np.diff(probe_weight)
+            probe_bias = np.diff(probe_bias)
+        yield Probe(mean, scale, classes, probe_weight, probe_bias)
 
 
 def _principal_axes(

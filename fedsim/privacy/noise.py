@@ -54,7 +54,7 @@ class Noise:
 
 
 def gaussian(
-    shapes: Mapping[str, torch.Size | tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
     std: float,
     stream: Keystream,
 ) -> Noise:

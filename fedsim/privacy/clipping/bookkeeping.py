@@ -433,6 +433,4 @@ def _clip_clients(
 
 def _full_name(path: str, name: str) -> str:
     """Returns a parameter's name in the model from its layer's path and its name in the layer."""
-    if path:
-        return f"{path}.{name}"
-    return name
+    return f"{path}.{name}".removeprefix(".")

@@ -18,7 +18,11 @@ from torch import Tensor
 
 from fedsim.privacy.statistics.moments import Products, counts_above_noise, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct
-from fedsim.privacy.statistics.spectral import spectral_function, square_root
+from fedsim.privacy.statistics.spectral import (
+    inverse_square_root,
+    spectral_function,
+    square_root,
+)
 
 WEIGHTS = {"component_sums": 1.0, "component_counts": 0.15}
 """The weights of the statistics of :func:`component_products` in the joint norm of a row."""
@@ -177,10 +181,7 @@ def whitening(covariance: Tensor, between: Tensor) -> Tensor:
         covariance: the released covariance within classes ``[k, k]``.
         between: the result of :func:`scatter` ``[k, k]``.
     """
-    inverse_root = spectral_function(
-        covariance,
-        lambda values: values.clamp_min(1e-12).rsqrt(),
-    )
+    inverse_root = inverse_square_root(covariance, 1e-12)
     explained = inverse_root @ between @ inverse_root
     correction = spectral_function(
         explained, lambda shares: (1 - shares.clamp(0, MOST_EXPLAINED)).rsqrt()

@@ -27,7 +27,7 @@ MEAN_WEIGHTS = {"sum": 1.0, "count": 0.3}
 CLASS_MEAN_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15}
 """Weights of :func:`class_mean_products` in a row's joint norm."""
 CLIENT_WEIGHTS = {"client_sums": 1.0, "client_counts": 0.15}
-"""Weights of :func:`client_mean_products` in a row's joint norm."""
+"""Weights of the :func:`sums_and_counts` of clients in a row's joint norm."""
 MOMENT_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15, "second": 0.7}
 """Weights of :func:`moment_products` in a row's joint norm."""
 LEAST_SQUARE = 1e-6
@@ -104,10 +104,28 @@ def class_mean_products(
     classes: int,
 ) -> Products:
     """Returns class sums and class counts of rows ``[N, d]`` of norm at most 1."""
-    ones = r.new_ones(len(r), 1)
+    return sums_and_counts(r, y, classes, "class")
+
+
+def sums_and_counts(
+    x: Tensor,
+    group: Tensor,
+    groups: int,
+    kind: str,
+) -> Products:
+    """Returns the sum and the count of the rows of every group, such as a class or a client.
+
+    Args:
+        x: rows ``[N, d]`` of norm at most 1.
+        group: the group of every row ``[N]``.
+        groups: the number of groups G.
+        kind: the kind of the groups. The sums ``[G, d]`` are named ``<kind>_sums``, and the counts
+            ``[G, 1]`` are named ``<kind>_counts``.
+    """
+    ones = x.new_ones(len(x), 1)
     return {
-        "class_sums": OuterProduct.sums(r, y, classes),
-        "class_counts": OuterProduct.sums(ones, y, classes),
+        f"{kind}_sums": OuterProduct.sums(x, group, groups),
+        f"{kind}_counts": OuterProduct.sums(ones, group, groups),
     }
 
 
@@ -118,19 +136,6 @@ def counts_above_noise(counts: Tensor, std: float) -> Tensor:
     is more.
     """
     return counts.clamp_min(max(1.0, 2 * std))
-
-
-def client_mean_products(
-    x: Tensor,
-    client: Tensor,
-    clients: int,
-) -> Products:
-    """Returns the sum and the count of every client's rows ``[N, d]`` of norm at most 1."""
-    ones = x.new_ones(len(x), 1)
-    return {
-        "client_sums": OuterProduct.sums(x, client, clients),
-        "client_counts": OuterProduct.sums(ones, client, clients),
-    }
 
 
 def client_means(
@@ -148,7 +153,7 @@ def client_means(
     Args:
         sums: the released sum of every client, ``[K, d]``.
         counts: the released count of every client, ``[K, 1]``.
-        std: the standard deviations of their noise, by the names of :func:`client_mean_products`.
+        std: the standard deviations of their noise, by the names of :data:`CLIENT_WEIGHTS`.
     """
     rows = counts_above_noise(counts, std["client_counts"]).double()
     means = sums.double() / rows

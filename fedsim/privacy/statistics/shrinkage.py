@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from fedsim.privacy.statistics.spectral import batches, group_means, spectral_function, ties
+from fedsim.privacy.statistics.spectral import batches, group_means, inverse_square_root, ties
 
 GROWTH = 1.35
 """The factor by which groups of directions that share an estimate grow: 1, 1, 2, 2, 3, ..."""
@@ -287,10 +287,7 @@ def relative_covariances(
     """
     size = second.shape[1]
     identity = torch.eye(size, device=second.device)
-    inverse_root = spectral_function(
-        expected,
-        lambda values: values.clamp_min(1e-9).rsqrt(),
-    )
+    inverse_root = inverse_square_root(expected, 1e-9)
     relative = inverse_root @ second @ inverse_root
     variances = relative.diagonal(dim1=1, dim2=2)
     mean_variance = variances.mean(1).clamp_min(1e-9)

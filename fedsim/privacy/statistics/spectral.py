@@ -168,3 +168,14 @@ def square_root(symmetric: Tensor) -> Tensor:
         symmetric,
         lambda values: values.clamp_min(0).sqrt(),
     )
+
+
+def inverse_square_root(symmetric: Tensor, least: float) -> Tensor:
+    """Returns the inverse of the symmetric square root of matrices ``[..., d, d]``.
+
+    Eigenvalues below ``least`` are replaced by it.
+    """
+    return spectral_function(
+        symmetric,
+        lambda values: values.clamp_min(least).rsqrt(),
+    )
