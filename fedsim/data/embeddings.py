@@ -7,7 +7,7 @@ is computed from them alone costs no privacy; a result that mixes in a private r
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import CoreSchema, core_schema
 
-from fedsim.data.split import TEST, TRAIN, VALIDATION
+from fedsim.data.split import TEST, TRAIN, VALIDATION, Columns, Integers, take_rows
 from fedsim.errors import UserError
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class PublicRows:
     """
 
     x: NDArray[np.float32]
-    y: NDArray[np.int64] | None = None
+    y: Integers | None = None
     name: str = "public"
     licence: str | None = None
 
@@ -170,9 +170,10 @@ class PublicRows:
     @cached_property
     def fingerprint(self) -> str:
         """The first 16 hex digits of the SHA-256 of rows and labels, without the name."""
-        arrays = [(f"public {self.x.shape} {self.y is not None}\n", self.x)]
-        if self.y is not None:
-            return _hash_arrays([*arrays, ("", self.y)])
+        has_labels = self.y is not None
+        arrays: list[tuple[str, Any]] = [(f"public {self.x.shape} {has_labels}\n", self.x)]
+        if has_labels:
+            arrays.append(("", self.y))
         return _hash_arrays(arrays)
 
     @cached_property
@@ -237,13 +238,13 @@ class Embeddings:
 
     name: str
     x_train: NDArray[np.float32]
-    y_train: NDArray[np.int64]
+    y_train: Integers
     x_test: NDArray[np.float32]
-    y_test: NDArray[np.int64]
+    y_test: Integers
     classes: int
-    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
-    test_columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    test_columns: Columns = field(default_factory=dict)
     public: PublicRows | None = None
 
     @classmethod
@@ -253,7 +254,7 @@ class Embeddings:
         x: NDArray[Any],
         y: NDArray[Any],
         split: NDArray[Any],
-        columns: Mapping[str, NDArray[Any]] | None = None,
+        columns: Columns | None = None,
         class_names: NDArray[Any] | Sequence[str] | None = None,
     ) -> Embeddings:
         """Check raw arrays and divide them into training and test rows.
@@ -278,10 +279,6 @@ class Embeddings:
         train = parts == TRAIN
         test = parts == TEST
         classes = _count_classes(labels, train, test)
-        if class_names is None:
-            names: tuple[str, ...] = ()
-        else:
-            names = _class_names(class_names, classes)
         return cls(
             name=name,
             x_train=_chosen_features(features, train),
@@ -289,9 +286,9 @@ class Embeddings:
             x_test=_chosen_features(features, test),
             y_test=labels[test],
             classes=classes,
-            columns={key: np.asarray(values)[train] for key, values in columns.items()},
-            class_names=names,
-            test_columns={key: np.asarray(values)[test] for key, values in columns.items()},
+            columns=take_rows(columns, train),
+            class_names=_class_names(class_names, classes),
+            test_columns=take_rows(columns, test),
         )
 
     def others(self, column: str, value: str) -> NDArray[np.bool_]:
@@ -313,7 +310,6 @@ class Embeddings:
                 f"no test row has {column} '{value}'",
                 f"name one of these: {', '.join(np.unique(self.test_columns[column]).astype(str))}",
             )
-        columns = {key: values[test] for key, values in self.test_columns.items()}
         without_site = self.trained_on(
             self.others(column, value),
             f"without {column} '{value}'",
@@ -322,7 +318,7 @@ class Embeddings:
             without_site,
             x_test=self.x_test[test],
             y_test=self.y_test[test],
-            test_columns=columns,
+            test_columns=take_rows(self.test_columns, test),
         )
 
     def trained_on(self, rows: NDArray[Any], how: str = "") -> Embeddings:
@@ -335,19 +331,18 @@ class Embeddings:
         Raises:
             UserError: a class has no training row left.
         """
-        missing = sorted(set(range(self.classes)) - set(self.y_train[rows].tolist()))
-        if missing:
+        missing = np.setdiff1d(range(self.classes), self.y_train[rows])
+        if len(missing):
             raise UserError(
                 "",
                 f"{how} class '{self.names[missing[0]]}' has no training row",
                 "leave the class out of the data",
             )
-        columns = {key: values[rows] for key, values in self.columns.items()}
         return replace(
             self,
             x_train=self.x_train[rows],
             y_train=self.y_train[rows],
-            columns=columns,
+            columns=take_rows(self.columns, rows),
         )
 
     def without_training_rows(self) -> Embeddings:
@@ -396,8 +391,8 @@ def untested(data: Embeddings, site: str | None = None) -> str | None:
         data: the data set.
         site: the site of all test rows, if they come from a single site.
     """
-    missing = sorted(set(range(data.classes)) - set(data.y_test.tolist()))
-    if not missing:
+    missing = np.setdiff1d(range(data.classes), data.y_test)
+    if len(missing) == 0:
         return None
     names = [data.names[label] for label in missing[:5]]
     if len(missing) > 5:
@@ -455,8 +450,6 @@ def _chosen_features(x: NDArray[Any], chosen: NDArray[np.bool_]) -> NDArray[np.f
     rows = np.flatnonzero(chosen)
     if rows[-1] - rows[0] + 1 == len(rows):
         return x[rows[0] : rows[-1] + 1].astype(np.float32, copy=False)
-    if x.dtype == np.float32:
-        return x[chosen]
     features = np.empty((len(rows), x.shape[1]), np.float32)
     for block in row_blocks(features):
         features[block] = x[rows[block]]
@@ -470,7 +463,7 @@ _INTEGER_HINTS = {
 }
 
 
-def _integers(values: NDArray[Any], name: str, rows: int) -> NDArray[np.int64]:
+def _integers(values: NDArray[Any], name: str, rows: int) -> Integers:
     """Return the array ``name`` as int64 ``[rows]``; refuse other shapes and types."""
     values = np.asarray(values)
     if values.shape != (rows,):
@@ -497,7 +490,7 @@ def not_whole_numbers(values: NDArray[Any], name: str) -> str:
     return f"{name} holds names, such as '{first}'"
 
 
-def _check_split(split: NDArray[np.int64]) -> None:
+def _check_split(split: Integers) -> None:
     """Refuse a split ``[n]`` with an unknown value, or without training rows or test rows."""
     unknown = np.setdiff1d(split, [TRAIN, VALIDATION, TEST])
     if len(unknown):
@@ -516,7 +509,7 @@ def _check_split(split: NDArray[np.int64]) -> None:
             )
 
 
-def _check_columns(columns: Mapping[str, NDArray[Any]], rows: int) -> None:
+def _check_columns(columns: Columns, rows: int) -> None:
     """Refuse a column that does not have one value per row."""
     for key, values in columns.items():
         if np.shape(values) != (rows,):
@@ -528,10 +521,12 @@ def _check_columns(columns: Mapping[str, NDArray[Any]], rows: int) -> None:
 
 
 def _class_names(
-    class_names: NDArray[Any] | Sequence[str],
+    class_names: NDArray[Any] | Sequence[str] | None,
     classes: int,
 ) -> tuple[str, ...]:
-    """Return one name per class; refuse another number of names."""
+    """Return one name per class, or none if none are given; refuse another number of names."""
+    if class_names is None:
+        return ()
     names = np.asarray(class_names)
     if names.shape != (classes,):
         raise UserError(
@@ -545,7 +540,7 @@ def _class_names(
 
 
 def _count_classes(
-    labels: NDArray[np.int64],
+    labels: Integers,
     train: NDArray[np.bool_],
     test: NDArray[np.bool_],
 ) -> int:
@@ -571,7 +566,7 @@ def _count_classes(
     if len(misplaced):
         label = present[misplaced[0]]
         row = int(np.argmax(train & (labels == label)))
-        listed = ", ".join(map(str, present[:12].tolist()))
+        listed = ", ".join(map(str, present[:12]))
         if classes > 12:
             listed += ", ..."
         raise UserError(

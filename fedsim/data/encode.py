@@ -55,6 +55,8 @@ SHARD = 512
 """The number of images per shard; a run that was killed loses at most one shard."""
 _RESERVED = ("x", "y", "split", "class_names", "manifest")
 """The names of the arrays that every saved file has; no column may have one of them."""
+BadImages = list[tuple[int, str]]
+"""The positions of images that cannot be decoded, ascending, and why each cannot be decoded."""
 _SHOWN = 10
 """The number of images listed in the message about images that cannot be decoded."""
 
@@ -209,7 +211,7 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedde
             "rename the column",
         )
     manifest = job.manifest() or _fill_cache(job, console)
-    bad = {int(position): why for position, why in manifest["bad"]}
+    bad: BadImages = manifest["bad"]
     if not skip_bad:
         _refuse_bad(bad, job)
     try:
@@ -220,8 +222,9 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedde
             f"cannot be read ({error})",
             "remove it and run the command again, which makes it anew",
         ) from error
-    good = images.take(np.setdiff1d(np.arange(len(images)), list(bad)))
-    return Embedded(good, x, _describe(job, good, manifest, bad))
+    bad_positions = [position for position, _ in bad]
+    good = images.take(np.setdiff1d(np.arange(len(images)), bad_positions))
+    return Embedded(good, x, _describe(job, good, manifest))
 
 
 def _fill_cache(job: EmbedJob, console: Console) -> dict[str, Any]:
@@ -231,7 +234,7 @@ def _fill_cache(job: EmbedJob, console: Console) -> dict[str, Any]:
     manifest = {
         **job.identity,
         "shape": list(x.shape),
-        "bad": sorted(bad.items()),
+        "bad": bad,
         "device": _device(),
         "versions": {"fedsim": __version__, **{name: version(name) for name in packages}},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -246,13 +249,11 @@ def _describe(
     job: EmbedJob,
     good: ImageSet,
     manifest: Mapping[str, Any],
-    bad: Mapping[int, str],
 ) -> dict[str, Any]:
     """Return the manifest of a saved file: that of the cached file, and facts of the data set."""
     spec = job.encoder.spec
     skipped = [
-        {"image": job.images.image_name(position), "why": why}
-        for position, why in sorted(bad.items())
+        {"image": job.images.image_name(position), "why": why} for position, why in manifest["bad"]
     ]
     return {
         **{key: value for key, value in manifest.items() if key != "bad"},
@@ -268,15 +269,12 @@ def _describe(
     }
 
 
-def _refuse_bad(bad: Mapping[int, str], job: EmbedJob) -> None:
+def _refuse_bad(bad: BadImages, job: EmbedJob) -> None:
     """Raise an error that lists the first images that cannot be decoded, if there are any."""
     if not bad:
         return
     images = job.images
-    listed = [
-        f"\n  {images.image_name(position)} ({why})"
-        for position, why in sorted(bad.items())[:_SHOWN]
-    ]
+    listed = [f"\n  {images.image_name(position)} ({why})" for position, why in bad[:_SHOWN]]
     if len(bad) > _SHOWN:
         listed.append(f"\n  and {len(bad) - _SHOWN} more")
     problem = f"{len(bad)} of {len(images)} images cannot be decoded"
@@ -295,7 +293,7 @@ def _device() -> str:
     return "cpu"
 
 
-def _compute_shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floating], dict[int, str]]:
+def _compute_shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floating], BadImages]:
     """Return the embeddings ``[n, d]`` of all decodable images, and why the others are bad.
 
     Shards without a readable file are computed and written.
@@ -306,7 +304,7 @@ def _compute_shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floatin
         threads = max(1, joblib.cpu_count() - 1)
     encoder = None
     blocks: list[NDArray[np.floating]] = []
-    bad: dict[int, str] = {}
+    bad: BadImages = []
     with (
         Progress(console=console) as progress,
         ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool,
@@ -315,7 +313,7 @@ def _compute_shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floatin
         for path, positions in progress.track(job.shards.items(), description=description):
             try:
                 x, bad_of_shard = _read_shard(path)
-            except (BadArrays, ValueError, TypeError, KeyError):
+            except (BadArrays, ValueError, KeyError):
                 encoder = encoder or ImageEncoder(job.encoder, device)
                 x, bad_of_shard = _compute_shard(
                     job,
@@ -323,11 +321,11 @@ def _compute_shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floatin
                     positions,
                     pool,
                 )
-                bad_as_json = json.dumps(sorted(bad_of_shard.items()))
+                bad_as_json = json.dumps(bad_of_shard)
                 write_npz(path, {"x": x, "bad": np.array(bad_as_json)}, {})
             if len(x):
                 blocks.append(x)
-            bad |= bad_of_shard
+            bad += bad_of_shard
     if not blocks:
         _refuse_bad(bad, job)
     embeddings = np.concatenate(blocks)
@@ -340,11 +338,10 @@ def _compute_shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floatin
     return embeddings, bad
 
 
-def _read_shard(path: Path) -> tuple[NDArray[np.floating], dict[int, str]]:
+def _read_shard(path: Path) -> tuple[NDArray[np.floating], BadImages]:
     """Return the content of a shard's file: its embeddings, and why other images are bad."""
     arrays = read_arrays(path)
-    bad = json.loads(str(arrays["bad"]))
-    return arrays["x"], {int(position): why for position, why in bad}
+    return arrays["x"], json.loads(str(arrays["bad"]))
 
 
 def _compute_shard(
@@ -352,7 +349,7 @@ def _compute_shard(
     encoder: ImageEncoder,
     positions: range,
     pool: ThreadPoolExecutor,
-) -> tuple[NDArray[np.floating], dict[int, str]]:
+) -> tuple[NDArray[np.floating], BadImages]:
     """Return the embeddings of one shard, and why other images are bad.
 
     The pool decodes the next batches while the model computes.
@@ -363,11 +360,11 @@ def _compute_shard(
     # This thread alone reads the sources, in ascending order: some images come from one stream.
     sources = [[job.images.source(position) for position in batch] for batch in batches]
     blocks: list[NDArray[np.floating]] = []
-    bad: dict[int, str] = {}
+    bad: BadImages = []
     for pixels, bad_of_batch in pool.map(partial(_decode_batch, encoder), batches, sources):
         if pixels is not None:
             blocks.append(encoder.embed(pixels).numpy().astype(spec.dtype))
-        bad |= bad_of_batch
+        bad += bad_of_batch
     if not blocks:
         return np.zeros((0, 0), spec.dtype), bad
     return np.concatenate(blocks), bad
@@ -375,18 +372,18 @@ def _compute_shard(
 
 def _decode_batch(
     encoder: ImageEncoder, positions: Sequence[int], sources: Sequence[Source]
-) -> tuple[Tensor | None, dict[int, str]]:
+) -> tuple[Tensor | None, BadImages]:
     """Return the pixels of a batch's decodable images, and why the other images are bad.
 
     The pixels are None if no image can be decoded.
     """
     images = []
-    bad = {}
+    bad = []
     for position, source in zip(positions, sources, strict=True):
         try:
             images.append(decoded(source))
         except BadImage as error:
-            bad[position] = str(error)
+            bad.append((position, str(error)))
     if not images:
         return None, bad
     return encoder.pixels(images), bad

@@ -252,8 +252,8 @@ class _Transformer:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        folder = files.paths[0].parent
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        folder = files.paths[0].parent
         try:
             self.processor: Any = AutoImageProcessor.from_pretrained(
                 folder, trust_remote_code=False

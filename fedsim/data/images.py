@@ -1,4 +1,4 @@
-"""Holds image sets, decodes and hashes their images, and finds training images that test has too.
+"""Holds image sets, and decodes and hashes their images.
 
 The labels and columns of a set are in memory. Its images are read one at a time.
 """
@@ -6,19 +6,28 @@ The labels and columns of a set are in memory. Its images are read one at a time
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from fedsim.data.split import NO_LABELS, TEST, TRAIN, made_up_labels, stratified_rows
+from fedsim.data.split import (
+    NO_LABELS,
+    TEST,
+    TRAIN,
+    Columns,
+    Integers,
+    made_up_labels,
+    stratified_rows,
+    take_rows,
+)
 from fedsim.errors import UserError, at
 from fedsim.files import unread
 
@@ -35,7 +44,7 @@ class BadImage(Exception):
     """Raised for an image that cannot be decoded; the message says why."""
 
 
-class Images:
+class Images(Protocol):
     """A numbered collection of images, which subclasses read from files or archives.
 
     The number of an image in the collection is called its row.
@@ -46,15 +55,12 @@ class Images:
 
         Reading images in the order of their rows is fastest.
         """
-        raise NotImplementedError
 
     def name(self, row: int) -> str:
         """Return the name of image ``row`` for messages."""
-        return f"image {row}"
 
     def digests(self, rows: Iterable[int]) -> Iterator[bytes]:
         """Yield a hash for every row, which changes when the content of the image does."""
-        return (content_hash(self.source(row)) for row in rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +83,11 @@ class ImageSet:
 
     name: str
     images: Images
-    rows: NDArray[np.int64]
-    y: NDArray[np.int64]
-    split: NDArray[np.int64]
+    rows: Integers
+    y: Integers
+    split: Integers
     class_names: tuple[str, ...]
-    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     where: str = ""
 
     def __post_init__(self) -> None:
@@ -109,7 +115,7 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> ImageSet:
+    def take(self, keep: NDArray[np.bool_] | Integers) -> ImageSet:
         """Return the set with only some of its images.
 
         If the test image of a set without labels is left out, labels and split are made up again.
@@ -120,7 +126,6 @@ class ImageSet:
         Raises:
             UserError: these images are no valid set; see the class.
         """
-        columns = {name: values[keep] for name, values in self.columns.items()}
         y = self.y[keep]
         split = self.split[keep]
         if self.class_names == NO_LABELS and TEST not in split:
@@ -130,7 +135,7 @@ class ImageSet:
             rows=self.rows[keep],
             y=y,
             split=split,
-            columns=columns,
+            columns=take_rows(self.columns, keep),
         )
 
     def limited(self, limit: int) -> ImageSet:
@@ -145,10 +150,8 @@ class ImageSet:
         for part in (TRAIN, TEST):
             members = np.flatnonzero(self.split == part)
             if limit < len(members):
-                # stratified_rows needs labels 0 .. C-1 that all occur.
-                _, y = np.unique(self.y[members], return_inverse=True)
                 with at(self.where):
-                    members = members[stratified_rows(y, limit)]
+                    members = members[stratified_rows(self.y[members], limit)]
             chosen.append(members)
         return self.take(np.sort(np.concatenate(chosen)))
 
@@ -281,46 +284,3 @@ def content_hash(source: Source) -> bytes:
     except OSError as error:
         text = f"{unread(error)}: {source}"
         return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
-
-
-def overlapping(
-    digests: Sequence[bytes],
-    split: NDArray[np.int64],
-    name: Callable[[int], str],
-    *,
-    drop: bool,
-) -> list[int]:
-    """Return the training rows that are equal to a test row.
-
-    Args:
-        digests: a hash of every row.
-        split: the split ``[n]`` of the rows.
-        name: gives the name of a row for the message.
-        drop: whether the caller leaves these rows out of training.
-
-    Raises:
-        UserError: there are such rows and ``drop`` is false.
-    """
-    tested = {digests[row] for row in np.flatnonzero(split == TEST).tolist()}
-    repeated = [row for row in np.flatnonzero(split == TRAIN).tolist() if digests[row] in tested]
-    if not drop:
-        refuse_overlap(repeated, name)
-    return repeated
-
-
-def refuse_overlap(repeated: Sequence[int], name: Callable[[int], str]) -> None:
-    """Refuse training rows that are equal to a test row.
-
-    Args:
-        repeated: the training rows that are equal to a test row.
-        name: gives the name of a row for the message.
-
-    Raises:
-        UserError: there are such rows.
-    """
-    if repeated:
-        raise UserError(
-            "",
-            f"{len(repeated)} training rows are test rows too, the first is {name(repeated[0])}",
-            "give overlap: drop to leave them out of training, or overlap: keep",
-        )

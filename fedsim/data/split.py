@@ -6,6 +6,7 @@ the data set and not of an experiment.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,10 @@ from numpy.typing import NDArray
 
 from fedsim.errors import UserError
 
+Integers = NDArray[np.int64]
+"""Labels, values of a split, or numbers of rows."""
+Columns = Mapping[str, NDArray[Any]]
+"""Further values of every row by column name, ``[n]`` each."""
 TRAIN = 0
 VALIDATION = 1
 TEST = 2
@@ -31,15 +36,15 @@ WORDS = {
 
 
 def stratified_rows(
-    y: NDArray[np.int64],
+    y: Integers,
     size: int,
     *,
     leave_one: bool = False,
-) -> NDArray[np.int64]:
+) -> Integers:
     """Return the sorted positions of ``size`` rows with the label frequencies of ``y``.
 
     Args:
-        y: the labels ``[n]``, in ``0 .. C-1``; every class occurs.
+        y: the labels ``[n]``. C is the number of different labels.
         size: the number of rows to choose, at most n, or n - C with ``leave_one``.
         leave_one: whether at least one row of every class is left out of the choice. If so, every
             class needs at least two rows.
@@ -51,7 +56,7 @@ def stratified_rows(
     Raises:
         UserError: ``size`` is below C.
     """
-    counts = np.bincount(y)
+    classes, counts = np.unique(y, return_counts=True)
     if size < len(counts):
         raise UserError(
             "",
@@ -69,7 +74,10 @@ def stratified_rows(
         unfilled = order[quota[order] < counts[order] - leave_one]
         quota[unfilled[: size - int(quota.sum())]] += 1
     rng = np.random.default_rng(SPLIT_SEED)
-    chosen = [rng.permutation(np.flatnonzero(y == c))[: quota[c]] for c in range(len(counts))]
+    chosen = [
+        rng.permutation(np.flatnonzero(y == label))[:rows]
+        for label, rows in zip(classes, quota, strict=True)
+    ]
     return np.sort(np.concatenate(chosen))
 
 
@@ -77,7 +85,7 @@ NO_LABELS = ("unlabelled", "unlabelled too")
 """The class names of public rows without labels, which get made-up labels of two classes."""
 
 
-def made_up_labels(rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def made_up_labels(rows: int) -> tuple[Integers, Integers]:
     """Return made-up labels and a split for ``rows`` public rows without labels.
 
     Other code needs two classes and a test row, so the labels alternate and the last row is the
@@ -100,25 +108,27 @@ def made_up_labels(rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def quarter_for_testing(
-    y: NDArray[np.int64], names: tuple[str, ...], thing: str = "image"
-) -> NDArray[np.int64]:
+    y: Integers,
+    names: tuple[str, ...],
+    thing: str = "image",
+) -> Integers:
     """Return a split ``[n]`` in which a stratified quarter of the rows are test rows.
 
     Every class has at least one test row, so there are more than a quarter if classes are small.
 
     Args:
-        y: the labels ``[n]``; every class occurs.
+        y: the labels ``[n]``.
         names: the names of the classes, for the error message.
         thing: the word for a row in the error message, such as ``image``.
 
     Raises:
         UserError: a class has a single row, which cannot be on both sides of the split.
     """
-    counts = np.bincount(y)
+    classes, counts = np.unique(y, return_counts=True)
     if counts.min() < 2:
         raise UserError(
             "",
-            f"class '{names[int(counts.argmin())]}' has a single {thing}",
+            f"class '{names[classes[counts.argmin()]]}' has a single {thing}",
             f"add another {thing} of this class, so that there is one to train on and one to test "
             "on, or remove the class from the data",
         )
@@ -130,10 +140,10 @@ def quarter_for_testing(
 
 def quarter_of_groups(
     values: NDArray[Any],
-    y: NDArray[np.int64],
+    y: Integers,
     names: tuple[str, ...],
     thing: str,
-) -> NDArray[np.int64]:
+) -> Integers:
     """Return a split ``[n]`` in which all rows of a quarter of the groups are test rows.
 
     Rows with equal ``values`` form a group, and a group is never divided. The choice is stratified
@@ -155,12 +165,27 @@ def quarter_of_groups(
             f"{without_group} rows have no {thing}",
             "give every row one; give a row that stands alone its own value",
         )
-    _, group = np.unique(values, return_inverse=True)
-    counts = np.zeros((int(group.max()) + 1, len(names)), np.int64)
-    np.add.at(counts, (group, y), 1)
-    # Only classes that label a group are passed on, because each class there needs two groups.
-    classes, label = np.unique(counts.argmax(1), return_inverse=True)
-    return quarter_for_testing(label, tuple(names[c] for c in classes), thing)[group]
+    groups, group = np.unique(values, return_inverse=True)
+    label_of_group = count_labels(group, y, len(groups)).argmax(1)
+    return quarter_for_testing(label_of_group, names, thing)[group]
+
+
+def count_labels(group: Integers, y: Integers, groups: int) -> Integers:
+    """Return how many rows of each group have each label, int64 ``[groups, classes]``.
+
+    Args:
+        group: the number of every row's group ``[n]``, in ``0 .. groups - 1``.
+        y: the labels ``[n]``.
+        groups: the number of groups.
+    """
+    classes = int(y.max()) + 1
+    counts = np.bincount(group * classes + y, minlength=groups * classes)
+    return counts.reshape(groups, classes)
+
+
+def take_rows(columns: Columns, rows: NDArray[Any]) -> Columns:
+    """Return the values of some rows, given as a mask ``[n]`` or as positions, in every column."""
+    return {name: np.asarray(values)[rows] for name, values in columns.items()}
 
 
 def lacking(values: NDArray[Any]) -> NDArray[np.bool_]:

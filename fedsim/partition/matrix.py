@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from fedsim.data.split import Integers
 from fedsim.errors import UserError
 from fedsim.files import replaced
 
@@ -43,9 +43,7 @@ class LabelMatrix:
     clients: int
     seed: int
     fingerprint: str
-    counts: Annotated[
-        NDArray[np.int64], PlainValidator(np.asarray), PlainSerializer(np.ndarray.tolist)
-    ]
+    counts: Annotated[Integers, PlainValidator(np.asarray), PlainSerializer(np.ndarray.tolist)]
     classes: tuple[str, ...]
     sites: tuple[str, ...] = ()
 
@@ -53,11 +51,6 @@ class LabelMatrix:
     def names(self) -> tuple[str, ...]:
         """The names of the clients: their sites, or their numbers."""
         return self.sites or tuple(map(str, range(self.clients)))
-
-    @property
-    def sizes(self) -> NDArray[np.int64]:
-        """The number of examples of each client, int64 ``[clients]``."""
-        return np.asarray(self.counts.sum(axis=1), np.int64)
 
 
 _MATRICES: TypeAdapter[Sequence[LabelMatrix]] = TypeAdapter(list[LabelMatrix])

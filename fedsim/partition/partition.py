@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings, unit_norm
+from fedsim.data.split import Columns, Integers, count_labels, take_rows
 from fedsim.errors import UserError
 from fedsim.partition.schemes import (
     OWNERS,
-    Columns,
     Division,
-    Integers,
     PartitionSpec,
     RowNumbers,
     check,
@@ -194,11 +193,6 @@ def make_partition(
     order = np.lexsort((part, owner))
     sizes = np.bincount(owner, minlength=clients)
     rows = tuple(np.split(order, np.cumsum(sizes)[:-1]))
-    classes = int(y.max()) + 1
-    label_counts = np.bincount(
-        owner * classes + y,
-        minlength=clients * classes,
-    )
     digest = hashlib.sha256(f"{len(y)} {sizes.tolist()}".encode())
     digest.update(order.tobytes())
     groups = None
@@ -211,7 +205,7 @@ def make_partition(
     return Partition(
         rows,
         digest.hexdigest()[:16],
-        label_counts.reshape(clients, classes),
+        count_labels(owner, y, clients),
         spec.scheme,
         groups,
     )
@@ -261,8 +255,6 @@ def divisible_parts(
         return y, columns, np.arange(len(y))
     groups = complete_column(columns, spec.together, TOGETHER_KEY)
     _, first_rows, part = np.unique(groups, return_index=True, return_inverse=True)
-    counts = np.zeros((len(first_rows), int(y.max()) + 1), np.int64)
-    np.add.at(counts, (part, y), 1)
     if spec.column is not None and spec.column in columns:
         # Every example must have the site of the first example of its group.
         sites = columns[spec.column]
@@ -276,8 +268,8 @@ def divisible_parts(
                 f"correct {spec.column} in these rows, give each {spec.together} its own value, or "
                 "give another scheme, such as scheme: dirichlet",
             )
-    part_columns = {name: values[first_rows] for name, values in columns.items()}
-    return counts.argmax(1), part_columns, part.astype(np.int64)
+    labels = count_labels(part, y, len(first_rows)).argmax(1)
+    return labels, take_rows(columns, first_rows), part
 
 
 def check_split(column: str, train: Columns, test: Columns) -> None:
@@ -419,7 +411,7 @@ def own_rows(
     scheme they are all test examples.
     """
     clients = len(partition.rows)
-    names = site_names(data, partition, spec)
+    names = site_names(data, partition, spec) or tuple(map(str, range(clients)))
     if spec.column is not None:
         sites = _sites(data, partition, spec.column)
         test_sites = data.test_columns[spec.column].astype(np.str_)
@@ -429,7 +421,6 @@ def own_rows(
         if unowned:
             words += f"; {unowned} test rows are of no client's {spec.column}"
         return OwnRows(names, rows, words)
-    names = names or tuple(map(str, range(clients)))
     all_rows = np.arange(len(data.y_test))
     if spec.shifts:
         rows = tuple(all_rows[client::clients] for client in range(clients))

@@ -7,7 +7,7 @@ name of the grid's key that has to change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fedsim.data.spec import changed
-from fedsim.data.split import lacking
+from fedsim.data.split import Columns, Integers, lacking
 from fedsim.errors import UserError, nearest
 
 Scheme = Literal[
@@ -96,11 +96,8 @@ class PartitionSpec(BaseModel):
         return self.scheme == "feature-shift"
 
 
-Integers = NDArray[np.int64]
 RowNumbers = tuple[Integers, ...]
 """Numbers of training or test examples, or of groups: one array per client."""
-Columns = Mapping[str, NDArray[Any]]
-"""Values of each example by column name, ``[n]`` each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +116,7 @@ class Division:
     columns: Columns
     clients: int
     spec: PartitionSpec
-    alpha: float = 1.0
+    alpha: float
 
     @property
     def counts(self) -> Integers:
@@ -225,7 +222,7 @@ def shards(division: Division, rng: Generator) -> Integers:
     """
     labels = division.spec.labels
     counts = division.counts
-    holders = _shards_per_class(counts, division.clients, labels)
+    holders = _count_holders(counts, division.clients, labels)
     free = np.full(division.clients, labels)
     table = np.zeros((division.clients, len(holders)), dtype=np.int64)
     by_holders = np.argsort(-holders, kind="stable")
@@ -244,23 +241,28 @@ def shards(division: Division, rng: Generator) -> Integers:
     return _owners_from_table(table, division, rng)
 
 
-def _shards_per_class(
+def _count_holders(
     counts: Integers,
     clients: int,
-    labels: int,
+    labels: int = 1,
 ) -> Integers:
-    """Return how many clients hold each class, in proportion to its size, int64 ``[C]``.
+    """Return how many clients hold each label, in proportion to its size, int64 ``[C]``.
 
-    A class has at least one holder, and at most as many as it has examples or as there are
+    A label has at least one holder, and at most as many as it has examples or as there are
     clients. If groups are divided, a class may be the label of no group; then nobody holds it.
+
+    Args:
+        counts: the number of examples of each label: of each class, or of each value of a column.
+        clients: the number of clients.
+        labels: the number of labels that each client holds.
     """
     most = np.minimum(counts, clients)
     holders = np.minimum(counts, 1)
     further = clients * labels - int(holders.sum())
     for _ in range(further):
-        # The next shard always comes from the class whose shards are the largest.
-        shard_sizes = counts / np.maximum(holders, 1)
-        largest = np.where(holders < most, shard_sizes, 0.0).argmax()
+        # The next holder always goes to the label whose holders have the most examples each.
+        share_sizes = counts / np.maximum(holders, 1)
+        largest = np.where(holders < most, share_sizes, 0.0).argmax()
         holders[largest] += 1
     return holders
 
@@ -305,8 +307,7 @@ def _take_from_holders(
 
 def iid(division: Division, rng: Generator) -> Integers:
     """Deal examples at random; client sizes are equal to within one."""
-    owner: Integers = rng.permutation(np.arange(len(division.y)) % division.clients)
-    return owner
+    return rng.permutation(np.arange(len(division.y)) % division.clients)
 
 
 def quantity(division: Division, rng: Generator) -> Integers:
@@ -331,8 +332,7 @@ def quantity(division: Division, rng: Generator) -> Integers:
 def column(division: Division, _: Generator) -> Integers:
     """Give each value of a column to a client of its own, in sorted order of the values."""
     values = division.columns[str(division.spec.column)]
-    owner = np.unique(values, return_inverse=True)[1]
-    return owner.astype(np.int64)
+    return np.unique(values, return_inverse=True)[1]
 
 
 def column_dirichlet(division: Division, rng: Generator) -> Integers:
@@ -345,10 +345,7 @@ def column_dirichlet(division: Division, rng: Generator) -> Integers:
     value_of = column(division, rng)
     owner = np.empty_like(value_of)
     first_client = 0
-    clients_per_value = _clients_per_value(
-        np.bincount(value_of),
-        division.clients,
-    )
+    clients_per_value = _count_holders(np.bincount(value_of), division.clients)
     for value, clients in enumerate(clients_per_value.tolist()):
         members = np.flatnonzero(value_of == value)
         _, labels = np.unique(division.y[members], return_inverse=True)
@@ -356,14 +353,6 @@ def column_dirichlet(division: Division, rng: Generator) -> Integers:
         owner[members] = first_client + dirichlet(within_value, rng)
         first_client += clients
     return owner
-
-
-def _clients_per_value(counts: Integers, clients: int) -> Integers:
-    """Return how many clients each column value gets, by its number of examples ``counts``."""
-    per_value = np.ones(len(counts), np.int64)
-    for _ in range(clients - len(counts)):
-        per_value[np.argmax(counts / per_value)] += 1
-    return per_value
 
 
 OWNERS: dict[str, Owner] = {
@@ -405,9 +394,7 @@ def _owners_from_table(
 
 def _even_sizes(total: int, parts: int) -> Integers:
     """Split ``total`` into ``parts`` whole sizes that are equal to within one."""
-    sizes = np.full(parts, total // parts, dtype=np.int64)
-    sizes[: total % parts] += 1
-    return sizes
+    return np.bincount(np.arange(total) % parts, minlength=parts)
 
 
 def _top_up_small_clients(
@@ -503,10 +490,10 @@ def _check_column(division: Division) -> None:
             f"{len(values)} values of column '{name}'"
         )
         raise UserError("clients", problem, f"give clients: {len(values)}")
-    per_value = _clients_per_value(counts, clients)
-    scarcest = np.argmin(counts / per_value)
+    holders_of_values = _count_holders(counts, clients)
+    scarcest = np.argmin(counts / holders_of_values)
     count = counts[scarcest]
-    holders = per_value[scarcest]
+    holders = holders_of_values[scarcest]
     if count >= holders * min_size:
         return
     problem = (

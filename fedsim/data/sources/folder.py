@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsim.data.images import EXTENSIONS, ImageFiles, ImageSet, without_labels
+from fedsim.data.sources.tables import class_labels
 from fedsim.data.spec import DatasetSpec
-from fedsim.data.split import TRAIN, WORDS, quarter_for_testing
+from fedsim.data.split import TRAIN, WORDS, Integers, quarter_for_testing
 from fedsim.errors import UserError, at
 
 
@@ -69,10 +69,7 @@ def read_image_folder(spec: DatasetSpec, public: bool = False) -> ImageSet:
         raise UserError(where, "holds no folders of classes", hint)
     if spec.domains is None:
         _check_classes_are_at_the_top(images, where, published=published)
-    class_names, y = np.unique(
-        [image.class_name for image in images],
-        return_inverse=True,
-    )
+    y, class_names = class_labels([image.class_name for image in images])
     top_of = np.array([image.top for image in images])
     if published:
         split = np.array([image.part for image in images], dtype=np.int64)
@@ -88,9 +85,9 @@ def read_image_folder(spec: DatasetSpec, public: bool = False) -> ImageSet:
         spec.title,
         ImageFiles([image.path for image in images], root),
         np.arange(len(images)),
-        y.astype(np.int64),
+        y,
         split,
-        tuple(class_names.tolist()),
+        class_names,
         columns,
         where,
     )
@@ -141,10 +138,10 @@ def _split_folders(
 
 def _quarter_of_every_top(
     tops: Sequence[Path],
-    top_of: NDArray[np.int64],
-    y: NDArray[np.int64],
-    class_names: NDArray[np.str_],
-) -> NDArray[np.int64]:
+    top_of: Integers,
+    y: Integers,
+    class_names: tuple[str, ...],
+) -> Integers:
     """Return a split ``[n]`` with a stratified quarter of every top folder's images for testing.
 
     Args:
@@ -156,12 +153,8 @@ def _quarter_of_every_top(
     split = np.zeros(len(y), np.int64)
     for position, top in enumerate(tops):
         members = top_of == position
-        present, labels = np.unique(y[members], return_inverse=True)
         with at(str(top)):
-            split[members] = quarter_for_testing(
-                labels,
-                tuple(class_names[present].tolist()),
-            )
+            split[members] = quarter_for_testing(y[members], class_names)
     return split
 
 
@@ -212,16 +205,17 @@ def _check_classes_are_at_the_top(
         where: the folder of images, for the message.
         published: whether folders of a split (train, test) stand above the classes.
     """
-    count = Counter[tuple[str, str]]()
+    # The top folder of every image, and the first folder within it, or "" if there is none.
+    folders_of_images = []
     for image in images:
         within = next((name for name in image.inner if name.lower() not in WORDS), "")
-        count[image.class_name, within] += 1
-    holders = Counter(within for _, within in count if within)
+        folders_of_images.append((image.class_name, within))
+    holders = Counter(within for _, within in set(folders_of_images) if within)
     shared = sorted(within for within, number in holders.items() if number > 1)
-    outer = sorted({top for top, _ in count})
-    divided = {top for top, within in count if within}
-    in_shared = sum(number for (_, within), number in count.items() if within in shared)
-    if len(shared) < 2 or len(divided) < len(outer) or 2 * in_shared <= count.total():
+    outer = sorted({top for top, _ in folders_of_images})
+    divided = {top for top, within in folders_of_images if within}
+    in_shared = sum(within in shared for _, within in folders_of_images)
+    if len(shared) < 2 or len(divided) < len(outer) or 2 * in_shared <= len(images):
         return
     listed = _list_some(outer)
     problem = (
@@ -238,10 +232,10 @@ def _check_classes_are_at_the_top(
     raise UserError(where, problem, hint)
 
 
-def _list_some(names: Sequence[str], most: int = 5) -> str:
-    """Return at most ``most`` of the names, with commas between them."""
-    listed = ", ".join(names[:most])
-    if len(names) > most:
+def _list_some(names: Sequence[str]) -> str:
+    """Return the first five names, with commas between them."""
+    listed = ", ".join(names[:5])
+    if len(names) > 5:
         listed += ", …"
     return listed
 

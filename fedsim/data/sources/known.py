@@ -19,7 +19,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.data.images import EXTENSIONS, ImageFiles, ImageSet
 from fedsim.data.sources.tables import check_files, class_labels, complete, read_table
 from fedsim.data.spec import DatasetSpec
-from fedsim.data.split import quarter_for_testing, quarter_of_groups
+from fedsim.data.split import Columns, Integers, quarter_for_testing, quarter_of_groups
 from fedsim.errors import UserError, at
 from fedsim.files import cache_folder
 
@@ -113,8 +113,9 @@ def read_ham10000(spec: DatasetSpec, public: bool = False) -> ImageSet:
         ImageFiles(paths, root),
         y,
         class_names,
-        ("lesion", lesions),
         columns,
+        "lesion",
+        lesions,
     )
 
 
@@ -160,8 +161,9 @@ def read_milk10k(spec: DatasetSpec, public: bool = False) -> ImageSet:
         ImageFiles(paths, root),
         y,
         class_names,
-        ("lesion", lesions.to_numpy(dtype=np.str_)),
         columns,
+        "lesion",
+        lesions.to_numpy(dtype=np.str_),
     )
 
 
@@ -177,10 +179,7 @@ def read_chest_xray(spec: DatasetSpec, public: bool = False) -> ImageSet:
     root = _folder(spec)
     if (root / "chest_xray").is_dir():
         root = root / "chest_xray"
-    paths: list[Path] = []
-    folders: list[str] = []
-    patients: list[str] = []
-    kinds: list[str] = []
+    images = []
     for folder in ("train", "test", "val"):  # only copies of the set have the third folder
         for class_folder, pattern in _FILE_NAMES.items():
             for path in sorted((root / folder / class_folder).glob("*")):
@@ -197,16 +196,15 @@ def read_chest_xray(spec: DatasetSpec, public: bool = False) -> ImageSet:
                     )
                 # Only the names of images in PNEUMONIA have a second group.
                 patient, *pneumonia = match.groups()
-                paths.append(path)
-                folders.append(folder)
-                patients.append(patient)
-                kinds.extend(pneumonia or ["normal"])
-    if not paths:
+                (kind,) = pneumonia or ["normal"]
+                images.append((path, folder, patient, kind))
+    if not images:
         raise UserError(
             str(root),
             "holds no images in train/NORMAL, train/PNEUMONIA and test",
             "unpack ChestXRay2017.zip there",
         )
+    paths, folders, patients, kinds = zip(*images, strict=True)
     class_names = tuple(kind for kind in PNEUMONIA_CLASSES if kind in kinds)
     y = np.array([class_names.index(kind) for kind in kinds], dtype=np.int64)
     columns = {"patient": np.array(patients), "folder": np.array(folders)}
@@ -215,18 +213,20 @@ def read_chest_xray(spec: DatasetSpec, public: bool = False) -> ImageSet:
         ImageFiles(paths, root),
         y,
         class_names,
-        ("patient", columns["patient"]),
         columns,
+        "patient",
+        columns["patient"],
     )
 
 
 def _split_by_group(
     spec: DatasetSpec,
     images: ImageFiles,
-    y: NDArray[np.int64],
+    y: Integers,
     class_names: tuple[str, ...],
-    groups: tuple[str, NDArray[np.str_]],
-    columns: dict[str, NDArray[Any]],
+    columns: Columns,
+    thing: str,
+    group_of: NDArray[np.str_],
 ) -> ImageSet:
     """Return image files as a set with a quarter of the groups for testing.
 
@@ -235,12 +235,11 @@ def _split_by_group(
         images: the n image files.
         y: the labels ``[n]``.
         class_names: the names of the classes.
-        groups: what a group is, such as ``lesion``, for messages; and the group of every image,
-            ``[n]``.
         columns: further values per image, ``[n]`` each.
+        thing: the word for a group in messages, such as ``lesion``.
+        group_of: the group of every image ``[n]``.
     """
     where = str(images.root)
-    thing, group_of = groups
     with at(where):
         split = quarter_of_groups(group_of, y, class_names, thing)
     return ImageSet(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pkgutil import resolve_name
 from typing import Any
@@ -18,13 +19,9 @@ from fedsim.data.embeddings import (
     shared_rows,
     unit_norm,
 )
-from fedsim.data.images import ImageSet, content_hash, overlapping, refuse_overlap
+from fedsim.data.images import ImageSet, content_hash
 from fedsim.data.spec import DatasetSpec
-from fedsim.data.split import (
-    NO_LABELS,
-    quarter_of_groups,
-    stratified_rows,
-)
+from fedsim.data.split import NO_LABELS, TEST, TRAIN, quarter_of_groups, stratified_rows
 from fedsim.errors import UserError, at, nearest
 
 ROUNDING = 3e-7
@@ -137,7 +134,7 @@ def image_set(spec: DatasetSpec, *, public: bool = False) -> ImageSet:
 
 
 def _split_by(images: ImageSet, column: str) -> ImageSet:
-    """Return the images with a new split, that keeps rows with one value of ``column`` together."""
+    """Return the images with a new split that keeps rows with one value of ``column`` together."""
     with at("split.by"):
         if column not in images.columns:
             raise UserError(
@@ -156,10 +153,32 @@ def _without_overlap(images: ImageSet, spec: DatasetSpec) -> ImageSet:
     if spec.kind == "medmnist":
         # The digests of a MedMNIST file differ for equal images, because they hash row numbers.
         digests = [content_hash(images.source(row)) for row in range(len(images))]
-    drop = spec.overlap_policy == "drop"
-    repeated = overlapping(digests, images.split, images.image_name, drop=drop)
+    tested = {digests[row] for row in np.flatnonzero(images.split == TEST)}
+    training_rows = np.flatnonzero(images.split == TRAIN).tolist()
+    repeated = [row for row in training_rows if digests[row] in tested]
+    _check_overlap(repeated, images.image_name, spec)
     rows = np.setdiff1d(np.arange(len(images)), repeated)
     return images.take(rows)
+
+
+def _check_overlap(
+    repeated: Sequence[int],
+    name: Callable[[int], str],
+    spec: DatasetSpec,
+) -> None:
+    """Refuse training rows that are equal to a test row, unless the data set drops them.
+
+    Args:
+        repeated: the training rows that are equal to a test row.
+        name: returns the name of a row for the message.
+        spec: the data set.
+    """
+    if repeated and spec.overlap_policy == "error":
+        raise UserError(
+            "",
+            f"{len(repeated)} training rows are test rows too, the first is {name(repeated[0])}",
+            "give overlap: drop to leave them out of training, or overlap: keep",
+        )
 
 
 def _read_embeddings(spec: DatasetSpec, public: bool) -> Embeddings:
@@ -167,17 +186,16 @@ def _read_embeddings(spec: DatasetSpec, public: bool) -> Embeddings:
     data: Embeddings = _read(spec, public)
     with at(str(spec.path or "")):
         if spec.overlap_policy != "keep":
-            data = _without_overlapping_rows(data, drop=spec.overlap_policy == "drop")
+            data = _without_overlapping_rows(data, spec)
         if spec.limit is None or spec.limit >= len(data.y_train):
             return data
         return data.trained_on(stratified_rows(data.y_train, spec.limit))
 
 
-def _without_overlapping_rows(data: Embeddings, *, drop: bool) -> Embeddings:
+def _without_overlapping_rows(data: Embeddings, spec: DatasetSpec) -> Embeddings:
     """Return the data set without training rows that equal a test row, or refuse such rows."""
     repeated = shared_rows(data.x_train, data.x_test, row_keys(data.x_test))
-    if not drop:
-        refuse_overlap(repeated, "training row {}".format)
+    _check_overlap(repeated, "training row {}".format, spec)
     if not repeated:
         return data
     rows = np.setdiff1d(np.arange(len(data.y_train)), repeated)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fedsim.data.arrays import BadArrays, opened
 from fedsim.data.images import Images, ImageSet
 from fedsim.data.spec import DatasetSpec
-from fedsim.data.split import TEST, TRAIN, VALIDATION
+from fedsim.data.split import TEST, TRAIN, VALIDATION, Integers
 from fedsim.errors import UserError, nearest
 
 _PARTS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
@@ -103,7 +103,7 @@ class PackedImages(Images):
     is read out of the compressed stream, so memory does not grow with the file.
 
     Attributes:
-        shapes: the shape of the array of each part.
+        shapes: the shape of the array of each part, by the part's name.
         offsets: where the pixels of each part begin, in bytes of its uncompressed ``.npy`` file.
         starts: int64 ``[4]``, the row of the first image of each part, then the number of images.
 
@@ -113,10 +113,10 @@ class PackedImages(Images):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.shapes: list[tuple[int, ...]] = []
-        self.offsets: list[int] = []
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.offsets: dict[str, int] = {}
         self._stream: IO[bytes] | None = None
-        self._part_of_stream = -1
+        self._part_of_stream = ""
         with opened(path) as archive:
             for part in _PARTS:
                 with archive.zip.open(f"{part}_images.npy") as stream:
@@ -128,11 +128,11 @@ class PackedImages(Images):
                             f"{part}_images holds no images, but an array of shape "
                             f"{list(shape)} and dtype {dtype}"
                         )
-                    self.shapes.append(shape)
-                    self.offsets.append(stream.tell())
-        self.starts = np.cumsum([0, *(shape[0] for shape in self.shapes)])
+                    self.shapes[part] = shape
+                    self.offsets[part] = stream.tell()
+        self.starts = np.cumsum([0, *(shape[0] for shape in self.shapes.values())])
 
-    def labels(self) -> NDArray[np.int64]:
+    def labels(self) -> Integers:
         """Return the labels of all images, ``[n]``.
 
         Raises:
@@ -157,7 +157,7 @@ class PackedImages(Images):
         size = int(np.prod(shape))
         if self._stream is None or self._part_of_stream != part:
             archive = zipfile.ZipFile(self.path)
-            self._stream = archive.open(f"{list(_PARTS)[part]}_images.npy")
+            self._stream = archive.open(f"{part}_images.npy")
             self._part_of_stream = part
         self._stream.seek(self.offsets[part] + position * size)
         return np.frombuffer(self._stream.read(size), np.uint8).reshape(shape)
@@ -165,7 +165,7 @@ class PackedImages(Images):
     def name(self, row: int) -> str:
         """Return the array and the position in it, as in ``train_images[3]``."""
         part, position = self._locate(row)
-        return f"{list(_PARTS)[part]}_images[{position}]"
+        return f"{part}_images[{position}]"
 
     def digests(self, rows: Iterable[int]) -> Iterator[bytes]:
         """Yield a hash per row, of the file's SHA-256 and the row's number.
@@ -176,7 +176,7 @@ class PackedImages(Images):
             file_digest = hashlib.file_digest(file, "sha256").digest()
         return (hashlib.sha256(file_digest + str(row).encode()).digest() for row in rows)
 
-    def _locate(self, row: int) -> tuple[int, int]:
-        """Return the number of the part that holds a row, and the row's position in it."""
-        part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return part, row - int(self.starts[part])
+    def _locate(self, row: int) -> tuple[str, int]:
+        """Return the name of the part that holds a row, and the row's position in it."""
+        number = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return list(_PARTS)[number], row - int(self.starts[number])

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedsim.data.arrays import Arrays, BadArrays, read_arrays, read_folder
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.spec import DatasetSpec
-from fedsim.data.split import NO_LABELS, TEST, TRAIN, made_up_labels
+from fedsim.data.split import NO_LABELS, TEST, TRAIN, Integers, made_up_labels
 from fedsim.errors import UserError, at
 
 
@@ -97,7 +97,7 @@ def _read(
         )
 
 
-def _remap(y: NDArray[Any], split: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[Any] | None]:
+def _remap(y: NDArray[Any], split: NDArray[Any]) -> tuple[Integers, NDArray[Any] | None]:
     """Return labels ``0 .. C-1`` in sorted order, and the class names if the labels were texts.
 
     The values are those of training and test rows; validation rows, which are ignored, get label 0.

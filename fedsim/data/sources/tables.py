@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
 from fedsim.data.images import ImageFiles, ImageSet, without_labels
 from fedsim.data.spec import DatasetSpec
-from fedsim.data.split import WORDS, quarter_for_testing
+from fedsim.data.split import WORDS, Integers, quarter_for_testing
 from fedsim.errors import UserError, at, nearest
 from fedsim.files import unread
 from fedsim.words import counted
@@ -166,10 +166,10 @@ def _numbers_or_texts(values: pd.Series[str]) -> pd.Series[Any]:
     return values
 
 
-def class_labels(values: pd.Series[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def class_labels(values: ArrayLike) -> tuple[Integers, tuple[str, ...]]:
     """Return labels ``[n]`` in ``0 .. C-1``, and the C class names: the distinct values, sorted."""
-    names, labels = np.unique(values.to_numpy(), return_inverse=True)
-    return labels.astype(np.int64), tuple(map(str, names))
+    names, labels = np.unique(np.asarray(values), return_inverse=True)
+    return labels, tuple(map(str, names))
 
 
 def check_files(paths: Sequence[Path], remedy: str) -> None:
@@ -188,7 +188,7 @@ def check_files(paths: Sequence[Path], remedy: str) -> None:
         )
 
 
-def _split_values(values: pd.Series[str]) -> NDArray[np.int64]:
+def _split_values(values: pd.Series[str]) -> Integers:
     """Return the split ``[n]`` of a column of words such as train, or numbers such as 2 and 2.0."""
     known = WORDS | {str(number): number for number in WORDS.values()}
     words = values.str.lower().str.removesuffix(".0")
