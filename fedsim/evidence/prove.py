@@ -63,14 +63,14 @@ MOST_BELOW = 1e-3
 It is smaller than :data:`MOST_ABOVE`, because a recorded ε that is too small claims less than was
 spent.
 """
-_SOLVED = 2e-3
+_SOLVER_TOLERANCE = 2e-3
 """The largest relative difference of two numbers that count as alike.
 
 Two versions of an accountant may solve for noise that differs by as much.
 """
-_WIDEST = 1e-4
+_WIDEST_MESH = 1e-4
 """The widest mesh of a privacy loss distribution."""
-_MESH = 0.02
+_MESH_SHARE = 0.02
 """The largest mesh for one step, as a share of ε; for n steps it is divided by the root of n."""
 _MOST_POINTS = 1e8
 """The largest number of points of a mesh; so many points take some GiB of memory."""
@@ -334,13 +334,13 @@ def _plan_differences(plan: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> It
 
 
 def _are_alike(value: Any, other: Any) -> bool:
-    """Return whether two values are equal; floats may differ by the relative :data:`_SOLVED`."""
+    """Return whether two values are equal; floats may differ by :data:`_SOLVER_TOLERANCE`."""
     if isinstance(value, Mapping) and isinstance(other, Mapping):
         return _are_alike(sorted(value.items()), sorted(other.items()))
     if isinstance(value, list | tuple) and isinstance(other, list | tuple):
         return len(value) == len(other) and all(map(_are_alike, value, other))
     if isinstance(value, float) and isinstance(other, float):
-        return math.isclose(value, other, rel_tol=_SOLVED)
+        return math.isclose(value, other, rel_tol=_SOLVER_TOLERANCE)
     return bool(value == other)
 
 
@@ -371,7 +371,7 @@ def recomputed(
     # The discretisation adds to the variance of the sum in proportion to steps * mesh^2, so more
     # steps need a finer mesh.
     steps = sum(mechanism.count for mechanism in costly)
-    mesh = min(_WIDEST, _MESH * max(renyi_epsilon, 1e-3) / math.sqrt(steps))
+    mesh = min(_WIDEST_MESH, _MESH_SHARE * max(renyi_epsilon, 1e-3) / math.sqrt(steps))
     if not renyi_epsilon < _MOST_POINTS * mesh:
         raise ValueError(f"they spend up to {number(renyi_epsilon)}")
     return float(composed_losses(costly, mesh).get_epsilon_for_delta(delta))

@@ -53,8 +53,13 @@ def contradictions(
     """
     for places in _EQUAL_PLACES:
         # External samples have neither a plan nor a ledger, so these places are left out.
-        present = [place for place in places if _value(line, place.partition(".")[0]) is not None]
-        yield from _differing({place: _value(line, place) for place in present})
+        yield from _differing(
+            {
+                place: _value(line, place)
+                for place in places
+                if _value(line, place.partition(".")[0]) is not None
+            }
+        )
     try:
         cell = Cell.model_validate(line["cell"])
     except ValidationError as error:

@@ -15,10 +15,10 @@ the definition of differential privacy. Only the queries still differ between th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients, Noised
-from fedsim.methods.messages import Message, Round, Tensors
+from fedsim.methods.messages import Message, Round, Shapes, Tensors
 from fedsim.privacy.plan import Release, Trust
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
 from fedsim.training.state import copied, nested
@@ -129,6 +129,10 @@ class Tape:
     samples: list[Sample] = field(default_factory=list)
     messages: dict[int, Message] = field(default_factory=dict)
 
+    def queries_of(self, round_: int) -> list[Query]:
+        """Return the queries of the round with this number."""
+        return [query for query in self.queries if query.round == round_]
+
 
 @dataclass(frozen=True)
 class Hidden:
@@ -145,7 +149,7 @@ class Hidden:
     """
 
     client: int
-    sampled: Literal["chance", "every", "first", "alone"] = "every"
+    sampled: Literal["chance", "every", "first", "alone"]
     position: float = 1.0
     present: bool = True
 
@@ -153,7 +157,7 @@ class Hidden:
         """Return its number among its client's units, of which there are ``others`` more."""
         return round(self.position * others)
 
-    def within(self, units: Tensor, count: int, first: bool) -> Tensor:
+    def changed_sample(self, units: Tensor, count: int, is_first: bool) -> Tensor:
         """Return a Poisson sample of its client, with the hidden unit as ``sampled`` says.
 
         The last unit's draw is taken for the hidden unit, so that all other units are sampled alike
@@ -162,7 +166,7 @@ class Hidden:
         Args:
             units: the numbers of the sampled units, int64 and ascending.
             count: the number of units of the client.
-            first: whether this is the first sample of the training.
+            is_first: whether this is the first sample of the training.
         """
         if self.sampled == "alone":
             return torch.arange(count)
@@ -173,7 +177,7 @@ class Hidden:
         was_drawn = len(others) < len(units)
         # Units behind the hidden one have a number that is higher by one.
         others = others + (others >= number)
-        is_sampled = {"chance": was_drawn, "every": True, "first": first}[self.sampled]
+        is_sampled = {"chance": was_drawn, "every": True, "first": is_first}[self.sampled]
         if is_sampled:
             return torch.cat([others, torch.tensor([number])]).sort().values
         return others
@@ -300,13 +304,9 @@ class WatchedClients(Clients):
         elif hidden is not None:
             for position, client in enumerate(self.members):
                 if client == hidden.client:
-                    rows[position] = self._sample_with_hidden(
-                        hidden,
-                        position,
-                        rows[position],
-                    )
-                    of_hidden = self._hidden_rows(position, self.units(position))
-                    has_hidden = bool(torch.isin(of_hidden, rows[position]).all())
+                    rows[position] = self._sample_with_hidden(hidden, position, rows[position])
+                    hidden_rows = self._hidden_rows(position)
+                    has_hidden = bool(torch.isin(hidden_rows, rows[position]).all())
                 elif hidden.sampled == "alone":
                     rows[position] = rows[position][:0]
         self.tape.samples.append(Sample(self.tape.round, round_, rate, has_hidden))
@@ -323,33 +323,28 @@ class WatchedClients(Clients):
         units = rows
         if self.groups is not None:
             units = torch.unique_consecutive(self.groups[position][rows])
-        units = hidden.within(
-            units,
-            self.units(position),
-            not self.tape.samples,
-        )
+        is_first = not self.tape.samples
+        units = hidden.changed_sample(units, self.units(position), is_first)
         return self.rows_of(position, units)
 
     def drawn(
         self,
         rows: Sequence[Tensor],
         round_: int,
-        shapes: Mapping[str, tuple[int, ...]],
+        shapes: Shapes,
     ) -> list[Tensors]:
         """Return the draws of a batch; examples of the hidden unit draw from their own stream."""
-        draws = []
-        for position, numbers in enumerate(rows):
-            hidden = self._hidden_rows(position, self.units(position))
-            is_hidden = torch.isin(numbers, hidden)
-            draws.append(self._draws_beside(self.members[position], is_hidden, round_, shapes))
-        return draws
+        return [
+            self._draws_of_rows(position, numbers, round_, shapes)
+            for position, numbers in enumerate(rows)
+        ]
 
     def draws(
         self,
         client: int,
         rows: int,
         round_: int,
-        shapes: Mapping[str, tuple[int, ...]],
+        shapes: Shapes,
     ) -> Tensors:
         """Return standard normal draws ``[rows, ...]`` by name for examples of one member.
 
@@ -361,28 +356,29 @@ class WatchedClients(Clients):
         sample = self.last_sample.get(client, numbers)
         if len(sample) == rows:
             numbers = sample
-        is_hidden = torch.isin(numbers, self._hidden_rows(position, self.units(position)))
-        return self._draws_beside(client, is_hidden, round_, shapes)
+        return self._draws_of_rows(position, numbers, round_, shapes)
 
-    def _draws_beside(
+    def _draws_of_rows(
         self,
-        client: int,
-        is_hidden: Tensor,
+        position: int,
+        numbers: Tensor,
         round_: int,
-        shapes: Mapping[str, tuple[int, ...]],
+        shapes: Shapes,
     ) -> Tensors:
         """Return standard normal draws ``[n, ...]`` by name for examples of one member.
 
         The hidden unit has a stream of its own, so the draws of all others do not depend on it.
 
         Args:
-            client: the number of the member.
-            is_hidden: whether each example is the hidden unit's, ``[n]``.
+            position: the position of the member.
+            numbers: the numbers of the examples ``[n]``.
             round_: the number of the step.
             shapes: by name, the shape of one example's draws.
         """
+        client = self.members[position]
+        is_hidden = torch.isin(numbers, self._hidden_rows(position))
         count = int(is_hidden.sum())
-        others = super().draws(client, len(is_hidden) - count, round_, shapes)
+        others = super().draws(client, len(numbers) - count, round_, shapes)
         if not count:
             return others
         of_hidden = super().draws(HIDDEN_STREAM, count, round_, shapes)
@@ -390,17 +386,13 @@ class WatchedClients(Clients):
         places = is_hidden.to(torch.uint8).argsort(stable=True).argsort()
         return {name: torch.cat([others[name], of_hidden[name]])[places] for name in shapes}
 
-    def _hidden_rows(self, position: int, units: int) -> Tensor:
-        """Return the hidden unit's examples among those of a member; none if it has no such unit.
-
-        Args:
-            position: the position of the member.
-            units: the number of its units.
-        """
+    def _hidden_rows(self, position: int) -> Tensor:
+        """Return the hidden unit's examples among those of a member; none if it is elsewhere."""
         hidden = self.hidden
         client = self.members[position]
         if isinstance(hidden, Hidden) and hidden.present and hidden.client == client:
-            return self.rows_of(position, torch.tensor([hidden.index(units - 1)]))
+            number = hidden.index(self.units(position) - 1)
+            return self.rows_of(position, torch.tensor([number]))
         return torch.zeros(0, dtype=torch.long)
 
 
@@ -429,7 +421,8 @@ class WatchedPool(LocalPool):
     @property
     def tapes(self) -> list[Tape]:
         """The tape of each cohort."""
-        return [tape_of(cohort) for cohort in self.cohorts]
+        of_cohorts = [cast(WatchedClients, cohort.clients) for cohort in self.cohorts]
+        return [clients.tape for clients in of_cohorts]
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         """Run one round of all cohorts and return their messages, or those of the script."""
@@ -466,12 +459,6 @@ def watched(
         y,
         clients=partial(WatchedClients, hidden=hidden, script=script),
     )
-
-
-def tape_of(cohort: Cohort) -> Tape:
-    """Return the tape of a watched cohort."""
-    assert isinstance(cohort.clients, WatchedClients)
-    return cohort.clients.tape
 
 
 def _copy_of(message: Message) -> Message:

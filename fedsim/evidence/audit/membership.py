@@ -242,13 +242,13 @@ def _attack_generator(
 
 def rows_of(
     trial: Trial,
-    views: Mapping[str, Embeddings],
+    data_sets: Mapping[str, Embeddings],
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools]:
     """Return the data set of a cell, and which of its examples the cell trained on.
 
     Args:
         trial: the cell, without a private search.
-        views: data sets by key.
+        data_sets: the data sets by key.
 
     Returns:
         Examples ``[n, d]``, labels ``[n]``, and whether each example was trained on ``[n]``.
@@ -256,14 +256,14 @@ def rows_of(
     cell = trial.cell
     site = cell.evaluation.unseen
     if site is None:
-        data = views[trial.data_key]
+        data = data_sets[trial.data_key]
         trained = np.ones(len(data.y_train), bool)
         for held_out in trial.partition.validation:
             trained[held_out] = False
     else:
         # Only partitions by site leave out a site, and these never shift features. So the whole
         # data set has the examples of this site and of all other sites, unchanged.
-        data = views[cell.dataset.key]
+        data = data_sets[cell.dataset.key]
         trained = data.others(str(cell.partition.column), site)
     x = np.concatenate([data.x_train, data.x_test])
     y = np.concatenate([data.y_train, data.y_test])

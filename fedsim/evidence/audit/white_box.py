@@ -27,13 +27,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,7 +41,6 @@ from fedsim.errors import PluginError, UserError, at
 from fedsim.evidence.worlds import (
     Divergence,
     Hidden,
-    Query,
     Tape,
     WatchedPool,
     flat,
@@ -53,6 +51,7 @@ from fedsim.grid.cells import public_size, resolve
 from fedsim.grid.read import one_cell
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Round, Task, Tensors
+from fedsim.methods.parameters import add_in_order
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan, Release, Trust, Unit
 from fedsim.results.records import TrainingPair
@@ -278,21 +277,16 @@ class _World(NamedTuple):
     tapes: list[Tape]
     noisy: list[tuple[Round, Tensors]]
 
-    def queries(self, client: int, round_: Round) -> list[Query]:
-        """Return what a client asked noise for in a round."""
-        return [query for query in self.tapes[client].queries if query.round == round_.number]
-
-    def sums(self, round_: Round, names: Iterable[str]) -> Tensors:
+    def sums(self, round_: Round) -> Tensors:
         """Return the sums over all clients of what they sent in a round, by name.
 
         They are in float64, so that what does not depend on the canary cancels.
         """
-        messages = [tape.messages[round_.number].sums for tape in self.tapes]
-        sums = {}
-        for name in names:
-            values = [sent[name].double() for sent in messages if name in sent]
-            sums[name] = torch.stack(values).sum(0)
-        return sums
+        in_float64 = []
+        for tape in self.tapes:
+            sent = tape.messages[round_.number].sums
+            in_float64.append({name: value.double() for name, value in sent.items()})
+        return add_in_order(in_float64)
 
 
 def _train_world(
@@ -400,9 +394,15 @@ def observed(
         outputs = _outputs_of_clients(setting, round_, live, absent, always)
         if not at_clients:
             # The server's sum is compared with what all clients sent in the two other worlds.
-            without = absent.sums(round_, noisy)
-            with_ = always.sums(round_, noisy)
-            outputs[0].append(_noisy_output(setting, round_, round_.release, noisy, without, with_))
+            output = _noisy_output(
+                setting,
+                round_,
+                round_.release,
+                noisy,
+                absent.sums(round_),
+                always.sums(round_),
+            )
+            outputs[0].append(output)
         steps += [outputs[step] for step in sorted(outputs)]
     return steps
 
@@ -424,10 +424,11 @@ def _outputs_of_clients(
     trust = setting.task.trust
     outputs: defaultdict[int, Step] = defaultdict(list)
     for client in range(setting.task.clients):
-        queries = [world.queries(client, round_) for world in (live, absent, always)]
+        tapes = [world.tapes[client] for world in (live, absent, always)]
+        queries = [tape.queries_of(round_.number) for tape in tapes]
         if len(set(map(len, queries))) > 1:
             raise Divergence(f"round {round_.number}: how often noise is added depends on the unit")
-        for step, (query, without, with_) in enumerate(zip(*queries, strict=True)):
+        for step, (query, absent_query, always_query) in enumerate(zip(*queries, strict=True)):
             noised = noised_by_clients(query.noised, trust)
             if not noised:
                 continue
@@ -436,8 +437,8 @@ def _outputs_of_clients(
                 round_,
                 query.release,
                 noised,
-                noised_by_clients(without.plain, trust),
-                noised_by_clients(with_.plain, trust),
+                noised_by_clients(absent_query.plain, trust),
+                noised_by_clients(always_query.plain, trust),
             )
             if setting.has_canary(client) or output.shift.any():
                 outputs[step].append(output)
@@ -449,13 +450,22 @@ def _noisy_output(
     round_: Round,
     release: Release,
     noised: Tensors,
-    without: Tensors,
-    with_: Tensors,
+    absent: Tensors,
+    always: Tensors,
 ) -> NoisyOutput:
-    """Return noisy tensors beside those without noise, without the canary and with it."""
-    base = flat(without[name] for name in noised)
+    """Return what the adversary sees of noisy tensors.
+
+    Args:
+        setting: the claim.
+        round_: the round.
+        release: the release that got the noise.
+        noised: the noisy tensors of the live world.
+        absent: the same tensors of the world without the canary, before the noise.
+        always: the same tensors of the world whose samples all hold the canary, before the noise.
+    """
+    base = flat(absent[name] for name in noised)
     residual = flat(noised.values()) - base
-    shift = flat(with_[name] for name in noised) - base
+    shift = flat(always[name] for name in noised) - base
     std = setting.plan.noise_std(release.name)
     return NoisyOutput(residual, shift, std, round_.release.sample_rate)
 
@@ -559,16 +569,16 @@ def pair(setting: Setting, canary: Canary, number: int) -> TrainingPair:
     Each has its own noise, samples and random numbers for examples. Everything else, such as the
     initial weights, is the same and known to the adversary.
     """
-    shown = []
-    for present in (False, True):
-        secret = (2 * number + present + 1) << 32
-        steps = observed(setting, canary, Seeds(0, secret), present=present)
-        shown.append(evidence(steps, setting.plan.sensitivity))
-    without, with_ = shown
+    results = []
+    for is_present in (False, True):
+        secret = (2 * number + is_present + 1) << 32
+        steps = observed(setting, canary, Seeds(0, secret), present=is_present)
+        results.append(evidence(steps, setting.plan.sensitivity))
+    absent, present = results
     return {
         "pair": number,
-        "absent": without.score,
-        "present": with_.score,
-        "ratio": with_.ratio,
-        "most": with_.most,
+        "absent": absent.score,
+        "present": present.score,
+        "ratio": present.ratio,
+        "most": present.most,
     }

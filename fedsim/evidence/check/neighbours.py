@@ -11,7 +11,7 @@ are made (:mod:`fedsim.evidence.check.subject`).
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +29,7 @@ from fedsim.evidence.check.subject import (
     with_params,
     with_size,
 )
-from fedsim.evidence.worlds import Hidden, RowBlock, Tape, WatchedPool, tape_of, watched
+from fedsim.evidence.worlds import Hidden, RowBlock, Tape, WatchedPool, watched
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Noised
 from fedsim.methods.messages import Round, Tensors
@@ -338,7 +338,7 @@ class World:
         secret: what the secret streams of clients are drawn from; None for the seed of the pair.
     """
 
-    rows: Mapping[int, tuple[FloatRows, Labels]]
+    rows: ClientRows
     hidden: Hidden | RowBlock | None = None
     size: int = 1
     secret: int | None = None
@@ -502,8 +502,10 @@ def _first_step(
     for _ in schedule:
         next(steps)
     last = schedule[-1].number
-    of_round = (query.plain for query in tape.queries if query.round == last)
-    plain = next(of_round, Noised({}, {}))
+    plain = Noised({}, {})
+    queries = tape.queries_of(last)
+    if queries:
+        plain = queries[0].plain
     sent = plain.sent
     if not subject.algorithm.noise_at_clients():
         sent = tape.messages[last].sums
@@ -533,7 +535,8 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
     """
     unit = subject.task.unit
     subject = with_size(subject, draw.clients, draw.features)
-    # An algorithm may refuse the numbers that were drawn.
+    # The algorithm may have refused the number of clients or of features that was drawn. The draw
+    # then gets the number with which the worlds are made.
     clients = subject.task.clients
     draw = replace(draw, client=draw.client % clients, clients=clients)
     if draw.features != subject.task.dim:
@@ -549,10 +552,12 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
         largest_norm = float(levels.norms.max())
         if unit == "group":
             largest_norm *= draw.copies
-        # Beside a unit of zeros, ordinary examples are clipped.
+        # At this clip norm, the unit that adds most adds ``magnitude`` clip norms. A unit of zeros
+        # adds nothing at any clip norm. Beside it, ordinary examples are clipped.
         magnitude = draw.magnitude or MAGNITUDES[-1]
         params["clip"] = BARELY * clip * largest_norm / magnitude
     changed = with_params(subject, **params)
+    # The algorithm has no clip norm, or it refused this one.
     if draw.magnitude and clip_of(changed) == clip:
         draw = replace(draw, magnitude=None)
     schedule = list(changed.algorithm.schedule())
@@ -581,9 +586,9 @@ def _worlds_of(
     if draw.large is not None and levels is not None:
         x = levels.x
         y = levels.y
-        many = round(draw.large * draw.size)
+        of_largest = round(draw.large * draw.size)
         extremes = [levels.norms.argmin(), levels.norms.argmax()]
-        numbers = np.repeat(extremes, [draw.size - many, many])
+        numbers = np.repeat(extremes, [draw.size - of_largest, of_largest])
     else:
         distinct = stream.integers(len(x), size=draw.size // draw.copies + 1)
         numbers = np.repeat(distinct, draw.copies)[: draw.size]
@@ -633,22 +638,23 @@ def _worlds_of_rows(
         y = np.full_like(y, label)
     if draw.way == "replaced":
         return _worlds_with_other_block(draw, rows, x, y, data.classes)
-    count = 1
-    rows_of_a_unit = 1
+    size = 1
+    size_of_others = 1
     if subject.task.unit == "group":
-        count = draw.copies
-        rows_of_a_unit = ROWS_OF_A_GROUP
+        size = draw.copies
+        size_of_others = ROWS_OF_A_GROUP
     same_label = x[y == label]
     if not len(same_label):
         same_label = data.x_train[data.y_train == label]
     batch = x if len(x) else data.x_train
     unit_row = _directed(draw, same_label.mean(0)[None], batch.mean(0), stream)
     hidden = Hidden(draw.client, draw.sampled, draw.position)
-    units_before = hidden.index(math.ceil(len(x) / rows_of_a_unit))
-    place = [min(units_before * rows_of_a_unit, len(x))] * count
-    more_x = np.insert(x, place, unit_row, 0)
-    more_y = np.insert(y, place, label)
-    whole = World({**rows, draw.client: (more_x, more_y)}, hidden, count)
+    # The examples of the unit stand together and split no other unit.
+    units_before = hidden.index(math.ceil(len(x) / size_of_others))
+    position = min(units_before * size_of_others, len(x))
+    more_x = np.insert(x, [position] * size, unit_row, 0)
+    more_y = np.insert(y, [position] * size, label)
+    whole = World({**rows, draw.client: (more_x, more_y)}, hidden, size)
     absent = replace(hidden, present=False)
     return whole, World({**rows, draw.client: (x, y)}, absent)
 
@@ -754,13 +760,13 @@ def begin_training(
         start,
         schedule=schedule,
     )
-    return steps, tape_of(cohort)
+    return steps, pool.tapes[0]
 
 
 def _start_with_weights(algorithm: Algorithm, draw: Draw) -> Checkpoint:
     """Return a checkpoint before the first round with a share of the initial weights."""
     server = algorithm.initial_server(Seeds(draw.seed).public)
-    tensors = {f"server.tensors.{name}": value for name, value in server.tensors.items()}
+    tensors = nested("server.tensors", server.tensors)
     for name, parameter in server.model.named_parameters():
         if parameter.numel():
             tensors[f"server.model.{name}"] = draw.weights * parameter.detach()

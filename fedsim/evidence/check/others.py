@@ -384,9 +384,10 @@ def _packing_difference(
         message = tapes[0].messages[number]
         messages = [tape.messages[number] for tape in second.pool.tapes]
         sums = add_in_order([of_actor.sums for of_actor in messages])
-        difference = _difference_of_tensors(message.sums, sums, allowed)
-        difference = difference or _difference_of_tensors(before.tensors, after.tensors, allowed)
         sent = sum(of_actor.uplink_bytes for of_actor in messages)
+        difference = _difference_of_tensors(message.sums, sums, allowed)
+        if not difference:
+            difference = _difference_of_tensors(before.tensors, after.tensors, allowed)
         if not difference and message.uplink_bytes != sent:
             difference = f"{message.uplink_bytes} bytes sent became {sent}"
         if difference:

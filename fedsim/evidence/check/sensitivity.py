@@ -346,29 +346,29 @@ def _check_observations(
 
 def _check_finite(words: str, tape: Tape) -> None:
     """Raise a fault if a message or query has a number that is not finite."""
-    for number, message in tape.messages.items():
-        _check_finite_tensors(f"round {number}: {words}", message.sums)
+    tensors_and_rounds = [(message.sums, number) for number, message in tape.messages.items()]
     for query in tape.queries:
-        for tensors in (query.plain.sent, query.plain.kept):
-            _check_finite_tensors(f"round {query.round}: {words}", tensors)
-
-
-def _check_finite_tensors(where: str, tensors: Tensors) -> None:
-    for name, value in tensors.items():
-        if not bool(torch.isfinite(value).all()):
-            raise Fault(
-                f"{where}: '{name}' has a number that is not finite, and no noise covers it",
-                FINITE_FIX,
-            )
+        tensors_and_rounds.append((query.plain.sent, query.round))
+        tensors_and_rounds.append((query.plain.kept, query.round))
+    for tensors, number in tensors_and_rounds:
+        for name, value in tensors.items():
+            if not value.isfinite().all():
+                raise Fault(
+                    f"round {number}: {words}: '{name}' has a number that is not finite, and no "
+                    "noise covers it",
+                    FINITE_FIX,
+                )
 
 
 def _check_envelopes(where: str, sums: Tensors, other_sums: Tensors) -> None:
     """Raise a fault if names, shapes or types of what is sent differ: no noise covers these."""
-    envelopes, other_envelopes = (
-        {(name, value.shape, str(value.dtype)) for name, value in tensors.items()}
-        for tensors in (sums, other_sums)
-    )
-    for name, *_ in sorted(envelopes ^ other_envelopes):
+
+    def envelopes(tensors: Tensors) -> set[tuple[str, torch.Size, str]]:
+        return {(name, value.shape, str(value.dtype)) for name, value in tensors.items()}
+
+    differing = envelopes(sums) ^ envelopes(other_sums)
+    if differing:
+        name, *_ = min(differing)
         raise Fault(f"{where} changes the name, shape or type of '{name}' in a message", PUBLIC_FIX)
 
 
@@ -458,9 +458,8 @@ class Change:
 
 def _changes(pair: Pair, first: Tape, second: Tape) -> Iterator[Change]:
     """Yield the change in every query; if the server adds the noise, in the sum of every round."""
-    queries = list(zip(first.queries, second.queries, strict=True))
     if pair.subject.algorithm.noise_at_clients():
-        for query, other in queries:
+        for query, other in zip(first.queries, second.queries, strict=True):
             sums = Tensors()
             other_sums = Tensors()
             if pair.subject.task.trust == "silo":
@@ -469,7 +468,7 @@ def _changes(pair: Pair, first: Tape, second: Tape) -> Iterator[Change]:
             yield _change(pair, query.round, sums, other_sums, [(query, other)], 1)
         return
     for number, message in first.messages.items():
-        of_round = [(query, other) for query, other in queries if query.round == number]
+        of_round = list(zip(first.queries_of(number), second.queries_of(number), strict=True))
         steps = 1
         if of_round:
             steps = of_round[0][0].release.per_round
@@ -505,11 +504,8 @@ def _change(
     if not queries:
         return Change(round_, norms)
     for query, other in queries:
-        kept = _norms_kept(pair, query, other)
-        norms = {
-            name: math.hypot(norms.get(name, 0.0), kept.get(name, 0.0))
-            for name in {**norms, **kept}
-        }
+        for name, norm in _norms_kept(pair, query, other).items():
+            norms[name] = math.hypot(norms.get(name, 0.0), norm)
     # A sum over several steps may depend on a unit that is in the sample of one of them.
     sampled = any(_is_in_sample(pair, query) for query, _ in queries)
     return Change(
@@ -565,6 +561,6 @@ def _norms_beyond_rounding(
     for name, norm in beyond.items():
         size = float(tensors.get(name, torch.zeros(())).double().norm())
         rounding = ROUNDING * min(size, largest_sum)
-        # This comparison is false for NaN, so NaN stays NaN.
-        beyond[name] = 0.0 if norm <= rounding else norm - rounding
+        # NaN comes first here, so that max returns it.
+        beyond[name] = max(norm - rounding, 0.0)
     return beyond

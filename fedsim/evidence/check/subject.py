@@ -337,9 +337,10 @@ def with_size(subject: Subject, clients: int, features: int | None) -> Subject:
         task = replace(subject.task, dim=features)
         if task.public is not None:
             task = replace(task, public=data.public)
-        subject = _with_task(replace(subject, data=data), task) or subject
+        subject = _with_task(subject, task, data)
     if clients != subject.task.clients:
-        subject = _with_task(subject, replace(subject.task, clients=clients)) or subject
+        task = replace(subject.task, clients=clients)
+        subject = _with_task(subject, task, subject.data)
     return subject
 
 
@@ -356,14 +357,14 @@ def _projected(data: Embeddings, features: int) -> Embeddings:
     )
 
 
-def _with_task(subject: Subject, task: Task) -> Subject | None:
-    """Return the subject with another task; None if the algorithm refuses it."""
-    changed = replace(subject, trial=replace(subject.trial, task=task))
+def _with_task(subject: Subject, task: Task, data: Embeddings) -> Subject:
+    """Return the subject with another task and data set, or as it was if its algorithm refuses."""
+    changed = replace(subject, data=data, trial=replace(subject.trial, task=task))
     try:
         changed.algorithm.check_setting()
         return with_params(changed)
     except UserError:
-        return None
+        return subject
 
 
 def fix_random_states() -> dict[str, Any]:
@@ -376,10 +377,9 @@ def fix_random_states() -> dict[str, Any]:
 
 def random_states() -> dict[str, Any]:
     """Return the states of the global random generators, by the name of the module."""
-    numpy = pickle.dumps(np.random.get_state())  # noqa: NPY002
     return {
         "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": numpy,
+        "numpy": pickle.dumps(np.random.get_state()),  # noqa: NPY002
         "random": random.getstate(),
     }
 
