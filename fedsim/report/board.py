@@ -82,12 +82,15 @@ class Board(Printed):
         Args:
             proofs: The verdicts of ``fedsim verify``, one per result.
         """
-        results = [proof.row for proof in proofs if not _refusal(proof)]
-        left_out = Counter(
-            f"{proof.row.label} on {proof.row.dataset} ({_refusal(proof)})"
-            for proof in proofs
-            if _refusal(proof)
-        )
+        results = []
+        left_out: Counter[str] = Counter()
+        for proof in proofs:
+            row = proof.row
+            refusal = _refusal(proof)
+            if refusal:
+                left_out[f"{row.label} on {row.dataset} ({refusal})"] += 1
+            else:
+                results.append(row)
         lines = _lines(SeedGroups.of(results, "sd"))
         is_external = lines["algorithm"] == EXTERNAL
         shown = lines[[*_SHOWN]].rename(columns=_SHOWN)

@@ -94,9 +94,7 @@ def _write_parquet(
         from pyarrow import parquet
     except ImportError as error:
         raise not_installed("format", "pyarrow", "hf") from error
-    embeddings = pa.FixedSizeListArray.from_arrays(
-        pa.array(np.ascontiguousarray(x, np.float32).reshape(-1)), x.shape[1]
-    )
+    embeddings = pa.FixedSizeListArray.from_arrays(pa.array(x.ravel()), x.shape[1])
     features = {
         "embedding": {
             "feature": {"dtype": "float32", "_type": "Value"},

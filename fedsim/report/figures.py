@@ -172,14 +172,12 @@ def utility(
     audits = settings.averaged.groupby("setting")["audit_epsilon_lower"].max().astype("float64")
     bounds = points["setting"].map(audits)
     points["bound"] = np.log10(bounds.where(bounds > LEAST_BOUND))
-    points["row"] = (
-        points[["dataset", "scheme", "clients"]]
-        .astype(str)
-        .agg(
-            " ".join,
-            axis=1,
-        )
+    partitions_but_alpha = points.groupby(
+        ["dataset", "scheme", "clients"],
+        dropna=False,
+        sort=False,
     )
+    points["row"] = partitions_but_alpha.ngroup()
     panels = points.drop_duplicates(PLACE)[[*PLACE, "row", "place"]]
     look = looks(settings.facts)
     for position, entry in enumerate(settings.published):
@@ -189,15 +187,7 @@ def utility(
         line = reference_name(name, labels)
         look[line] = reference_look(name, line)
         # A merge, unlike a join, also finds places without an alpha.
-        levels = (
-            settings.reference(column)
-            .rename("mean")
-            .reset_index()
-            .merge(
-                panels,
-                on=PLACE,
-            )
-        )
+        levels = settings.reference(column).reset_index(name="mean").merge(panels, on=PLACE)
         if len(levels):
             points = pd.concat(
                 [points, levels.assign(label=line)],
@@ -560,7 +550,8 @@ def diagnostics(settings: SeedGroups, rounds: pd.DataFrame) -> Figure | None:
     width = math.ceil((drawn["round"].max() + 1) / _POINTS)
     drawn = drawn.assign(x=drawn["round"] // width * width)
     keys = ["label", "epsilon_target", "x"]
-    numbers = drawn[list(titles)].where(drawn[list(titles)].abs() < math.inf)
+    numbers = drawn[list(titles)]
+    numbers = numbers.where(numbers.abs() < math.inf)
     by_point = numbers.groupby(
         [drawn[key] for key in keys],
         dropna=False,

@@ -113,9 +113,8 @@ def shown_rows(rows: Sequence[Row]) -> list[Row]:
 
 def _finite_epsilon(row: Row) -> float:
     """Return the epsilon of a result, or 0 if it has none or an infinite one."""
-    epsilon = row.epsilon_target
-    if epsilon is not None and math.isfinite(epsilon):
-        return float(epsilon)
+    if row.is_private:
+        return float(row.epsilon_target)
     return 0.0
 
 
@@ -132,8 +131,8 @@ def draw_map(panels: Mapping[str, Labelled], data: Embeddings) -> Figure:
     """
     synthetic = np.concatenate([embeddings.x for embeddings in panels.values()])
     # Embeddings are ordered by class, so every k-th of them keeps the frequencies of the classes.
-    # The step k is the quotient rounded up: -(-a // b).
-    fitted = synthetic[:: -(-len(synthetic) // MOST_POINTS)]
+    every_kth = math.ceil(len(synthetic) / MOST_POINTS)
+    fitted = synthetic[::every_kth]
     pca = PCA(2, svd_solver="full").fit(fitted.astype(np.float64))
     by_size = np.argsort(
         -np.bincount(data.y_test, minlength=data.classes),

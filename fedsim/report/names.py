@@ -172,7 +172,7 @@ def run_words(facts: pd.DataFrame, without: Collection[str] = ()) -> list[str]:
     return words
 
 
-def caption_words(facts: pd.DataFrame, references: Sequence[str]) -> Iterator[str]:
+def caption_words(facts: pd.DataFrame, references: Sequence[str] = ()) -> Iterator[str]:
     """Yield the sentences that a table needs in a paper: data, partition, budget and references.
 
     Args:

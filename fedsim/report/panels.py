@@ -445,7 +445,13 @@ def _far_references(frame: pd.DataFrame, y: str, look: pd.Series[Any]) -> pd.Ser
 
 def _write_references(axes: Axes, far: pd.DataFrame, y: str, line: str, side: int) -> None:
     """Write the names and values of references at the upper (1) or lower (-1) edge of a panel."""
-    edge, arrow, alignment = (1, "↑", "top") if side > 0 else (0, "↓", "bottom")
+    edge = 0
+    arrow = "↓"
+    alignment = "bottom"
+    if side > 0:
+        edge = 1
+        arrow = "↑"
+        alignment = "top"
     lines = [f"{arrow} {name} {level:.3f}" for name, level in zip(far[line], far[y], strict=True)]
     axes.annotate(
         "\n".join(lines),

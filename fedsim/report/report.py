@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ from fedsim.report.names import (
 )
 from fedsim.report.panels import save_figure
 from fedsim.report.statement import statements
-from fedsim.report.table import Table, notebook_html, show_briefly
+from fedsim.report.table import Table, notebook_html, package_text, show_briefly
 from fedsim.report.tables import (
     difference_table,
     measures_of,
@@ -197,10 +196,10 @@ def render_page(
             sort_keys=False,
             allow_unicode=True,
         )
-    return environment.from_string(_package_text("page.html")).render(
+    return environment.from_string(package_text("page.html")).render(
         name=name,
         subtitle=_subtitle(settings.facts),
-        style=Markup(_package_text("page.css")),
+        style=Markup(package_text("page.css")),
         counts=status_counts(rows, manifest).items(),
         pictures=pictures,
         references=REFERENCES,
@@ -228,11 +227,6 @@ def render_page(
         ],
         grid=grid,
     )
-
-
-def _package_text(file: str) -> str:
-    """Return the text of a file beside this module."""
-    return files(__package__).joinpath(file).read_text(encoding="utf-8")
 
 
 def _cautions(
@@ -268,7 +262,7 @@ def _cautions(
             f"{title}: {len(table)}", text, _plain_table(pd.DataFrame(table)), severe, traceback
         )
     if refused:
-        table = [{"method": each["algorithm"], "error": each["error"]} for each in refused]
+        table = [{"method": method["algorithm"], "error": method["error"]} for method in refused]
         yield Caution(
             f"Method that was left out because its plug-in was refused: {len(table)}",
             "A method whose plug-in was refused has no results.",

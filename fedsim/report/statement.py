@@ -9,7 +9,6 @@ is not.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -137,19 +136,6 @@ def unit_words(unit: str) -> str:
     return UNITS.get(unit, of_column)
 
 
-def public_sentence(name: str | None, licence: str | None) -> str:
-    """Return what public data means for the budget.
-
-    Args:
-        name: The name of the public data set.
-        licence: Its licence in words; None if it is not known.
-    """
-    return (
-        f"{name} (licence: {licence or 'not known'}): ε does not protect these examples, and what "
-        "is computed from them alone costs no ε"
-    )
-
-
 def statements(
     rows: Sequence[Row], proofs: Sequence[Proof] = (), only: Collection[str] | None = None
 ) -> list[Statement]:
@@ -216,12 +202,12 @@ def _settings(rows: Sequence[Row]) -> list[list[Row]]:
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         key = (row.label,)
-        if _is_private(row):
+        if row.is_private:
             key += _SETTING(row)
         groups.setdefault(key, []).append(row)
-    private = {row.label for row in rows if _is_private(row)}
+    private = {row.label for row in rows if row.is_private}
     return [
-        group for group in groups.values() if _is_private(group[0]) or group[0].label not in private
+        group for group in groups.values() if group[0].is_private or group[0].label not in private
     ]
 
 
@@ -234,7 +220,7 @@ def _statement(rows: Sequence[Row], refuted: Row | None) -> Statement:
     """
     if rows[0].is_external:
         parts = [_external(row) for row in rows]
-    elif _is_private(rows[0]):
+    elif rows[0].is_private:
         parts = list(_private_parts(rows))
         if refuted is None:
             parts = [*_for_a_paper(rows), *parts]
@@ -246,11 +232,6 @@ def _statement(rows: Sequence[Row], refuted: Row | None) -> Statement:
             words += f", {refuted.audited_form}"
         parts.append(("audit", f"{words}: no (ε, δ) here is a guarantee"))
     return Statement(rows[0].label, tuple(dict.fromkeys(parts)))
-
-
-def _is_private(row: Row) -> bool:
-    """Return whether a result has a finite epsilon."""
-    return row.epsilon_target is not None and math.isfinite(row.epsilon_target)
 
 
 def _is_tuned(row: Row) -> bool:
@@ -313,12 +294,11 @@ def _private_parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     yield "trust", _trust(first)
     for row in rows:
         if row.public:
+            licence = row.public_licence or "not known"
             yield (
                 "public data",
-                public_sentence(
-                    row.public,
-                    row.public_licence,
-                ),
+                f"{row.public} (licence: {licence}): ε does not protect these examples, and what "
+                "is computed from them alone costs no ε",
             )
     for row in rows:
         yield "budget", _budget(row)
@@ -332,7 +312,7 @@ def _private_parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     if rounds:
         yield "rounds", rounds
     bounds = _once(map(_clip, rows), "; ")
-    yield "clip", f"{bounds}; the noise covers {SCOPES.get(first.scope or '', first.scope)}"
+    yield "clip", f"{bounds}; the noise covers {SCOPES.get(first.scope, first.scope)}"
     yield "accountant", _accountant(rows)
     yield "noise", f"Gaussian, {first.noise}: {_noise_use(first)}"
     yield "not covered", "; ".join(_uncovered(first))
@@ -407,7 +387,7 @@ def _noise_use(row: Row) -> str:
 
 def _external(row: Row) -> tuple[str, str]:
     """Return the term and sentence of external samples."""
-    if not _is_private(row):
+    if not row.is_private:
         return (
             "guarantee",
             "none: external samples without a stated ε; nothing of them may be released as private",

@@ -302,8 +302,13 @@ def notebook_html(body: str) -> str:
     Args:
         body: HTML in which everything that users wrote is escaped.
     """
-    style = files(__package__).joinpath("notebook.css").read_text(encoding="utf-8")
+    style = package_text("notebook.css")
     return f'<div class="fedsim"><style>\n{style}</style>\n{body}\n</div>'
+
+
+def package_text(file: str) -> str:
+    """Return the text of a file beside this module."""
+    return files(__package__).joinpath(file).read_text(encoding="utf-8")
 
 
 def _blocks(frame: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

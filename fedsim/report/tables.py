@@ -12,7 +12,7 @@ Every function builds a :class:`fedsim.report.table.Table` from
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import pandas as pd
@@ -244,9 +244,9 @@ def _reference_lines(
         levels = settings.reference(column)
         if levels.empty:
             continue
-        texts = levels.map(lambda level: decimal(level, digits)).rename("text")
+        texts = levels.map(lambda level: decimal(level, digits))
         found[name] = (
-            texts.reset_index()
+            texts.reset_index(name="text")
             .merge(places, on=PLACE)
             .assign(
                 method=reference_name(name, labels),
@@ -262,9 +262,9 @@ def built(
     name: str,
     title: Sequence[str],
     lines: pd.DataFrame,
-    notes: Sequence[str],
+    notes: Iterable[str],
     numbers: pd.DataFrame,
-    caption: Sequence[str] = (),
+    caption: Iterable[str] = (),
 ) -> Table:
     """Return a table made of one line per value.
 
@@ -438,7 +438,7 @@ def difference_table(
         lines,
         notes,
         numbers.join(differences[["mean", "half", "n", "p", "p_holm"]]),
-        [*caption_words(first, ()), *notes],
+        [*caption_words(first), *notes],
     )
 
 
@@ -558,7 +558,7 @@ def site_table(settings: SeedGroups, clients: pd.DataFrame, digits: int = 3) -> 
         numbers.assign(head=numbers["name"], text=texts),
         [spread, "The last column is the mean over the sites."],
         numbers.rename(columns={"name": "site"}).drop(columns=["low", "high"]),
-        [f"Scores are {examples}.", *caption_words(facts, ()), spread],
+        [f"Scores are {examples}.", *caption_words(facts), spread],
     )
 
 

@@ -130,7 +130,7 @@ def verdict_table(
         lines.assign(head=lines["measure"].replace(HEADS)),
         [*_notes(ranks, settings.facts), *method_notes(settings.facts)],
         pd.concat([ranks, counts.assign(label=subject)]),
-        [*caption_words(settings.facts, ())],
+        caption_words(settings.facts),
     )
 
 

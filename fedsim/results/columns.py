@@ -113,6 +113,11 @@ class Row:
         return bool(self.algorithm == EXTERNAL)
 
     @property
+    def is_private(self) -> bool:
+        """Return whether the result has a finite ε."""
+        return self.epsilon_target is not None and math.isfinite(self.epsilon_target)
+
+    @property
     def has_validation(self) -> bool:
         """Return whether the weight of personal scores was chosen on real validation examples.
 
@@ -366,7 +371,7 @@ def large_deltas(rows: Iterable[Row], *, published: bool = False) -> list[str]:
     """
     warnings = []
     for row in rows:
-        if row.epsilon_target is None or math.isinf(row.epsilon_target):
+        if not row.is_private:
             continue
         units = row.train_groups or row.train_rows
         if row.unit == "client":

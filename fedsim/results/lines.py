@@ -145,13 +145,12 @@ def _ledger(outcome: Outcome) -> LedgerRecord:
     }
     if outcome.unaccounted:
         return ledger
-    mechanisms = None
-    if outcome.mechanisms is not None:
-        mechanisms = [asdict(mechanism) for mechanism in outcome.mechanisms]
+    # They are None only without a plan, and then there is no ledger.
+    mechanisms = outcome.mechanisms or ()
     return {
         **ledger,
         "epsilon_spent": outcome.epsilon_spent,
-        "mechanisms": mechanisms,
+        "mechanisms": [asdict(mechanism) for mechanism in mechanisms],
         "noise_at": outcome.noise_at,
         "counted_by": counted_by(),
     }
