@@ -187,5 +187,4 @@ class InProcess(Engine):
 
     def receive(self, stream: Any) -> Item:
         """Compute and return the next item of a stream."""
-        item: Item = next(stream)
-        return item
+        return next(stream)

@@ -69,7 +69,7 @@ The classes of results depend on the job.
 """
 
 
-def gathered(items: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+def in_groups(items: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
     """Yield the items in groups.
 
     A group ends with the first item that comes more than :data:`FLUSH_SECONDS` after the last

@@ -5,7 +5,6 @@ A job computes a cell, a reference, an audit or a check.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +20,7 @@ from fedsim.results.join import Entry, RunResults
 from fedsim.results.lines import reference_line
 from fedsim.runs.items import Item, Progress
 from fedsim.runs.jobs import CellJob, Job, Put, RunContext
-from fedsim.runs.missing import Trained, is_trained, missing_audits, state_of, work_left
+from fedsim.runs.missing import is_trained, kept_training, missing_audits, work_left
 from fedsim.runs.prepare import Prepared
 from fedsim.training.trial import Trial
 
@@ -82,12 +81,12 @@ def _job_for_cell(
 ) -> CellJob | None:
     """Return the job that a cell needs; None if nothing is to be done for it."""
     cell = trial.cell
-    state = work_left(state_of(cell, lines), retry_failed=retry_failed)
-    if state is None:
+    if not work_left(cell, lines, retry_failed=retry_failed):
         return None
-    if isinstance(state, Trained):
-        return CellJob(run, trial, [state.training])
-    has_noise = trial.plan is not None and math.isfinite(trial.plan.epsilon_target)
+    training = kept_training(cell, lines)
+    if training is not None:
+        return CellJob(run, trial, training)
+    has_noise = trial.plan is not None and trial.plan.adds_noise
     is_release = cell.noise == "secret" and has_noise
     if is_release and is_trained(cell.training_id, lines):
         what = (
@@ -140,15 +139,15 @@ def _reference_job(run: RunContext, trial: Trial, kind: str, key: str) -> Job:
     if kind == "local-only":
         partition = trial.partition
 
-    def ask(put: Put) -> tuple[Any, ...]:
+    def request(put: Put) -> tuple[Any, ...]:
         data = put(trial.data_key)
         return "reference", data, partition, cell.partition, cell.evaluation.probe_c
 
-    def take(item: Item) -> None:
+    def record(item: Item) -> None:
         if isinstance(item, Ceiling | LocalOnly):
             run.store.append("references", [reference_line(key, item)])
 
-    return Job(run, (kind, key), f"the {kind} reference", ask, take)
+    return Job(run, (kind, key), f"the {kind} reference", request, record)
 
 
 def claim_audits(prepared: Prepared) -> tuple[ClaimAudit, ...]:
@@ -172,13 +171,13 @@ def _audit_job(run: RunContext, audit: ClaimAudit) -> Job:
     job_key = ("audit", key)
     pairs_done = 0
 
-    def ask(put: Put) -> tuple[Any, ...]:
+    def request(put: Put) -> tuple[Any, ...]:
         nonlocal pairs_done
         known = store.audit_pairs(key)
         pairs_done = len(known)
         return "audit", trial.cell, audit.run, known
 
-    def take(item: Item) -> None:
+    def record(item: Item) -> None:
         nonlocal pairs_done
         if isinstance(item, Progress):
             store.append("pairs", ({"audit": key, **pair} for pair in item.pairs))
@@ -190,7 +189,7 @@ def _audit_job(run: RunContext, audit: ClaimAudit) -> Job:
             store.append("audits", [audit.line(outcome)])
             run.display.audit_finished()
 
-    return Job(run, job_key, audit.words, ask, take, trial)
+    return Job(run, job_key, audit.words, request, record, trial)
 
 
 def _missing_checks(run: RunContext, lines: RunResults) -> Iterator[Job]:
@@ -203,14 +202,11 @@ def _missing_checks(run: RunContext, lines: RunResults) -> Iterator[Job]:
     if mode is None:
         return
     quick = mode == "quick"
-    known_checks = set()
-    for line in lines.checks:
-        # A full check also serves where the grid asks for a quick one.
-        if line["full"] or quick:
-            known_checks.add(_checked_code(line))
+    # A full check also serves where the grid asks for a quick one.
+    known_checks = {_checked_code(line) for line in lines.checks if line["full"] or quick}
     for cell_trial in run.prepared.trials:
         # A tuned cell has a trial for each set of parameters that it may train with.
-        for trial in cell_trial.trained:
+        for trial in cell_trial.candidate_trials:
             if trial.plan is None or trial.plan.claim not in THEOREMS:
                 continue
             key = _checked_code(vars(trial.cell) | {"check": harness_hash("evidence")})
@@ -236,16 +232,17 @@ def _check_job(run: RunContext, trial: Trial, key: str, *, quick: bool) -> Job:
     """Return the job that checks a cell's algorithm; all cells with the same ``key`` need it."""
     cell = trial.cell
     defaults = lookup(cell.algorithm).Params.model_validate({}).model_dump(mode="json")
-    changed_params = []
-    for name, value in cell.params.items():
-        if value != defaults.get(name):
-            changed_params.append(f"{name}={plain_json(value)}")
+    changed_params = [
+        f"{name}={plain_json(value)}"
+        for name, value in cell.params.items()
+        if value != defaults.get(name)
+    ]
 
-    def ask(put: Put) -> tuple[Any, ...]:
+    def request(put: Put) -> tuple[Any, ...]:
         return "check", cell, changed_params, quick
 
-    def take(item: Item) -> None:
+    def record(item: Item) -> None:
         if isinstance(item, list):
             run.store.append("checks", item)
 
-    return Job(run, ("check", key), f"the check of {cell.label}", ask, take, trial)
+    return Job(run, ("check", key), f"the check of {cell.label}", request, record, trial)

@@ -6,7 +6,7 @@ cell. The other jobs are made in :mod:`fedsim.runs.job_list`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -61,16 +61,16 @@ class Job:
         run: the grid, its run folder and its display.
         key: the key of the job, unique within a bench; its first part is the kind of job.
         name: the name of the job in messages.
-        asked: returns the name of the worker's method that does the job, then its arguments.
-        done: takes every item that the worker yields except a failure.
+        request: returns the name of the worker's method that does the job, then its arguments.
+        record: writes what follows from an item of the worker that is no failure.
         trial: a cell whose algorithm the job runs; None if it runs none.
     """
 
     run: RunContext
     key: tuple[str, ...]
     name: str
-    asked: Callable[[Put], tuple[Any, ...]]
-    done: Callable[[Item], None]
+    request: Callable[[Put], tuple[Any, ...]]
+    record: Callable[[Item], None]
     trial: Trial | None = None
 
     @property
@@ -106,11 +106,15 @@ class Job:
     def take(self, item: Item) -> None:
         """Take an item from the worker; a result is written at once."""
         if isinstance(item, Failure):
-            self.run.display.note(
-                f"{self.name} failed; the same command tries again: {item.summary()}"
-            )
+            self.fail(item)
         else:
-            self.done(item)
+            self.record(item)
+
+    def fail(self, failure: Failure) -> None:
+        """Show the failure of the job."""
+        self.run.display.note(
+            f"{self.name} failed; the same command tries again: {failure.summary()}"
+        )
 
 
 class CellJob(Job):
@@ -119,6 +123,9 @@ class CellJob(Job):
     Args:
         run: the grid, its run folder and its display.
         trial: the cell.
+        training: the training line of the cell; None if it is to be trained.
+
+    Attributes:
         trainings: the training lines of the cell and of the equal cells; empty before the training.
         equal: further cells that get the same results, because another partition cannot change
             them.
@@ -130,11 +137,13 @@ class CellJob(Job):
         self,
         run: RunContext,
         trial: Trial,
-        trainings: Sequence[TrainingRecord] = (),
-        equal: Sequence[Trial] = (),
+        training: TrainingRecord | None = None,
     ) -> None:
-        if trainings:
-            trial = as_trained(trial, trainings[0])
+        self.trainings: list[TrainingRecord] = []
+        self.equal: list[Trial] = []
+        if training is not None:
+            self.trainings.append(training)
+            trial = as_trained(trial, training)
         cell = trial.cell
         name = setting(
             cell.label,
@@ -148,12 +157,10 @@ class CellJob(Job):
             run=run,
             key=("cell", cell.cell_id),
             name=name,
-            asked=self._ask,
-            done=self.take,
+            request=self._request,
+            record=self._record,
             trial=trial,
         )
-        self.trainings = list(trainings)
-        self.equal = list(equal)
 
     @property
     def trains(self) -> bool:
@@ -177,8 +184,8 @@ class CellJob(Job):
         """All cells of the job; the first one is trained."""
         return [self.trial, *self.equal]
 
-    def take(self, item: Item) -> None:
-        """Take an item from the worker, and write the lines that follow from it."""
+    def _record(self, item: Item) -> None:
+        """Write the lines that follow from an item of the worker."""
         if isinstance(item, Progress):
             self._record_progress(item)
         elif isinstance(item, Outcome):
@@ -186,10 +193,8 @@ class CellJob(Job):
         elif isinstance(item, Evaluated):
             self._log(f"evaluated {item.evaluation}")
             self._record_evaluation(item.evaluation, item.seconds)
-        elif isinstance(item, Failure):
-            self._record_failure(item)
 
-    def refused(self, failure: Failure) -> PluginError:
+    def plugin_error(self, failure: Failure) -> PluginError:
         """Return the error for a plug-in whose first training fails.
 
         The traceback goes to the log of the cell; no result line is written.
@@ -211,7 +216,7 @@ class CellJob(Job):
     def _checkpoint(self) -> Path:
         return self.run.store.folder.checkpoint(self.trial.cell.training_id)
 
-    def _ask(self, put: Put) -> tuple[Any, ...]:
+    def _request(self, put: Put) -> tuple[Any, ...]:
         """Begin the log, and return the worker's method (train or evaluate) and its arguments.
 
         Raises:
@@ -304,7 +309,7 @@ class CellJob(Job):
         class_names = prepared.data[self.trial.data_key].class_names
         return training_line(trial, outcome, versions(), class_names, state, equal_to)
 
-    def _record_failure(self, failure: Failure) -> None:
+    def fail(self, failure: Failure) -> None:
         """Write the lines of a training or an evaluation that failed."""
         self._log(failure.traceback.rstrip("\n"))
         error = RowError(type=failure.type, message=failure.message, traceback=failure.traceback)

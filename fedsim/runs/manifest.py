@@ -167,7 +167,7 @@ def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry],
         fields = cell.model_dump(mode="json")
         ids_in_grid.add(cell.cell_id)
         evaluations.add(cell.evaluation)
-        pages.add(_text_of(fields, PAGE_FIELDS))
+        pages.add(_page_of(fields))
         methods[cell.label] = _method_of(fields)
         sources[cell.algorithm] = cell.source
     kept = []
@@ -186,7 +186,7 @@ def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry],
         if (
             row.status == "ok"
             and entry.cell_id in ids_of_today
-            and _text_of(recorded_cell, PAGE_FIELDS) in pages
+            and _page_of(recorded_cell) in pages
             and methods.get(entry.label, method) == method
             and recorded_cell["source"] == sources[algorithm]
         ):
@@ -196,9 +196,9 @@ def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry],
     return kept, dropped
 
 
-def _text_of(cell: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Return the values of some fields of a cell as one text, to compare them with others."""
-    return dump([cell[name] for name in names])
+def _page_of(cell: Mapping[str, Any]) -> str:
+    """Return the values of a cell's :data:`PAGE_FIELDS` as one text, to compare them."""
+    return dump([cell[name] for name in PAGE_FIELDS])
 
 
 def _method_of(cell: Mapping[str, Any]) -> str:

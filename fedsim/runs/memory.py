@@ -197,7 +197,7 @@ def memory_of_grid(prepared: Prepared, *, in_process: bool) -> GridMemory:
     """
     cells: dict[tuple[object, ...], tuple[CellMemory, Trial]] = {}
     # A tuned cell trains with one set of parameters after the other.
-    for trial in chain.from_iterable(trial.trained for trial in prepared.trials):
+    for trial in chain.from_iterable(trial.candidate_trials for trial in prepared.trials):
         cell = trial.cell
         # Budget, seed and partition hardly change what a cell needs.
         key = (cell.algorithm, str(cell.params), trial.data_key, trial.sizes)

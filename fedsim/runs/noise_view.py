@@ -78,10 +78,8 @@ def signals(trial: Trial, parts: Parts, release: Release) -> list[Signal]:
     assert plan is not None
     cohort, shapes_by_release = parts
     shapes = shapes_by_release[release.name]
-    weights: Mapping[str, float] = {}
-    for phase in cohort.phases:
-        if phase.release.name == release.name:
-            weights = phase.weights
+    weights_by_release = {phase.release.name: phase.weights for phase in cohort.phases}
+    weights = weights_by_release[release.name]
     if not weights:
         return [_signal_of_gradients(trial, plan, cohort, shapes, release)]
     part_signals = []

@@ -23,7 +23,7 @@ from fedsim.results.columns import UNVERIFIED
 from fedsim.results.join import RunResults, read_results
 from fedsim.runs.display import duration
 from fedsim.runs.memory import memory_of_grid
-from fedsim.runs.missing import Missing, missing_audits, state_of, work_left
+from fedsim.runs.missing import kept_training, missing_audits, work_left
 from fedsim.runs.noise_view import Parts, parts_of, signals
 from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.training.trial import Trial
@@ -85,7 +85,7 @@ class Plan(Printed):
         for (_, data, _, _), trial in trial_of_setting.items():
             cell = trial.cell
             plan = trial.plan
-            if plan is None or math.isinf(plan.epsilon_target):
+            if plan is None or not plan.adds_noise:
                 continue
             method = (cell.algorithm, str(cell.params), trial.task)
             if method not in parts_of_method:
@@ -240,13 +240,8 @@ def _warnings(prepared: Prepared) -> Iterator[str | None]:
         data = prepared.data[trial.data_key]
         site_of_data[trial.data_key] = cell.evaluation.unseen
         trial_of_partition[trial.data_key, cell.clients] = trial
-        if trial.plan is not None and math.isfinite(trial.plan.epsilon_target):
-            yield large_delta(
-                cell.unit_name,
-                cell.delta,
-                trial.units,
-                data.name,
-            )
+        if trial.plan is not None and trial.plan.adds_noise:
+            yield large_delta(cell.unit_name, cell.delta, trial.units, data.name)
     for key, site in site_of_data.items():
         data = prepared.data[key]
         yield untested(data, site)
@@ -337,8 +332,8 @@ def _cells_to_train(prepared: Prepared, lines: RunResults, *, retry_failed: bool
     algorithm_of_training = {}
     for trial in prepared.trials:
         cell = trial.cell
-        state = work_left(state_of(cell, lines), retry_failed=retry_failed)
-        if isinstance(state, Missing):
+        unfinished = work_left(cell, lines, retry_failed=retry_failed)
+        if unfinished and kept_training(cell, lines) is None:
             algorithm_of_training[prepared.equal[cell.training_id]] = cell.algorithm
     return Counter(algorithm_of_training.values())
 

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import joblib
+import numpy as np
 import torch
 
 from fedsim.data.embeddings import Embeddings
@@ -34,7 +35,7 @@ from fedsim.partition.matrix import LabelMatrix
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.training.cohort import build_algorithm
-from fedsim.training.trial import Candidate, Trial, packing
+from fedsim.training.trial import Candidate, Trial
 from fedsim.words import counted
 
 FEW_CELLS = 5
@@ -87,6 +88,10 @@ class Need(NamedTuple):
             on_gpus = int(node.gpus) * math.floor(1 / self.gpus + _SLACK)
         return min(on_cpus, on_gpus)
 
+    def fit_all(self, nodes: Sequence[Node]) -> int:
+        """Return how many such actors fit on several nodes together."""
+        return sum(map(self.fit, nodes))
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -122,15 +127,11 @@ class Prepared:
         """The number of cells that are not trained because they are equal to another."""
         return len(self.equal) - len(set(self.equal.values()))
 
-    def capacity(self, nodes: Sequence[Node]) -> int:
-        """Return how many actors the nodes have room for."""
-        return sum(self.need.fit(node) for node in nodes)
-
     @property
     def at_a_time(self) -> int:
         """The most cells that can run at a time."""
         fewest_actors = min(len(trial.sizes) for trial in self.trials)
-        return min(self.parallel, self.capacity(self.nodes) // fewest_actors, len(self.trials))
+        return min(self.parallel, self.need.fit_all(self.nodes) // fewest_actors, len(self.trials))
 
     def need_of(self, trial: Trial) -> Need:
         """Return what the training of a cell needs."""
@@ -149,7 +150,7 @@ class Prepared:
         if self.need.gpus or grid.resources.cell_timeout or grid.audit or grid.check:
             return False
         work = 0.0
-        for trial in chain.from_iterable(trial.trained for trial in self.trials):
+        for trial in chain.from_iterable(trial.candidate_trials for trial in self.trials):
             name = trial.cell.algorithm
             if not is_shipped(lookup(name)):
                 return False
@@ -403,18 +404,19 @@ def _clients_of_actors(
     per_actor = clients
     asked = grid.resources.clients_per_actor
     if isinstance(asked, int):
-        per_actor = min(asked, clients)
+        per_actor = asked
     elif asked == "auto" and spread and cells < parallel:
         per_actor = -(-clients // (parallel // cells))
-    sizes = packing(clients, per_actor)
-    if len(sizes) > capacity:
+    actors = -(-clients // per_actor)
+    if actors > capacity:
         problem = (
-            f"{clients} clients need {len(sizes)} actors at once and the cluster has room for "
+            f"{clients} clients need {actors} actors at once and the cluster has room for "
             f"{capacity}"
         )
         hint = "give a larger clients_per_actor, or a smaller cpus_per_actor or gpus_per_actor"
         raise UserError(grid.location("resources", "clients_per_actor"), problem, hint)
-    return sizes
+    numbers_of_clients = np.array_split(range(clients), actors)  # in parts as even as possible
+    return tuple(map(len, numbers_of_clients))
 
 
 def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
@@ -423,7 +425,7 @@ def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
     Raises:
         UserError: no node has room for an actor.
     """
-    capacity = sum(need.fit(node) for node in nodes)
+    capacity = need.fit_all(nodes)
     if capacity:
         return capacity
     offers = ", ".join(sorted(map(str, set(nodes))))

@@ -98,7 +98,7 @@ class Process:
             os.chdir(self.folder)
         settle(self.need.cpus, self.device)
 
-    def same(self, key: str, data: Embeddings) -> Embeddings:
+    def reuse(self, key: str, data: Embeddings) -> Embeddings:
         """Return the object of the last call if it had the same key, else ``data``.
 
         Ray makes a new object of a data set for every call. Examples that are on the device already

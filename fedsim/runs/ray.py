@@ -339,7 +339,7 @@ class TrialWorker(Worker):
     def __init__(self, need: Need, device: Device, cohorts: Sequence[Any] = ()) -> None:
         super().__init__(need, device)
         _prepare_actor()
-        self.cohorts = list(cohorts)
+        self.cohorts = cohorts
 
     def pool(
         self, engine_data: Sequence[Any], trial: Trial, data: Embeddings, seeds: Seeds
@@ -387,7 +387,7 @@ class CohortActor(Process):
         self.cohort = None
         self.make_ready()
         check_source(cell)
-        data = self.same(key, data)
+        data = self.reuse(key, data)
         self.cohort = Cohort(spec.given(data.public), data.x_train, data.y_train, self.device)
 
     def call(self, method: str, *args: Any) -> Any:
@@ -419,7 +419,7 @@ class RayPool(LocalPool):
         data_ref: Any,
         device: torch.device,
     ) -> None:
-        self.actors = list(actors)
+        self.actors = actors
         specs = trial.cohorts(seeds)
         self.sizes = [len(spec.members) for spec in specs]
         calls = []
@@ -535,11 +535,10 @@ class RayEngine(Engine):
     def receive(self, stream: Any) -> Item:
         """Return the next item of a stream."""
         try:
-            item: Item = ray.get(next(stream))
+            return ray.get(next(stream))
         except ray.exceptions.RayError as error:
             self.nodes()
             raise _worker_lost(error) from error
-        return item
 
 
 def _is_loss(error: BaseException) -> bool:

@@ -135,7 +135,7 @@ class Scheduler:
         self.context = run
         self.engine = engine
         self.resources = prepared.grid.resources
-        capacity = prepared.capacity(prepared.nodes)
+        capacity = prepared.need.fit_all(prepared.nodes)
         self.slots = Slots(engine, capacity, prepared.parallel, self.resources.device)
         self.in_engine: dict[str, Any] = {}
         self.queue: deque[Job] = deque()
@@ -199,7 +199,7 @@ class Scheduler:
                 return
             self.queue.remove(job)
             self.context.display.job_started(job.key, job.name)
-            stream = self.engine.start(slot, *job.asked(self._put))
+            stream = self.engine.start(slot, *job.request(self._put))
             self.running[stream] = Running(job, slot, job.trains)
         self.slots.end_idle()
 
@@ -265,11 +265,11 @@ class Scheduler:
         for line in trainings.values():
             if line["error"] is None and line["cell"]["source"] == job.trial.cell.source:
                 return
-        raise job.refused(failure)
+        raise job.plugin_error(failure)
 
     def _look_around(self) -> None:
         """Update the room of the cluster and the display, and end the jobs whose time is up."""
-        self.slots.capacity = self.context.prepared.capacity(self.engine.nodes())
+        self.slots.capacity = self.context.prepared.need.fit_all(self.engine.nodes())
         now = time.monotonic()
         self.context.display.tick()
         limit = self.resources.cell_timeout or math.inf

@@ -22,11 +22,10 @@ from fedsim.evaluation.tuning import run_tuned
 from fedsim.grid.models import Cell, Device
 from fedsim.methods.messages import Tensors
 from fedsim.partition import Partition, PartitionSpec
-from fedsim.plugins.code_hash import is_shipped
+from fedsim.plugins.code_hash import is_shipped, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.results.records import TrainingPair
-from fedsim.runs.items import Evaluated, Failure, Item, Progress, gathered
-from fedsim.runs.missing import runs_code_of
+from fedsim.runs.items import Evaluated, Failure, Item, Progress, in_groups
 from fedsim.runs.prepare import Need
 from fedsim.runs.process import Process, give_back_freed_memory
 from fedsim.seeds import Seeds
@@ -46,7 +45,7 @@ def check_source(cell: Cell) -> None:
     Raises:
         RuntimeError: the code was edited after the grid was read.
     """
-    if not runs_code_of(cell):
+    if source_hash(lookup(cell.algorithm)) != cell.source:
         raise RuntimeError(
             f"the source of {cell.algorithm} is not what it was when the grid was read; run "
             "the same command again"
@@ -138,7 +137,7 @@ class Worker(Process):
             The progress of the training and its outcome, then the progress of the evaluation and
                 its result.
         """
-        same_data = self.same(trial.data_key, data)
+        same_data = self.reuse(trial.data_key, data)
         checkpoints = Checkpoints(checkpoint, trial.cell.training_id)
         check_source(trial.cell)
         if not is_shipped(lookup(trial.cell.algorithm)):
@@ -151,7 +150,7 @@ class Worker(Process):
             checkpoints,
             self.device,
         )
-        for group in gathered(steps):
+        for group in in_groups(steps):
             records = tuple(step for step in group if isinstance(step, RoundRecord))
             yield Progress(records, self.printed(), checkpoints.unsent())
             # Ray keeps an item until the next one. This one frees a checkpoint that was sent.
@@ -165,7 +164,7 @@ class Worker(Process):
     def evaluate(self, trial: Trial, state: Tensors, data: Embeddings) -> Iterator[Item]:
         """Evaluate a trained cell, from the ``state`` that its training left."""
         check_source(trial.cell)
-        yield from self._evaluate(trial, state, self.same(trial.data_key, data))
+        yield from self._evaluate(trial, state, self.reuse(trial.data_key, data))
 
     def _evaluate(self, trial: Trial, state: Tensors, data: Embeddings) -> Iterator[Item]:
         started = time.perf_counter()
@@ -188,7 +187,7 @@ class Worker(Process):
         """
         check_source(cell)
         lines = list(known)
-        for pairs in gathered(run.missing(known)):
+        for pairs in in_groups(run.missing(known)):
             lines += pairs
             yield Progress(pairs=pairs)
         yield run.outcome(lines)

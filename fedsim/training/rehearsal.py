@@ -114,10 +114,10 @@ def made_up_cohort(trial: Trial, count: int) -> Cohort:
 
 def _brief_params(name: str, params: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters with :data:`BRIEF_PARAMS`, or unchanged if that is not allowed."""
-    known = lookup(name).Params
-    brief = params | known.brief(BRIEF_PARAMS, ())
+    params_class = lookup(name).Params
+    brief = params | params_class.brief(BRIEF_PARAMS, ())
     try:
-        known.model_validate(brief)
+        params_class.model_validate(brief)
     except ValidationError:
         return params
     return brief

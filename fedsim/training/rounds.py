@@ -133,17 +133,6 @@ class _Progress:
                 if mechanism.costs:
                     self.ledger.record(step.members, mechanism)
 
-    def checkpoint(self, state: Tensors, secret: int | None) -> Checkpoint:
-        """Return a checkpoint with the state of server and clients, and the noise's secret root."""
-        return Checkpoint(
-            self.rounds,
-            state,
-            self.ledger.to_json(),
-            self.uplink_bytes,
-            self.downlink_bytes,
-            secret,
-        )
-
 
 def train(
     algorithm: Algorithm,
@@ -187,8 +176,12 @@ def train(
         schedule = algorithm.schedule()
 
     def captured() -> Checkpoint:
-        return progress.checkpoint(
+        return Checkpoint(
+            progress.rounds,
             nested("server", server_state(server)) | nested("clients", pool.state()),
+            progress.ledger.to_json(),
+            progress.uplink_bytes,
+            progress.downlink_bytes,
             seeds.secret,
         )
 

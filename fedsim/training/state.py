@@ -126,7 +126,7 @@ class Checkpoints:
 
     Args:
         content: the packed checkpoint from which the cell continues; None if there is none.
-        owner: the cell's id. A checkpoint that another cell saved is not accepted.
+        owner: the id of the cell's training. A checkpoint of another training is not accepted.
         every: the seconds between checkpoints; None for :data:`CHECKPOINT_SECONDS`.
     """
 

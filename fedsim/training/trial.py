@@ -102,7 +102,7 @@ class Trial:
         return replace(self, cell=self.cell.model_copy(update={"params": params}), plan=plan)
 
     @property
-    def trained(self) -> tuple[Trial, ...]:
+    def candidate_trials(self) -> tuple[Trial, ...]:
         """One trial for each set of parameters that the cell may train with."""
         trials = tuple(self.of(choice.params, choice.plan) for choice in self.candidates)
         return trials or (self,)
@@ -241,42 +241,35 @@ def run_trial(
     pool = make_pool(trial, data, seeds)
     trained: Trained = yield from train(algorithm, pool, plan, seeds, resume, checkpoints, device)
     ledger = trained.ledger
+    spent = None
+    accountant = None
+    mechanisms = None
+    noise_at: Literal["sum", "clients"] | None = None
+    unaccounted = ""
+    if plan is not None:
+        spent, accountant = ledger.epsilon(plan.delta)
+        mechanisms = ledger.mechanisms()
+        noise_at = "clients" if algorithm.noise_at_clients() else "sum"
+        unaccounted = ledger.unaccounted(plan, cell.clients)
     outcome = Outcome(
-        epsilon_spent=None,
-        accountant=None,
-        mechanisms=None,
-        noise_at=None,
-        unaccounted="",
+        epsilon_spent=spent,
+        accountant=accountant,
+        mechanisms=mechanisms,
+        noise_at=noise_at,
+        unaccounted=unaccounted,
         uplink_bytes=trained.uplink_bytes,
         downlink_bytes=trained.downlink_bytes,
         parameters=_trained_parameters(algorithm),
-        seconds=0.0,
+        seconds=time.perf_counter() - started,
         state=trained.state,
     )
     # The caller evaluates the outcome before this function returns. The evaluation does not need
     # the pool and the generator, so their memory is freed now.
     del pool, trained
-    if plan is not None:
-        spent, accountant = ledger.epsilon(plan.delta)
-        outcome = replace(
-            outcome,
-            epsilon_spent=spent,
-            accountant=accountant,
-            mechanisms=ledger.mechanisms(),
-            noise_at="clients" if algorithm.noise_at_clients() else "sum",
-            unaccounted=ledger.unaccounted(plan, cell.clients),
-        )
-    yield replace(outcome, seconds=time.perf_counter() - started)
+    yield outcome
 
 
 def _trained_parameters(algorithm: Algorithm) -> int:
     """Return the number of parameters that one client trains."""
     model = initial_model(algorithm.build, Seeds(0), (0,))
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def packing(clients: int, per_actor: int) -> tuple[int, ...]:
-    """Return the number of clients of each actor: at most ``per_actor``, as even as possible."""
-    actors = -(-clients // per_actor)
-    smaller, larger_actors = divmod(clients, actors)
-    return tuple(smaller + (i < larger_actors) for i in range(actors))
