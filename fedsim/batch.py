@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -60,8 +61,7 @@ class Layout:
     @cached_property
     def _counts(self) -> Tensor:
         """The number of rows of each client in the span, on the CPU."""
-        size = self.span.stop - self.span.start
-        return torch.bincount(self.positions - self.span.start, minlength=size)
+        return torch.bincount(self.positions - self.span.start)
 
     @cached_property
     def width(self) -> int:
@@ -169,10 +169,8 @@ class Batch:
                 right=True,
             )
             ends = torch.unique_consecutive(ends_of_groups)
-        start = 0
-        for end in ends.tolist():
+        for start, end in pairwise([0, *ends.tolist()]):
             yield self.take(slice(start, end))
-            start = end
 
     def without(self, index: int) -> Batch:
         """Return the neighbouring batch: all rows but ``index``."""

@@ -118,12 +118,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     Upper and lower case count as equal.
     """
     names = sorted(known)
+    if not names:
+        return "none is known"
+    listing = f"known: {', '.join(names)}"
     by_lower_case = {word.lower(): word for word in names}
     close = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
-    if names:
-        listing = f"known: {', '.join(names)}"
-    else:
-        listing = "none is known"
     if close:
         return f"did you mean '{by_lower_case[close[0]]}'? ({listing})"
     return listing

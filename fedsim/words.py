@@ -26,17 +26,16 @@ def number(value: float | None, digits: int = 6) -> str:
     return f"{value:.{digits}g}".replace("e-0", "e-")
 
 
-def at_most(bound: float | None, digits: int = 4) -> str:
-    """Return an upper bound as :func:`number` writes it, rounded up to ``digits`` digits.
+def at_most(bound: float | None) -> str:
+    """Return an upper bound as :func:`number` writes it, rounded up to four significant digits.
 
     Args:
         bound: the upper bound; None gives an empty text.
-        digits: the number of significant digits.
     """
     if not bound or math.isinf(bound):
         return number(bound)
-    last_digit = Decimal(1).scaleb(Decimal(bound).adjusted() + 1 - digits)
-    return number(float(Decimal(bound).quantize(last_digit, ROUND_CEILING)), digits)
+    fourth_digit = Decimal(1).scaleb(Decimal(bound).adjusted() - 3)
+    return number(float(Decimal(bound).quantize(fourth_digit, ROUND_CEILING)), 4)
 
 
 def counted(count: float, noun: str) -> str:

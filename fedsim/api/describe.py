@@ -38,6 +38,8 @@ NOTES = """\
 fedhypevae with form: paper does not beat chance either.
 e, g, c: the privacy unit is one example, one group or one client.
 To describe one method: fedsim algorithms NAME"""
+_COMMAND = "fedsim algorithms"
+"""The command that an error names as its place."""
 _BOUNDS = {
     "gt": ">",
     "ge": ">=",
@@ -124,12 +126,11 @@ class Description(Printed):
         return f"  {self.name:21} {words:45} {', '.join(claims)}".rstrip()
 
 
-def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
+def describe(name: str | type) -> Description:
     """Return the description of an algorithm.
 
     Args:
         name: its name as a grid gives it, or its class.
-        where: the file or command that an error names as its place.
 
     Raises:
         UserError: there is no algorithm of that name.
@@ -137,7 +138,7 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
     """
     if isinstance(name, type):
         name = name_of(name)
-    cls = lookup(name, where)
+    cls = lookup(name, _COMMAND)
     yields = "generator" if cls.generates() else "classifier"
     group = f"{yields}s"
     if not cls.private:
@@ -165,19 +166,18 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
         group=group,
         yields=yields,
         place=f"{line_of(cls)} ({cls.__module__}:{cls.__qualname__})",
-        support=_support(cls, where),
+        support=_support(cls),
         parameters=tuple(parameters_of(cls.Params)),
     )
 
 
-def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
+def _support(cls: type[Algorithm]) -> dict[str, list[str]]:
     """Return the claims that an algorithm makes with its default parameters.
 
     Every combination of unit and trust is tried.
 
     Args:
         cls: the class of the algorithm.
-        where: the file or command that an error names as its place.
 
     Returns:
         By claim, the units for which the algorithm makes it; empty if it is not private.
@@ -201,7 +201,7 @@ def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
             claim = "depends on parameters that have no default"
         except Exception as error:  # A plug-in may raise anything.
             raise PluginError(
-                where,
+                _COMMAND,
                 f"{blamed(error, cls)}: {cls.__name__} raised {said(error)}",
                 "correct the code at this line, so that fedsim can make a privacy plan",
             ) from error

@@ -6,7 +6,7 @@ Both can also be scored as each client would use them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -279,8 +279,8 @@ class CellEvaluator:
     def of_clients(self) -> tuple[ClientScores, ...]:
         """Return every client's scores on its own test rows.
 
-        They are those of its own generator or classifier and of the one that all clients share. A
-        client that has none of its own uses the shared one.
+        Each client is scored twice: by its own generator or classifier, and by the one that all
+        clients share. A client that has none of its own uses the shared one.
         """
         clients = []
         personal = is_personal(self.product)
@@ -291,9 +291,10 @@ class CellEvaluator:
         shared_scores: dict[int, Scores | None] = {}
         for client, name in enumerate(self.own_rows.names):
             test_rows = self.own_rows.rows[client]
-            if id(test_rows) not in shared_scores:
-                shared_scores[id(test_rows)] = self._score_on(shared, test_rows)
-            own_scores = shared_scores[id(test_rows)]
+            rows_id = id(test_rows)
+            if rows_id not in shared_scores:
+                shared_scores[rows_id] = self._score_on(shared, test_rows)
+            own_scores = shared_scores[rows_id]
             if personal:
                 own_classifier = self._classifier_of(own(self.product, client), client)
                 own_scores = self._score_on(own_classifier, test_rows)
@@ -304,7 +305,7 @@ class CellEvaluator:
                     rows=len(self.partition.rows[client]),
                     test_rows=len(test_rows),
                     own=own_scores,
-                    shared=shared_scores[id(test_rows)],
+                    shared=shared_scores[rows_id],
                 )
             )
         return tuple(clients)
@@ -386,8 +387,8 @@ class CellEvaluator:
         alone = []
         for (client, local), weight in zip(local_classifiers.items(), weights, strict=True):
             both = Interpolated(local, self._shared_classifier, weight)
-            mixed.append(self._predict_own_rows(client, both.probabilities, x_test))
-            alone.append(self._predict_own_rows(client, local.probabilities, x_test))
+            mixed.append(self._predict_own_rows(client, both, x_test))
+            alone.append(self._predict_own_rows(client, local, x_test))
         scores = personal_scores(mixed)
         for name, score in personal_scores(alone).items():
             scores[name.replace("personal", "personal_alone")] = score
@@ -399,7 +400,7 @@ class CellEvaluator:
         x_test = self._on_device(self._client_test.x)
         return personal_scores(
             [
-                self._predict_own_rows(client, own(product, client).probabilities, x_test)
+                self._predict_own_rows(client, own(product, client), x_test)
                 for client in range(self.cell.clients)
             ]
         )
@@ -534,17 +535,24 @@ class CellEvaluator:
     def _predict_own_rows(
         self,
         client: int,
-        probabilities: Callable[[Tensor], Tensor],
+        classifier: Classifier,
         x_test: Tensor,
     ) -> Predictions:
-        """Return predictions for a client's own test rows, with its label frequencies."""
+        """Return a classifier's predictions for a client's own test rows.
+
+        Args:
+            client: the client, whose label frequencies go with the predictions.
+            classifier: the classifier.
+            x_test: the test rows of all clients ``[m, d]``, on the device of the classifier.
+        """
         test = self.own_rows.rows[client]
         y = self._client_test.y[test]
-        return predictions_of(probabilities(x_test[test]), y, self._client_shares(client))
+        probabilities = classifier.probabilities(x_test[test])
+        return predictions_of(probabilities, y, self._client_shares(client))
 
     @cached_property
     def own_rows(self) -> OwnRows:
-        """The places among the clients' test rows of those that each client is evaluated on."""
+        """Each client's own test rows, as positions in ``_client_test``."""
         return own_rows_among(
             self._client_test_rows,
             self.data,

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedsim.errors import UserError
-from fedsim.grid.models import Tuning
+from fedsim.grid.models import Tuning, settings_of
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
 from fedsim.plugins.claims import allowed
@@ -52,16 +52,9 @@ def plans_of(
     Raises:
         UserError: the budget is too small, or the cell is tuned without a trusted aggregation.
     """
-    points: Sequence[Mapping[str, Any]] = [{}]
-    if tuning is not None:
-        if task.trust == "silo":
-            raise UserError(
-                "trust",
-                SEEN,
-                "give trust: aggregate, or remove tune",
-            )
-        points = tuning.points
-    settings = [cls.Params.model_validate({**params, **point}) for point in points]
+    if tuning is not None and task.trust == "silo":
+        raise UserError("trust", SEEN, "give trust: aggregate, or remove tune")
+    settings = [cls.Params.model_validate(values) for values in settings_of(params, tuning)]
     algorithms = [cls(setting, task) for setting in settings]
     plans: Sequence[PrivacyPlan | None]
     if tuning is None or tuning.free or epsilon is None:

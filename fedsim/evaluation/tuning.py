@@ -125,39 +125,33 @@ def _read_scored_run(values: dict[str, Any]) -> ScoredRun:
     return ScoredRun(**{**values, "outcome": Outcome(**outcome)})
 
 
+@dataclass
 class _CheckpointsOfRun(Checkpoints):
     """The checkpoints of one training, which are stored in those of the cell.
 
     The cell's very first checkpoint is stored at once, so that the cell keeps its secret draws even
     if it is killed soon.
 
-    Args:
-        whole: the checkpoints of the cell; None stores nothing.
+    Attributes:
+        whole: the checkpoints of the cell.
         search: the finished trainings.
         secret: the key of the cell's secret random streams.
         progress: the checkpoint that this training continues from; None for a new training.
     """
 
-    def __init__(
-        self,
-        whole: Checkpoints | None,
-        search: _Search,
-        secret: int | None,
-        progress: Checkpoint | None,
-    ) -> None:
-        self.whole = whole
-        self.search = search
-        self.secret = secret
-        self.progress = progress
-        self.first = not search.runs and progress is None
+    whole: Checkpoints
+    search: _Search
+    secret: int | None
+    progress: Checkpoint | None
+
+    def __post_init__(self) -> None:
+        self.first = not self.search.runs and self.progress is None
 
     def __call__(self, capture: Callable[[], Checkpoint], is_last: bool = False) -> None:
         """Store the progress if it is time.
 
         The last round of a training is not the last one of the cell, so it counts like any other.
         """
-        if self.whole is None:
-            return
         if self.first:
             self.whole.save(self.search.beside(capture(), self.secret))
         else:
@@ -219,7 +213,9 @@ def run_tuned(
             candidates=(),
         )
         run_seeds = seeds if tuning.free else seeds.run(number)
-        stored = _CheckpointsOfRun(checkpoints, search, seeds.secret, progress)
+        stored = None
+        if checkpoints is not None:
+            stored = _CheckpointsOfRun(checkpoints, search, seeds.secret, progress)
         for step in run_trial(training, data, make_pool, stored, device, run_seeds):
             if isinstance(step, RoundRecord):
                 values = {**step.values, "training": number + 1}

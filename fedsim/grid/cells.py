@@ -37,6 +37,7 @@ from fedsim.grid.models import (
     Tuning,
     data_key,
     points_of,
+    settings_of,
     shown,
 )
 from fedsim.grid.read import complaint
@@ -47,7 +48,7 @@ from fedsim.partition import Partition, check_partition, make_partition, with_va
 from fedsim.partition.partition import TOGETHER_KEY, check_split
 from fedsim.partition.schemes import column_values
 from fedsim.plugins.code_hash import harness_hash, place_of, source_hash
-from fedsim.plugins.registry import lookup
+from fedsim.plugins.registry import lookup, registered_name
 from fedsim.privacy.selection import SEEN
 from fedsim.words import json_number, number, setting, spelled
 
@@ -153,10 +154,10 @@ def _check_shared_axes(grid: Grid, classes: Iterable[type[Algorithm]]) -> None:
 
 
 def _with_labels(grid: Grid, classes: Mapping[int, type[Algorithm]]) -> Grid:
-    """Return the grid with labels: a registered class that an entry gives by path has its name.
+    """Return the grid with labels for entries that give a registered class by its path.
 
-    An entry keeps its path if it has a label, if its class is not registered, or if another entry
-    has the name.
+    The label is the registered name. An entry keeps its path if it has a label, if its class is not
+    registered, or if another entry has the name.
 
     Args:
         grid: The grid as it was read.
@@ -165,9 +166,8 @@ def _with_labels(grid: Grid, classes: Mapping[int, type[Algorithm]]) -> Grid:
     entries = list(grid.algorithms)
     labels = [entry.display for entry in entries]
     for position, cls in classes.items():
-        name = vars(cls).get("name", ":")
-        is_registered = ":" not in name  # The name of any other class is its path; ":" is for none.
-        if is_registered and grid.running[position].is_called_by_path:
+        name = registered_name(cls)
+        if name is not None and grid.running[position].is_called_by_path:
             labels[position] = name
     uses = Counter(labels)
     for position, label in enumerate(labels):
@@ -291,7 +291,7 @@ class _EntryAxes:
             return Variant(self.position, label, self.cls, self._params_at(point))
         settings = [self._params_at({**point, **choice}) for choice in points_of(tuned)]
         # The space has the values as the algorithm's model returns them.
-        space = {name: _distinct(params[name] for params in settings) for name in tuned}
+        space = {name: _distinct([params[name] for params in settings]) for name in tuned}
         tuning = self.grid.tune.of(space, free=curve == "free")
         return Variant(self.position, label, self.cls, settings[0], tuning)
 
@@ -360,13 +360,9 @@ class _EntryAxes:
             )
 
 
-def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
+def _distinct(values: list[Any]) -> tuple[Any, ...]:
     """Return each value once, in order; values may be lists, which have no hash."""
-    distinct: list[Any] = []
-    for value in values:
-        if value not in distinct:
-            distinct.append(value)
-    return tuple(distinct)
+    return tuple(value for position, value in enumerate(values) if value not in values[:position])
 
 
 def loaded(grid: Grid) -> dict[str, Embeddings]:
@@ -689,7 +685,7 @@ def training_id_of(cell: Cell, place: str, code: str) -> str:
         ]
     facts = {
         "algorithm": place,
-        "params": cell.params,
+        "params": settings_of(cell.params, cell.tuning)[0],
         "dataset": cell.dataset_hash,
         "partition": scheme,
         "clients": cell.clients,
@@ -702,7 +698,6 @@ def training_id_of(cell: Cell, place: str, code: str) -> str:
     }
     if cell.tuning is not None:
         # Scores on held-out examples decide which training is kept, and so does their code.
-        facts["params"] = {**cell.params, **cell.tuning.points[0]}
         facts["tuning"] = cell.tuning.model_dump(mode="json")
         facts["code"] = code
     if cell.public_hash is not None:
@@ -750,11 +745,8 @@ def _public_rows_used(cell: Cell, cls: type[Algorithm], data: Embeddings) -> Pub
     if data.public is None:
         return None
     task = _task_without_size(cell, data)
-    points: Sequence[Mapping[str, Any]] = [{}]
-    if cell.tuning is not None:
-        points = cell.tuning.points
-    for point in points:
-        params = cls.Params.model_validate({**cell.params, **point})
+    for values in settings_of(cell.params, cell.tuning):
+        params = cls.Params.model_validate(values)
         if cls(params, task).uses_public():
             return data.public
     return None

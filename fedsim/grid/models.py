@@ -34,7 +34,7 @@ from fedsim import files
 from fedsim.data.spec import DatasetSpec, EncoderSpec
 from fedsim.models.probe import PROBE_C
 from fedsim.partition import PartitionSpec
-from fedsim.plugins.registry import EXTERNAL, name_of
+from fedsim.plugins.registry import EXTERNAL, name_of, registered_name
 from fedsim.privacy.plan import MOST_DELTA, Trust, Unit
 from fedsim.privacy.selection import Distribution
 from fedsim.words import json_number
@@ -127,6 +127,16 @@ def listed(value: Any) -> Any:
 def points_of(axes: Mapping[str, Iterable[_Item]]) -> list[dict[str, _Item]]:
     """Return all points, each with one value per axis; the last axis varies fastest."""
     return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+
+
+def settings_of(params: Mapping[str, Any], tuning: Tuning | None) -> list[dict[str, Any]]:
+    """Return the sets of parameters that a cell trains with: one for each point of its tuning.
+
+    A cell that is not tuned has one set.
+    """
+    if tuning is None:
+        return [dict(params)]
+    return [{**params, **point} for point in tuning.points]
 
 
 def _without_ranges(value: Any) -> list[Any]:
@@ -301,13 +311,8 @@ class Evaluation(_Model):
 
     @property
     def real_c(self) -> float:
-        """Return the inverse strength of the penalty of a probe trained on other examples.
-
-        A method or an evaluator may train such a probe.
-        """
-        if self.probe_c is None:
-            return PROBE_C
-        return self.probe_c
+        """Return the inverse penalty of all other probes, such as a method's or an evaluator's."""
+        return self.probe_c or PROBE_C
 
     @model_validator(mode="after")
     def _unseen_site_has_no_client(self) -> Evaluation:
@@ -474,7 +479,7 @@ class AlgorithmEntry(_Model):
 
     @property
     def is_called_by_path(self) -> bool:
-        """Return whether tables would show the path of its class, because it has no label."""
+        """Return whether the entry names its class by a path, and tables would show that path."""
         path, _, class_name = self.name.rpartition(":")
         return path != "" and self.display.endswith(f"{Path(path).name}:{class_name}")
 
@@ -522,9 +527,8 @@ class AlgorithmEntry(_Model):
 def _entry_of_class(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return an entry whose name is a class with the name and the label of the class instead."""
     cls = entry["name"]
-    # A class without a name of its own, or with a path as its name, is not registered.
-    label = vars(cls).get("name", ":")
-    if ":" in label:
+    label = registered_name(cls)
+    if label is None:
         label = cls.__name__
     return {"label": label, **entry, "name": name_of(cls)}
 

@@ -166,6 +166,17 @@ def name_of(cls: type) -> str:
     return path
 
 
+def registered_name(cls: type) -> str | None:
+    """Return the name, other than a path, by which a grid found a class; None if it has none.
+
+    It is the name that ``@register`` gave, or the name of an entry point.
+    """
+    name: str | None = vars(cls).get("name")
+    if name is None or ":" in name:
+        return None
+    return name
+
+
 def check_importable(name: str, what: str) -> None:
     """Refuse a class of a notebook where other processes need it.
 
