@@ -8,11 +8,10 @@ same number of settings from each space; the first is the default. It trains the
 rows of the tuning sets, without a fifth that it keeps as validation rows, and reads no test row.
 The score of a setting is the mean, over sets and ε, of balanced accuracy as a share of the
 ceiling. It is that of the shared model, or the mean over clients' own models if the grid evaluates
-these (``per_client`` or ``personal``). All settings are trained with the first seed, and the best
-third of each method with the second seed as well. The best of these by the mean of both seeds wins
-if it is better than the default by more than 0.005.
+these (``per_client`` or ``personal``). Every setting is trained with two seeds. The best one by the
+mean of both seeds wins if it is better than the default by more than 0.005.
 
-The run folders are kept, so a search that was stopped goes on where it was.
+The run folder is kept, so a search that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -36,10 +35,7 @@ import fedsim
 from fedsim.plugins.registry import lookup
 
 GRID = Path(__file__).with_suffix(".yaml")
-FIRST_SEED = 0
-SECOND_SEED = 1
-FINALISTS = 3
-"""One in this number of settings, the best ones, is trained with the second seed too."""
+SEEDS = (0, 1)
 LEAST_GAIN = 0.005
 """A setting replaces the default if its score is better by more than this."""
 VALIDATION_FOLDS = 5
@@ -56,18 +52,15 @@ class Scored:
         method: the method.
         setting: the number of the setting; 0 is the default.
         params: the parameters that differ from the default.
-        first: the score with the first seed; NaN if a training failed.
-        both: the mean score of both seeds; NaN for a setting that is no finalist, or if a training
-            failed.
-        points: the score at each set and ε: the mean of both seeds, or the first seed's.
+        both: the mean score of both seeds, sets and ε; None if a training failed.
+        points: the mean score at each set and ε of the trainings that did not fail.
         wins: whether the setting is the method's new default.
     """
 
     method: str
     setting: int
     params: dict[str, Any]
-    first: float
-    both: float
+    both: float | None
     points: dict[str, float]
     wins: bool
 
@@ -138,40 +131,31 @@ def measure_of(evaluation: Mapping[str, Any]) -> str:
     return "balanced_accuracy"
 
 
-def label_of(method: str, setting: int) -> str:
-    """Return the label of a setting in the run folders."""
-    return f"{method} #{setting}"
-
-
 def trained(
     keys: Mapping[str, Any],
-    settings: Mapping[str, Mapping[int, Mapping[str, Any]]],
-    seed: int,
+    settings: Mapping[str, Sequence[Mapping[str, Any]]],
     folder: Path,
 ) -> pd.DataFrame:
-    """Train settings with one seed and return their scores by label, set and ε.
+    """Train all settings with both seeds and return their scores.
 
     Args:
         keys: the keys of the grid that all methods share.
-        settings: the parameters of every setting, by method and number.
-        seed: the seed.
+        settings: the parameters of every setting, by method.
         folder: the run folder.
 
     Returns:
-        A frame with one row per training: ``label``; the set and ε as a text (``point``); and the
-        score over the ceiling (``share``), NaN if the training failed.
+        A frame with one row per finished training: ``method``; the number of the setting
+        (``setting``); the set and ε as a text (``point``); ``seed``; and the score over the ceiling
+        (``share``).
     """
     entries = []
+    numbers = {}
     for method, of_method in settings.items():
-        for number, params in of_method.items():
-            label = label_of(method, number)
+        for number, params in enumerate(of_method):
+            label = f"{method} #{number}"
             entries.append({"name": method, "params": dict(params), "label": label})
-    grid = {
-        **keys,
-        "name": f"search-seed-{seed}",
-        "algorithms": entries,
-        "seeds": [seed],
-    }
+            numbers[label] = number
+    grid = {**keys, "name": "search", "algorithms": entries, "seeds": list(SEEDS)}
     run = fedsim.bench(grid, out=folder, yes=True)
     assert isinstance(run, fedsim.Run)
     rows = run.rows
@@ -180,122 +164,50 @@ def trained(
         budget = f"ε = {epsilon:g}".replace("inf", "∞").replace("ε = nan", "no ε")
         points.append(f"{dataset}, {budget}")
     share = rows[measure_of(keys["evaluation"])] / rows["ceiling_balanced_accuracy"]
-    return rows[["label"]].assign(point=points, share=share)
-
-
-def points_of(rows: pd.DataFrame, label: str) -> dict[str, float]:
-    """Return the mean score of a setting over seeds, at each set and ε.
-
-    Args:
-        rows: the scores that :func:`trained` returned, for one seed or for both.
-        label: the label of the setting.
-    """
-    of_setting = rows[rows["label"] == label]
-    shares = of_setting.groupby("point", sort=False)["share"]
-    # NumPy's mean is NaN if a training failed; that of pandas would leave the training out.
-    return {str(point): float(np.mean(of_point.to_numpy())) for point, of_point in shares}
-
-
-def score_of(points: Mapping[str, float], expected: int) -> float:
-    """Return the mean score over sets and ε, or NaN if one of them has no score.
-
-    Args:
-        points: the scores of a setting, by set and ε.
-        expected: the number of sets and ε.
-    """
-    if len(points) < expected:
-        return math.nan
-    return float(np.mean(list(points.values())))
-
-
-def expected_points(rows: pd.DataFrame, method: str) -> int:
-    """Return the number of sets and ε at which a method was trained."""
-    of_method = rows["label"].str.startswith(f"{method} #")
-    return int(rows[of_method]["point"].nunique())
-
-
-def finalists_of(rows: pd.DataFrame, method: str, settings: Sequence[Any]) -> list[int]:
-    """Return the numbers of the best third of a method's settings, and of the default.
-
-    Args:
-        rows: the scores with the first seed.
-        method: the method.
-        settings: the settings of the method.
-    """
-    expected = expected_points(rows, method)
-    scores = {}
-    for number in range(len(settings)):
-        score = score_of(points_of(rows, label_of(method, number)), expected)
-        if math.isfinite(score):
-            scores[number] = score
-    order = sorted(scores, key=lambda number: (-scores[number], number))
-    best = order[: max(1, len(settings) // FINALISTS)]
-    if 0 not in best:
-        best.append(0)
-    return best
+    return pd.DataFrame(
+        {
+            "method": rows["algorithm"],
+            "setting": rows["label"].map(numbers),
+            "point": points,
+            "seed": rows["seed"],
+            "share": share,
+        }
+    )
 
 
 def scored(
-    first: pd.DataFrame,
-    second: pd.DataFrame,
+    rows: pd.DataFrame,
     method: str,
     settings: Sequence[Mapping[str, Any]],
-    finalists: Sequence[int],
 ) -> list[Scored]:
     """Return all settings of a method with their scores, and mark the one that wins.
 
     Args:
-        first: the scores with the first seed.
-        second: the scores of the finalists with the second seed.
+        rows: the scores that :func:`trained` returned.
         method: the method.
-        settings: the parameters of the settings.
-        finalists: the numbers of the finalists.
+        settings: the parameters of the settings; the first is the default.
     """
-    expected = expected_points(first, method)
-    rows = pd.concat([first, second])
-    both = {}
-    for number in finalists:
-        score = score_of(points_of(rows, label_of(method, number)), expected)
-        if math.isfinite(score):
-            both[number] = score
-    winner = max(both, key=lambda number: (both[number], -number))
-    if both[winner] <= both.get(0, -math.inf) + LEAST_GAIN:
+    of_method = rows[rows["method"] == method]
+    # One row per setting and one column per training; NaN where a training failed.
+    shares = of_method.pivot(index="setting", columns=["point", "seed"], values="share")
+    shares = shares.reindex(range(len(settings)))
+    means = shares.mean(axis=1, skipna=False)
+    scores = {number: float(mean) for number, mean in enumerate(means) if math.isfinite(mean)}
+    winner = max(scores, key=lambda number: (scores[number], -number), default=0)
+    if scores.get(winner, -math.inf) <= scores.get(0, -math.inf) + LEAST_GAIN:
         winner = 0
+    points = of_method["point"].unique()
     results = []
     for number, params in enumerate(settings):
-        label = label_of(method, number)
         result = Scored(
             method=method,
             setting=number,
             params=dict(params),
-            first=score_of(points_of(first, label), expected),
-            both=both.get(number, math.nan),
-            points=points_of(rows, label),
+            both=scores.get(number),
+            points={point: float(shares.loc[number, point].mean()) for point in points},
             wins=number == winner,
         )
         results.append(result)
-    return results
-
-
-def searched(
-    keys: Mapping[str, Any],
-    settings: Mapping[str, Sequence[Mapping[str, Any]]],
-    folder: Path,
-) -> list[Scored]:
-    """Search the settings of all methods and return them with their scores."""
-    numbered = {method: dict(enumerate(of_method)) for method, of_method in settings.items()}
-    first = trained(keys, numbered, FIRST_SEED, folder / "first")
-    finalists = {
-        method: finalists_of(first, method, of_method) for method, of_method in settings.items()
-    }
-    chosen = {
-        method: {number: settings[method][number] for number in numbers}
-        for method, numbers in finalists.items()
-    }
-    second = trained(keys, chosen, SECOND_SEED, folder / "second")
-    results = []
-    for method, of_method in settings.items():
-        results += scored(first, second, method, of_method, finalists[method])
     return results
 
 
@@ -307,10 +219,11 @@ def shown(results: Sequence[Scored]) -> Table:
         by_method.setdefault(result.method, []).append(result)
     for method, of_method in by_method.items():
         default = of_method[0].both
-        best = max(result.both for result in of_method if math.isfinite(result.both))
+        best = max(result.both for result in of_method if result.both is not None)
         winner = next(result for result in of_method if result.wins)
         params = json.dumps(winner.params) if winner.params else "the default"
-        table.add_row(method, str(len(of_method)), f"{default:.3f}", f"{best:.3f}", params)
+        shown_default = "failed" if default is None else f"{default:.3f}"
+        table.add_row(method, str(len(of_method)), shown_default, f"{best:.3f}", params)
     return table
 
 
@@ -322,10 +235,7 @@ def write(results: Sequence[Scored], target: Path) -> None:
     searched_now = {result.method for result in results}
     records = [record for record in records if record["method"] not in searched_now]
     for result in results:
-        record = asdict(result)
-        record["both"] = None if math.isnan(result.both) else result.both
-        record["first"] = None if math.isnan(result.first) else result.first
-        records.append(record)
+        records.append(asdict(result))
     target.write_text(json.dumps(records, indent=0) + "\n", encoding="utf-8")
 
 
@@ -336,10 +246,16 @@ def main() -> None:
     parser.add_argument("--grid", type=Path, default=GRID, help="the spaces; default: search.yaml")
     parser.add_argument("--methods", nargs="+", help="some methods; default: all of the grid")
     parser.add_argument("--settings", type=int, help="settings per method; default: the grid's")
-    parser.add_argument("--out", type=Path, help="the run folders; default: runs/ and the grid")
+    parser.add_argument("--out", type=Path, help="the run's folder; default: runs/ and the grid")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     grid = yaml.safe_load(options.grid.read_text(encoding="utf-8"))
+    entries = {entry["name"]: entry for entry in grid["algorithms"]}
+    methods = options.methods or list(entries)
+    for method in methods:
+        if method not in entries:
+            known = ", ".join(entries)
+            parser.error(f"{options.grid} has no method {method}; it has {known}")
     out = options.out or Path("runs") / options.grid.stem
     out.mkdir(parents=True, exist_ok=True)
     datasets = []
@@ -352,11 +268,13 @@ def main() -> None:
     keys["dataset"] = datasets
     count = options.settings or grid["tune"]["trials"]
     settings = {}
-    for entry in grid["algorithms"]:
-        if not options.methods or entry["name"] in options.methods:
-            params = entry.get("params", {})
-            settings[entry["name"]] = settings_of(entry["name"], params, entry["tune"], count)
-    results = searched(keys, settings, out)
+    for method in methods:
+        entry = entries[method]
+        settings[method] = settings_of(method, entry.get("params", {}), entry["tune"], count)
+    rows = trained(keys, settings, out / "run")
+    results = []
+    for method, of_method in settings.items():
+        results += scored(rows, method, of_method)
     if options.json:
         write(results, options.json)
     Console().print(shown(results))
