@@ -108,32 +108,29 @@ def test_one_more_row_changes_no_other_rows_side() -> None:
     assert after - {10**6} == before
 
 
-def test_a_held_out_group_weighs_one() -> None:
+def in_groups_of_three() -> Trial:
     trial = tuned().trial
     groups = tuple(np.arange(len(rows)) // 3 for rows in trial.partition.rows)
-    partition = replace(trial.partition, groups=groups)
-    grouped = replace(
+    return replace(
         trial,
         task=replace(trial.task, unit="group"),
-        partition=partition,
+        partition=replace(trial.partition, groups=groups),
     )
+
+
+def test_a_held_out_group_weighs_one() -> None:
+    grouped = in_groups_of_three()
     _, held = held_out(grouped, 0.3, Seeds(3))
     weights = Counter[tuple[int, int]]()
     for row, client, weight in zip(held.rows, held.clients, held.weights, strict=True):
-        position = trial.partition.rows[client].tolist().index(row)
+        position = grouped.partition.rows[client].tolist().index(row)
         weights[client, position // 3] += weight
     assert len(weights) > 1
     assert list(weights.values()) == pytest.approx([1] * len(weights))
 
 
 def test_groups_left_for_training_are_numbered_without_gaps() -> None:
-    trial = tuned().trial
-    groups = tuple(np.arange(len(rows)) // 3 for rows in trial.partition.rows)
-    grouped = replace(
-        trial,
-        partition=replace(trial.partition, groups=groups),
-    )
-    remaining, _ = held_out(grouped, 0.3, Seeds(3))
+    remaining, _ = held_out(in_groups_of_three(), 0.3, Seeds(3))
     for numbers in remaining.groups or ():
         assert set(numbers) == set(range(len(set(numbers))))
 

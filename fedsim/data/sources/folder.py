@@ -149,10 +149,19 @@ def _quarter_of_every_top(
         top_of: the position of every image's top folder, ``[n]``.
         y: the labels ``[n]``.
         class_names: the names of the classes.
+
+    Raises:
+        UserError: a top folder holds no class, or a class has a single image in it.
     """
     split = np.zeros(len(y), np.int64)
     for position, top in enumerate(tops):
         members = top_of == position
+        if not members.any():
+            raise UserError(
+                str(top),
+                "there is no class folder in this domain",
+                "put its images into one folder per class, or remove the domain",
+            )
         with at(str(top)):
             split[members] = quarter_for_testing(y[members], class_names)
     return split

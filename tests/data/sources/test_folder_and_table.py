@@ -58,6 +58,13 @@ def test_every_domain_at_the_top_has_its_own_test_images(tmp_path):
         assert images.image_name(row).startswith(f"{name}/")
 
 
+def test_a_domain_without_class_folders_is_refused(tmp_path):
+    save_folder(tmp_path / "photo")
+    (tmp_path / "sketch").mkdir()
+    with pytest.raises(UserError, match=r"sketch: there is no class folder in this domain"):
+        read(tmp_path, domains=True)
+
+
 CLASSES = ("benign", "malignant")
 HOSPITALS = ("hospital_a", "hospital_b")
 
