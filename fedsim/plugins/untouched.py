@@ -128,10 +128,14 @@ def _is_below_shipped(file: str) -> bool:
 
 
 def _source_of(module: ModuleType) -> _Source:
-    """Return what the source of a module defines; it is read once per import."""
+    """Return what the source of a module defines; it is read once per import.
+
+    Raises:
+        ImportError: the module was not imported from a shipped file.
+    """
     spec = module.__spec__
-    assert spec is not None
-    assert _is_below_shipped(_file_of(module))
+    if spec is None or not _is_below_shipped(_file_of(module)):
+        raise ImportError(module)
     name = module.__name__
     source = _sources.get(name)
     if source is None or source.spec is not spec:
@@ -170,7 +174,7 @@ def _replaced_in(module: ModuleType) -> Iterator[str]:
     """Yield the names in a module whose values are not what its source defines."""
     try:
         source = _source_of(module)
-    except (AssertionError, AttributeError, ImportError, OSError, SyntaxError):
+    except (AttributeError, ImportError, OSError, SyntaxError):
         # Without a source nothing is known of what the module should hold.
         yield "__file__"
         return
