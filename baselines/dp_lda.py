@@ -23,8 +23,8 @@ from fedsim.methods import Classifier, LinearClassifier, Server, register, spect
 
 LEAST_CLASS_VARIANCE = 0.05
 """The smallest variance of a class in the block, in units of the variance that classes share."""
-MOST_DEVIATIONS = 2**26
-"""The largest number of entries in memory, in the deviations of rows from all class means."""
+MOST_NUMBERS = 2**26
+"""The most numbers in the array ``[n, C, k]`` of rows minus class means that is in memory."""
 
 
 class DPLDAParams(FedHypeVAEWarmParams):
@@ -56,6 +56,7 @@ class DPLDA(FedHypeVAEWarm):
         """Returns the classifier of embeddings that the parameter ``head`` names."""
         t = server.tensors
         covariances = t["prior_covariances"]
+        # The released coordinates are those of rows that were divided by the radius.
         basis = t["basis"] / t["radius"]
         if self.params.head == "ridge":
             return self._ridge(t["prior_means"], covariances.mean(0), basis, t["mean"])
@@ -124,7 +125,7 @@ class Discriminant:
     def probabilities(self, x: Tensor) -> Tensor:
         """Returns class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
         u = (x - self.centre) @ self.basis
-        size = max(1, MOST_DEVIATIONS // self.whitened_means.numel())
+        size = max(1, MOST_NUMBERS // self.whitened_means.numel())
         return torch.cat([self._probabilities(rows) for rows in torch.split(u, size)])
 
     def _probabilities(self, u: Tensor) -> Tensor:

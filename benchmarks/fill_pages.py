@@ -66,7 +66,7 @@ UNRANKED = {
     "fedhypevae, no clip": "",
     "dp-flow, no clip": "",
 }
-"""The labels that are never bold, because they have no proved ε, and what follows them."""
+"""The labels that are never bold, because they have no proved ε, and the note behind each."""
 Entries = Iterator[tuple[str, str, str]]
 """The texts of a table, each with the names of its line and of its column."""
 

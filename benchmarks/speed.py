@@ -3,7 +3,7 @@
     python benchmarks/speed.py [step] [start] [report] [account] [--against TREE] [--grid FILE]
         [--run FOLDER] [--repeats 3] [--json FILE]
 
-`step` times one training round of three models on one thread, in three variants:
+`step` times one training round of three training problems on one thread, in three variants:
 
 - `bare` is the loop that one would write by hand: gather a batch, run backward, and take a step of
   torch's fused Adam.
@@ -18,9 +18,9 @@ and its ratio to `bare`.
 The other three time a command in a new process. `start` benches one small cell, or the grid of
 `--grid`. `report` draws the report of the run folder `--run`. `account` asks for the noise of a
 budget twice: the first time it is new, the second time it is in the cache. The results are medians
-of wall-clock seconds and of processor seconds. Processor seconds include only the child processes
-for which the command waited. `--against` times the same commands with another source tree as well,
-such as a worktree of an earlier revision.
+of wall-clock seconds and of processor seconds. Processor seconds are those of the command and of
+the child processes for which it waited. `--against` times the same commands with another source
+tree as well, such as a worktree of an earlier revision.
 
 Variants and trees take turns, so that all of them meet the same load of the machine. On a busy
 machine only the ratios mean anything.

@@ -35,7 +35,8 @@ class Calibrated(BaseModel):
 
     Attributes:
         epsilon: the target ε.
-        local_epochs: the number of epochs that the tool assumed.
+        local_epochs: how often the tool assumed that a client's examples are used in all, and not
+            per round as in :class:`Settings`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,7 +51,7 @@ class SparseVector(BaseModel):
     Attributes:
         fraction: the share of the coordinates that are sent.
         epsilon: the ε of the threshold's noise.
-        noise_var: the ε of the noise on each coordinate that is sent.
+        noise_var: the ε of the noise on each coordinate that is sent; the tool calls it a variance.
         parameters: the number of coordinates of an update.
     """
 

@@ -191,6 +191,8 @@ def _support(cls: type[Algorithm]) -> dict[str, list[str]]:
         try:
             task = Task(*CLAIM_SHAPE, unit, trust, public=public)
             algorithm = cls(cls.Params(), task)
+            # The plan only shows whether the setting is refused. For an infinite ε, no noise has to
+            # be searched.
             solved_plan(algorithm, math.inf if cls.private else None, delta=1e-4)
             claim: str = allowed(algorithm.claim(), algorithm)
         except PluginError:  # It is a UserError, too, but a fault of the code.

