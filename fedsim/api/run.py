@@ -63,6 +63,13 @@ class Found(Printed):
                 console.print(part)
 
 
+def _frame_of_lines(lines: list[dict[str, Any]], results: RunResults) -> pd.DataFrame:
+    """Return lines of a file as a frame, with the settings of their cells."""
+    from fedsim.results.columns import frame_of_lines
+
+    return frame_of_lines(lines, results.rows)
+
+
 @dataclass(frozen=True, repr=False)
 class Run(Printed):
     """A run folder; its files are read again at every access.
@@ -92,23 +99,20 @@ class Run(Printed):
     @property
     def rounds(self) -> pd.DataFrame:
         """A frame with one row per round and cell; it contains private information."""
-        return self._lines(self._results.rounds())
+        results = self._results
+        return _frame_of_lines(results.rounds(), results)
 
     @property
     def clients(self) -> pd.DataFrame:
         """A frame with one row per client and cell, for grids with ``per_client: true``."""
-        return self._lines(self._results.clients())
+        results = self._results
+        return _frame_of_lines(results.clients(), results)
 
     @property
     def audits(self) -> pd.DataFrame:
         """A frame with one row per audited cell and the bounds of ``audits.jsonl``."""
-        return self._lines(self._results.audit_lines())
-
-    def _lines(self, lines: list[dict[str, Any]]) -> pd.DataFrame:
-        """Return lines of a file as a frame, with the settings of their cells."""
-        from fedsim.results.columns import frame_of_lines
-
-        return frame_of_lines(lines, self._results.rows)
+        results = self._results
+        return _frame_of_lines(results.audit_lines(), results)
 
     def figure(
         self,
