@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from matplotlib.figure import Figure
 from scipy.stats import t as student_t
 
@@ -51,6 +52,8 @@ MEASURES = {
     "frechet_distance": "Fréchet distance (0 is best)",
     "membership_auc": "membership AUC (0.5 is best)",
 }
+SEARCHES = ("search.yaml", "search_sites.yaml", "search_personal.yaml")
+"""The grids of the searches, in ``benchmarks``."""
 BUDGET = "epsilon_target"
 FINITE = f"{BUDGET} < 1e9"
 """Selects the results with a finite budget."""
@@ -250,7 +253,7 @@ def noise_costs(runs: str, column: str) -> Entries:
         by_budget = group.pivot(index="seed", columns=BUDGET, values=column)
         if math.inf not in by_budget:
             continue
-        for budget in by_budget.columns.drop(math.inf):
+        for budget in by_budget.columns.drop([math.inf]):
             mean, half = mean_and_half(by_budget[math.inf] - by_budget[budget])
             yield str(label), head(budget), f"{signed(mean)} ± {half:.3f}"
 
@@ -334,6 +337,18 @@ def search() -> Entries:
         yield method, "what won", ", ".join(params) or "the default"
 
 
+def spaces() -> Entries:
+    """Yield the space of each method that was searched: the values of each parameter."""
+    for file in SEARCHES:
+        grid = yaml.safe_load((ROOT / "benchmarks" / file).read_text(encoding="utf-8"))
+        for entry in grid["algorithms"]:
+            parameters = []
+            for name, values in entry["tune"].items():
+                listed = " / ".join(str(value).lower() for value in values)
+                parameters.append(f"{name}: {listed}")
+            yield entry["name"], "values of each parameter", "; ".join(parameters)
+
+
 FUNCTIONS: list[Callable[..., Entries]] = [
     scores,
     outcomes,
@@ -349,6 +364,7 @@ FUNCTIONS: list[Callable[..., Entries]] = [
     parts,
     growth,
     search,
+    spaces,
 ]
 TABLES = {function.__name__: function for function in FUNCTIONS}
 
