@@ -19,12 +19,12 @@ from pydantic import Field
 from torch import Tensor
 
 from algorithms.fedhypevae_warm import FedHypeVAEWarm, FedHypeVAEWarmParams
-from fedsim.methods import Classifier, LinearClassifier, Server, register, spectral_function
+from fedsim.methods import Classifier, LinearClassifier, Server, inverse_square_root, register
 
 LEAST_CLASS_VARIANCE = 0.05
 """The smallest variance of a class in the block, in units of the variance that classes share."""
 MOST_NUMBERS = 2**26
-"""The most numbers in the array ``[n, C, k]`` of rows minus class means that is in memory."""
+"""The largest size of the array ``[n, C, k]`` of rows minus class means; it decides n."""
 
 
 class DPLDAParams(FedHypeVAEWarmParams):
@@ -116,9 +116,7 @@ class Discriminant:
         self.centre = centre
         # |u root - m root|^2 is the squared Mahalanobis distance. If classes share a root, u root
         # is computed once for all of them.
-        self.roots = spectral_function(
-            covariances, lambda values: values.clamp_min(LEAST_CLASS_VARIANCE).rsqrt()
-        )
+        self.roots = inverse_square_root(covariances, LEAST_CLASS_VARIANCE)
         self.whitened_means = (means[:, None] @ self.roots)[:, 0]
         self.log_scale = torch.linalg.slogdet(self.roots)[1]
 

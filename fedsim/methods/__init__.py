@@ -83,5 +83,5 @@ from fedsim.privacy.statistics.outer_products import (
     exact_products,
     unit_weights,
 )
-from fedsim.privacy.statistics.spectral import spectral_function, square_root
+from fedsim.privacy.statistics.spectral import inverse_square_root, spectral_function, square_root
 from fedsim.seeds import Purpose, Seeds

@@ -206,7 +206,7 @@ def row_of(
     cell = training["cell"]
     plan = training["plan"] or {}
     ledger: LedgerRecord = {}
-    if plan:  # Without a plan there is no ledger; one in the line was edited in.
+    if plan:  # Without a plan there is no ledger. If the line has one, somebody edited it.
         ledger = training["ledger"] or {}
     budget = plan
     if cell["algorithm"] == EXTERNAL:

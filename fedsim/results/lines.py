@@ -145,12 +145,11 @@ def _ledger(outcome: Outcome) -> LedgerRecord:
     }
     if outcome.unaccounted:
         return ledger
-    # They are None only without a plan, and then there is no ledger.
-    mechanisms = outcome.mechanisms or ()
+    # The mechanisms are None only without a plan, and a ledger is made only with one.
     return {
         **ledger,
         "epsilon_spent": outcome.epsilon_spent,
-        "mechanisms": [asdict(mechanism) for mechanism in mechanisms],
+        "mechanisms": [asdict(mechanism) for mechanism in outcome.mechanisms or ()],
         "noise_at": outcome.noise_at,
         "counted_by": counted_by(),
     }

@@ -285,8 +285,8 @@ def check_lines(
     Args:
         name: the algorithm, as in a grid file.
         params: all parameters of the cells that the check is about.
-        given: the ``key=YAML`` texts that the check was given. Of the other parameters, those that
-            make a training long had small values.
+        given: the ``key=YAML`` texts that the check was given. The check gave small values to
+            the other parameters that make a training long.
         findings: the results of all checks.
         quick: whether the check was quick.
     """
