@@ -101,7 +101,7 @@ def block_of(
     size: int,
     outward: Tensor,
 ) -> ClassBlock:
-    """Returns the block of the directions between class means and the leading ones of the data.
+    """Return the block of the directions between class means and the leading ones of the data.
 
     It has at least one direction, even if class means are equal.
 
@@ -144,7 +144,7 @@ def residuals(
     basis: Tensor,
     means: Tensor,
 ) -> Tensor:
-    """Returns the residuals of rows in the block, clipped to norm 1, ``[N, k]``.
+    """Return the residuals of rows in the block, clipped to norm 1, ``[N, k]``.
 
     A residual is what is left of a row's coordinates in the block after its class mean is
     subtracted, in units of :func:`reach`.
@@ -160,7 +160,7 @@ def residuals(
 
 
 def reach(size: int) -> float:
-    """Returns the norm at which residuals of ``size`` directions are clipped."""
+    """Return the norm at which residuals of ``size`` directions are clipped."""
     return TUNED.reach * math.sqrt(size)
 
 
@@ -169,7 +169,7 @@ def class_products(
     y: Tensor,
     classes: int,
 ) -> Products:
-    """Returns sums ``[C, k]`` and second moments ``[C k, k]`` of every class's residuals."""
+    """Return sums ``[C, k]`` and second moments ``[C k, k]`` of every class's residuals."""
     return {
         "class_sums": OuterProduct.sums(u, y, classes),
         "class_second": OuterProduct(u, u, y, classes),
@@ -183,7 +183,7 @@ def site_products(
     classes: int,
     sites: int,
 ) -> Products:
-    """Returns statistics of residuals by site, and by class within each site.
+    """Return statistics of residuals by site, and by class within each site.
 
     Args:
         u: residuals ``[N, k]``.
@@ -206,7 +206,7 @@ def site_products(
 
 
 def from_upper_triangles(values: Tensor, size: int) -> Tensor:
-    """Returns symmetric matrices ``[K, k, k]`` from their upper triangles.
+    """Return symmetric matrices ``[K, k, k]`` from their upper triangles.
 
     :func:`fedsim.privacy.statistics.outer_products.upper_triangle` makes these triangles.
     """
@@ -218,7 +218,7 @@ def from_upper_triangles(values: Tensor, size: int) -> Tensor:
 
 
 def between(centred_means: Tensor, most: int | None = None) -> Tensor:
-    """Returns orthonormal columns ``[d, k]`` that span the class means about their mean.
+    """Return orthonormal columns ``[d, k]`` that span the class means about their mean.
 
     There are C - 1 columns, or fewer if class means span fewer directions.
 
@@ -310,7 +310,7 @@ class BlockGenerator:
         return roots
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
+        """Return synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         t = self.tensors
         directions = t["directions"]
         if self.paired:
@@ -341,7 +341,7 @@ class BlockGenerator:
 
 
 def pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Groups the rows of each label into pairs, in their order.
+    """Group the rows of each label into pairs, in their order.
 
     Returns:
         The number of the draw that each row takes ``[n]``, the same for both rows of a pair, and
@@ -358,7 +358,7 @@ def by_shares(
     shares: Tensor,
     together: int,
 ) -> Tensor:
-    """Returns a site for every row, ``[n]``; in every label, sites are as frequent as their shares.
+    """Return a site for every row, ``[n]``; in every label, sites are as frequent as their shares.
 
     Args:
         labels: the label of every row ``[n]``.
@@ -373,7 +373,7 @@ def by_shares(
 
 
 def orthogonal(draws: Tensor) -> Tensor:
-    """Rotates independent standard normal rows ``[n, d]`` so that they are orthogonal.
+    """Rotate independent standard normal rows ``[n, d]`` so that they are orthogonal.
 
     More than d rows cannot all be orthogonal. They become as orthogonal as possible, so that
     together they vary about equally along all directions. Each row keeps its length, and its
@@ -404,14 +404,14 @@ class SitesGenerator(BlockGenerator):
     """
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Returns synthetic embeddings ``[n, d]`` of all sites."""
+        """Return synthetic embeddings ``[n, d]`` of all sites."""
         t = self.tensors
         site = by_shares(labels, t["client_rows"], 2 if self.paired else 1)
         offsets = t["client_centres"] - t["centre"]
         return super().sample(labels, stream) + offsets[site]
 
     def of_client(self, client: int) -> BlockGenerator:
-        """Returns the generator of one site.
+        """Return the generator of one site.
 
         Its rows lie around the centre of the site. In the block, coordinates are first whitened by
         the site's covariance. Then rows are drawn around the site's class means, as for the shared
@@ -434,5 +434,5 @@ class SitesGenerator(BlockGenerator):
 
 
 def _clamp(variances: Tensor) -> Tensor:
-    """Returns a site's variances, clamped to ``TUNED.narrowest`` and ``TUNED.widest``."""
+    """Return a site's variances, clamped to ``TUNED.narrowest`` and ``TUNED.widest``."""
     return variances.clamp(TUNED.narrowest, TUNED.widest)

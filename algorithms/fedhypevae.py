@@ -62,7 +62,7 @@ class FedHypeVAE(DPSGD):
     average_from = 0.7
 
     def build(self, clients: int) -> nn.Module:
-        """Returns the model of a cohort of ``clients``."""
+        """Return the model of a cohort of ``clients``."""
         return HyperCVAE(
             self.params,
             self.task.dim,
@@ -71,7 +71,7 @@ class FedHypeVAE(DPSGD):
         )
 
     def initial_server(self, seeds: Seeds) -> Server:
-        """Returns the server's start; without hidden layers the decoder's prototypes are 0.
+        """Return the server's start; without hidden layers the decoder's prototypes are 0.
 
         If they started at random, a class with few rows would keep its random prototype.
         """
@@ -84,7 +84,7 @@ class FedHypeVAE(DPSGD):
         return server
 
     def start_in(self, coordinates: Coordinates, server: Server) -> None:
-        """Starts the map of z along the axes of the coordinates, with half of their variance.
+        """Start the map of z along the axes of the coordinates, with half of their variance.
 
         A decoder with hidden layers stays as it is.
         """
@@ -94,7 +94,7 @@ class FedHypeVAE(DPSGD):
             model.decoder.start_map(axes / math.sqrt(2))
 
     def draws(self) -> Shapes:
-        """Returns the shapes of the draws of an example.
+        """Return the shapes of the draws of an example.
 
         There is one posterior draw. If the kernel term has a weight, there are also prior draws
         with their observation noise: two for the kernel score, or one for the MMD of the paper's
@@ -109,14 +109,14 @@ class FedHypeVAE(DPSGD):
         return shapes
 
     def draws_in(self, round_: Round) -> Shapes:
-        """Returns the draws of a round; one in ``kernel_every`` has those of the kernel score."""
+        """Return the draws of a round; one in ``kernel_every`` has those of the kernel score."""
         shapes = self.draws()
         if round_.step % self.params.kernel_every == 0:
             return shapes
         return {"posterior": shapes["posterior"]}
 
     def clip_weights(self) -> Mapping[str, float]:
-        """Returns factors that bring the gradients of all parts to one order of magnitude.
+        """Return factors that bring the gradients of all parts to one order of magnitude.
 
         The decoder's gradient has the factor 1 / sqrt(d), and the prior's gradient has the
         observation variance as a factor. The bias of the decoder's last layer gets a gradient from
@@ -136,7 +136,7 @@ class FedHypeVAE(DPSGD):
         }
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Returns the parts of each example's loss, ``[N]`` each.
+        """Return the parts of each example's loss, ``[N]`` each.
 
         For the encoder's posterior q(z | x, y, v) their sum is
 
@@ -177,7 +177,7 @@ class FedHypeVAE(DPSGD):
         batch: Batch,
         code: Tensor,
     ) -> Tensor:
-        """Returns the kernel score of each example, or the MMD of the batch, ``[N]``.
+        """Return the kernel score of each example, or the MMD of the batch, ``[N]``.
 
         Args:
             model: the cohort's model.
@@ -201,7 +201,7 @@ class FedHypeVAE(DPSGD):
         batch: Batch,
         prior: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Returns a draw z ~ q(z | x, y, v) ``[N, latent]`` and KL(q || p(z | y, v)) ``[N]``.
+        """Return a draw z ~ q(z | x, y, v) ``[N, latent]`` and KL(q || p(z | y, v)) ``[N]``.
 
         If q is the exact posterior, the divergence is estimated from this one draw.
 
@@ -228,7 +228,7 @@ class FedHypeVAE(DPSGD):
         return bool(self.params.form == "paper")
 
     def phases(self) -> tuple[Phase, ...]:
-        """Returns the phases of DP-SGD, or the rounds of the paper's form.
+        """Return the phases of DP-SGD, or the rounds of the paper's form.
 
         In the paper's form, sampling examples does not amplify privacy. Sampling clients does, for
         ``unit: client`` only.
@@ -240,11 +240,11 @@ class FedHypeVAE(DPSGD):
         return (Phase(release, partial(paper_round, self), self.server_step, self.broadcast),)
 
     def clips_clients(self) -> bool:
-        """Returns whether each client is clipped as a whole: in the paper's form for any unit."""
+        """Return whether each client is clipped as a whole: in the paper's form for any unit."""
         return self.in_paper_form or super().clips_clients()
 
     def sensitivity(self) -> float:
-        """Returns C, or in the paper's form 2C for an example or group.
+        """Return C, or in the paper's form 2C for an example or group.
 
         An example or group may turn its client's clipped gradient into any other.
         """
@@ -253,7 +253,7 @@ class FedHypeVAE(DPSGD):
         return super().sensitivity()
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:
-        """Checks the contract of DP-SGD; the paper's form assumes nothing about the loss."""
+        """Check the contract of DP-SGD; the paper's form assumes nothing about the loss."""
         if not self.in_paper_form:
             super().check_contract(round_, broadcast)
 
@@ -264,7 +264,7 @@ class FedHypeVAE(DPSGD):
         model: Any,
         stream: torch.Generator,
     ) -> Mapping[str, Tensor]:
-        """Returns the Lipschitz penalty of the hypernetwork."""
+        """Return the Lipschitz penalty of the hypernetwork."""
         weight = self.params.lipschitz * CODE_SCALE[self.params.form] ** 2
         if weight:
             return {"lipschitz": weight * model.lipschitz()}
@@ -278,7 +278,7 @@ class FedHypeVAE(DPSGD):
         *,
         by_client: bool,
     ) -> Tensors | None:
-        """Returns the factor on each Adam step that removes the part due to noise.
+        """Return the factor on each Adam step that removes the part due to noise.
 
         Without it, parameters whose gradient is drowned in noise would wander. In the paper's form
         the result is None: steps are taken as they are.
@@ -293,7 +293,7 @@ class FedHypeVAE(DPSGD):
         parts: Mapping[str, Tensor],
         round_: Round,
     ) -> Mapping[str, DiagnosticLike]:
-        """Returns the KL divergence in nats per example, and values of what clients generate.
+        """Return the KL divergence in nats per example, and values of what clients generate.
 
         The divergence has no values if ``parts`` is empty, as it is in the paper's form. The other
         values are those of the first :data:`SHOWN` clients: the norm of the generated decoder, and
@@ -330,7 +330,7 @@ class FedHypeVAE(DPSGD):
         codes: Tensor,
         stream: torch.Generator,
     ) -> Tensor:
-        """Returns one generated row per class for every code ``[K, code]``, ``[K, C, d]``.
+        """Return one generated row per class for every code ``[K, code]``, ``[K, C, d]``.
 
         C is the number of the classes that are shown.
         """
@@ -347,7 +347,7 @@ class FedHypeVAE(DPSGD):
         return generated.view(count, classes, self.task.dim)
 
     def scope(self) -> str:
-        """Returns ``hypernetwork`` if only the gradients of the hypernetwork get noise.
+        """Return ``hypernetwork`` if only the gradients of the hypernetwork get noise.
 
         Otherwise, and without codes, it is the word of DP-SGD: ``joint`` or ``shared``.
         """
@@ -356,7 +356,7 @@ class FedHypeVAE(DPSGD):
         return super().scope()
 
     def claim(self) -> Claim:
-        """Returns the claim of DP-SGD; ``proved`` in the paper's form, which clips whole clients.
+        """Return the claim of DP-SGD; ``proved`` in the paper's form, which clips whole clients.
 
         There is one exception in every form: synthesis with the clients' own codes is
         ``heuristic`` if these codes get no noise.
@@ -368,7 +368,7 @@ class FedHypeVAE(DPSGD):
         return super().claim()
 
     def generator(self, server: Server) -> HyperGenerator:
-        """Returns a generator at the meta-codes, or at the clients' own codes.
+        """Return a generator at the meta-codes, or at the clients' own codes.
 
         Trained codes are used if they were released: with noise, or at an infinite epsilon. Else
         the codes from which the clients started take their place.

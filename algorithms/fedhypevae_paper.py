@@ -37,7 +37,7 @@ def paper_round(
     round_: Round,
     broadcast: Tensors,
 ) -> Message:
-    """Runs both levels at all clients that take part; returns the sum of their clipped gradients.
+    """Run both levels at all clients that take part; return the sum of their clipped gradients.
 
     With ``noised: all`` the change of a client's code is clipped jointly with its gradient. Every
     client then adds noise to its code and keeps the noisy code.
@@ -114,7 +114,7 @@ def _both_levels(
     shared: Tensors,
     local: Tensors,
 ) -> tuple[Tensors, Tensors]:
-    """Trains the local parameters in place, then returns the gradients of the shared ones.
+    """Train the local parameters in place, then return the gradients of the shared ones.
 
     Args:
         algorithm: FedHypeVAE in the paper's form.
@@ -139,5 +139,5 @@ def _both_levels(
 
 
 def _means(steps: Sequence[Tensors]) -> Tensors:
-    """Returns the mean of each tensor over the steps, by name."""
+    """Return the mean of each tensor over the steps, by name."""
     return {name: torch.stack([step[name] for step in steps]).mean(0) for name in steps[0]}

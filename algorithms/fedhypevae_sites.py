@@ -65,17 +65,17 @@ class FedHypeVAESites(FedHypeVAEWarm):
     sent_to_clients = (*SENT_TO_CLIENTS, "client_centres", "prior_means")
 
     def ignores_partition(self) -> bool:
-        """Returns False: each client has its own code."""
+        """Return False: each client has its own code."""
         return False
 
     def statistic_numbers(self) -> int:
-        """Returns the size of the statistics, with a mean, a matrix and class sums per site."""
+        """Return the size of the statistics, with a mean, a matrix and class sums per site."""
         directions = self.most_directions()
         of_a_site = self.dim + directions * (directions + self.task.classes)
         return super().statistic_numbers() + self.task.clients * of_a_site
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """Returns the statistics of the warm form, then the site moments in the block."""
+        """Return the statistics of the warm form, then the site moments in the block."""
         site_moments = Statistic(
             "site moments",
             self.shares["site moments"],
@@ -86,7 +86,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
         return (*super().statistics(), site_moments)
 
     def mean_statistic(self, share: float) -> Statistic:
-        """Returns the statistic of the mean of all rows and of the mean of every site."""
+        """Return the statistic of the mean of all rows and of the mean of every site."""
 
         def products(rows: Rows, broadcast: Tensors) -> moments.Products:
             of_sites = moments.sums_and_counts(
@@ -109,7 +109,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores one centre for all sites, or the centre of each if their means are far apart.
+        """Store one centre for all sites, or the centre of each if their means are far apart.
 
         Sites that differ only in their label frequencies would not have means so far apart.
         """
@@ -139,7 +139,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
         }
 
     def about(self, rows: Rows, broadcast: Tensors) -> Tensor:
-        """Returns rows minus their site's centre, ``[N, d]``."""
+        """Return rows minus their site's centre, ``[N, d]``."""
         return rows.x - broadcast["client_centres"][rows.client]
 
     def site_products(
@@ -147,7 +147,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
         rows: Rows,
         broadcast: Tensors,
     ) -> moments.Products:
-        """Returns the statistics of residuals in the block, by site and by class of a site."""
+        """Return the statistics of residuals in the block, by site and by class of a site."""
         u = self.block_residuals(rows, broadcast, broadcast["prior_means"])
         classes = self.task.classes
         return class_block.site_products(
@@ -164,7 +164,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores shifts of the prior's means ``[K, C, k]`` and covariances of sites ``[K, k, k]``.
+        """Store shifts of the prior's means ``[K, C, k]`` and covariances of sites ``[K, k, k]``.
 
         A shift is the sum of the mean shift of its site and of the further shift of its class at
         that site. Both are shrunk by their noise.
@@ -197,7 +197,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
         }
 
     def generator(self, server: Server) -> SitesGenerator:
-        """Returns the shared generator, which also makes a generator for every site."""
+        """Return the shared generator, which also makes a generator for every site."""
         return SitesGenerator(server.tensors, self.params.paired)
 
 
@@ -208,7 +208,7 @@ def shrunk_mean(
     count_std: float,
     axes: Tensor,
 ) -> Tensor:
-    """Returns the mean residuals of groups ``[G, k]``, shrunk to 0 by their noise.
+    """Return the mean residuals of groups ``[G, k]``, shrunk to 0 by their noise.
 
     The noise of a mean is the added noise plus the sampling error. The variance of the signal is
     estimated separately for the directions between class means, in which sites differ most, and for
@@ -259,7 +259,7 @@ def site_covariances(
     shifts: Tensor,
     class_covariances: Tensor,
 ) -> Tensor:
-    """Returns the covariances of sites ``[K, k, k]``, relative to what their classes explain.
+    """Return the covariances of sites ``[K, k, k]``, relative to what their classes explain.
 
     The covariance that is expected of a site is the mean of its classes' covariances, weighted by
     how frequent the classes are there. The deviation of the estimate from it is shrunk by its

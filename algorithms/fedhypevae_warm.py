@@ -131,7 +131,7 @@ class FedHypeVAEWarm(OneShot):
     sent_to_clients: ClassVar[tuple[str, ...]] = SENT_TO_CLIENTS
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """Returns the statistics in the order of their release."""
+        """Return the statistics in the order of their release."""
         share = self.shares
         mean = self.mean_statistic(MEAN_SHARE * share["coordinates"])
         class_means = Statistic(
@@ -163,18 +163,18 @@ class FedHypeVAEWarm(OneShot):
         return (*coordinates, class_means, all_moments, class_moments)
 
     def mean_statistic(self, share: float) -> Statistic:
-        """Returns the statistic of the mean of all rows."""
+        """Return the statistic of the mean of all rows."""
         return replace(overall_mean(share), receive=self.receive_mean)
 
     def phases(self) -> tuple[Phase, ...]:
-        """Returns one phase per statistic; a report draws that of the moments."""
+        """Return one phase per statistic; a report draws that of the moments."""
         return tuple(
             self.phase(statistic, main=statistic.name == "moments")
             for statistic in self.statistics()
         )
 
     def broadcast(self, server: Server) -> Tensors:
-        """Returns the tensors that have been released so far and that clients need."""
+        """Return the tensors that have been released so far and that clients need."""
         tensors = server.tensors
         return {name: tensors[name] for name in self.sent_to_clients if name in tensors}
 
@@ -186,7 +186,7 @@ class FedHypeVAEWarm(OneShot):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores the centre, the rows' mean squared distance from it, and the emphasis.
+        """Store the centre, the rows' mean squared distance from it, and the emphasis.
 
         Rows have unit norm, so the distance follows from the norm of the centre.
         """
@@ -201,7 +201,7 @@ class FedHypeVAEWarm(OneShot):
         }
 
     def emphasis(self, server: Server, rows: Tensor) -> Tensor:
-        """Returns factors on the weights of the moments, in their order, ``[3]``.
+        """Return factors on the weights of the moments, in their order, ``[3]``.
 
         The joint norm of the weights stays the same. For few rows in many dimensions, noise hides
         the second moment, so its weight falls. The weights of sums and counts rise.
@@ -229,11 +229,11 @@ class FedHypeVAEWarm(OneShot):
     # --- class means ---
 
     def about(self, rows: Rows, broadcast: Tensors) -> Tensor:
-        """Returns rows minus the centre, ``[N, d]``."""
+        """Return rows minus the centre, ``[N, d]``."""
         return rows.x - broadcast["mean"]
 
     def in_coordinates(self, rows: Rows, broadcast: Tensors) -> Tensor:
-        """Returns rows in released coordinates ``[N, d]``, of mean squared norm 1."""
+        """Return rows in released coordinates ``[N, d]``, of mean squared norm 1."""
         return Coordinates(broadcast).of_centred(self.about(rows, broadcast))
 
     def means_products(
@@ -241,7 +241,7 @@ class FedHypeVAEWarm(OneShot):
         rows: Rows,
         broadcast: Tensors,
     ) -> moments.Products:
-        """Returns class sums and counts of the clipped rows."""
+        """Return class sums and counts of the clipped rows."""
         r = moments.in_unit_ball(self.in_coordinates(rows, broadcast) / TUNED.clip)
         return moments.class_mean_products(r, rows.y, self.task.classes)
 
@@ -251,7 +251,7 @@ class FedHypeVAEWarm(OneShot):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores class means with their noise, and the centres of the moments.
+        """Store class means with their noise, and the centres of the moments.
 
         The centres are the shrunk class means if these stand out of their noise, else 0. Rows
         about class means are shorter, so they are clipped to a smaller radius.
@@ -288,7 +288,7 @@ class FedHypeVAEWarm(OneShot):
         }
 
     def error(self, broadcast: Tensors) -> Tensor:
-        """Returns the expected squared distance of the centre from the mean, in coordinates."""
+        """Return the expected squared distance of the centre from the mean, in coordinates."""
         error = broadcast["error"] / Coordinates(broadcast).scale.square()
         return error.clamp_max(1 - TUNED.least_variance)
 
@@ -299,7 +299,7 @@ class FedHypeVAEWarm(OneShot):
         rows: Rows,
         broadcast: Tensors,
     ) -> moments.Products:
-        """Returns the moments of the clipped rows about their classes' centres.
+        """Return the moments of the clipped rows about their classes' centres.
 
         They are class sums, class counts and one second moment, each times its emphasis.
         """
@@ -318,7 +318,7 @@ class FedHypeVAEWarm(OneShot):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores the decoder and the block that follow from class means and the covariance."""
+        """Store the decoder and the block that follow from class means and the covariance."""
         tensors = server.tensors
         emphasis = dict(zip(MOMENT_WEIGHTS, tensors["emphasis"].tolist(), strict=True))
         sums = {name: sums[name] / factor for name, factor in emphasis.items()}
@@ -375,7 +375,7 @@ class FedHypeVAEWarm(OneShot):
         values: Tensor,
         vectors: Tensor,
     ) -> Tensors:
-        """Returns the tensors of the affine decoder and of its block.
+        """Return the tensors of the affine decoder and of its block.
 
         Args:
             server: the server.
@@ -408,7 +408,7 @@ class FedHypeVAEWarm(OneShot):
         }
 
     def block_size(self, server: Server) -> int:
-        """Returns the number of directions of the block.
+        """Return the number of directions of the block.
 
         It is the number that the noise of the class moments leaves visible, or C - 1, the number of
         directions between class means, if that is more. :meth:`most_directions` bounds it. The
@@ -427,7 +427,7 @@ class FedHypeVAEWarm(OneShot):
         return min(max(self.task.classes - 1, affordable), self.most_directions())
 
     def most_directions(self) -> int:
-        """Returns the largest number of directions that the block can have.
+        """Return the largest number of directions that the block can have.
 
         It is limited by the parameter ``block``, or by C - 1 if that is more, and by memory.
         """
@@ -436,7 +436,7 @@ class FedHypeVAEWarm(OneShot):
         return min(self.dim, in_memory, max(self.task.classes - 1, most))
 
     def statistic_numbers(self) -> int:
-        """Returns the size of the statistics, with a matrix in the block per class."""
+        """Return the size of the statistics, with a matrix in the block per class."""
         return super().statistic_numbers() + self.task.classes * self.most_directions() ** 2
 
     # --- classes ---
@@ -447,7 +447,7 @@ class FedHypeVAEWarm(OneShot):
         broadcast: Tensors,
         means: Tensor,
     ) -> Tensor:
-        """Returns residuals ``[N, k]`` of rows in the block about class ``means`` ``[C, k]``."""
+        """Return residuals ``[N, k]`` of rows in the block about class ``means`` ``[C, k]``."""
         r = self.about(rows, broadcast) / broadcast["radius"]
         return class_block.residuals(r, rows.y, broadcast["basis"], means)
 
@@ -456,7 +456,7 @@ class FedHypeVAEWarm(OneShot):
         rows: Rows,
         broadcast: Tensors,
     ) -> moments.Products:
-        """Returns sums and second moments of every class's residuals in the block."""
+        """Return sums and second moments of every class's residuals in the block."""
         u = self.block_residuals(rows, broadcast, broadcast["coordinates"])
         return class_block.class_products(u, rows.y, self.task.classes)
 
@@ -466,7 +466,7 @@ class FedHypeVAEWarm(OneShot):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores the prior's mean and covariance for every class."""
+        """Store the prior's mean and covariance for every class."""
         counts = server.tensors["counts"]
         block_means = server.tensors["coordinates"]
         size = block_means.shape[1]
@@ -493,16 +493,16 @@ class FedHypeVAEWarm(OneShot):
         }
 
     def class_rows(self, server: Server) -> Tensor:
-        """Returns the class counts that class means and moments give together, ``[C]``."""
+        """Return the class counts that class means and moments give together, ``[C]``."""
         return server.tensors["counts"]
 
     def generator(self, server: Server) -> BlockGenerator:
-        """Returns one generator for all clients."""
+        """Return one generator for all clients."""
         return BlockGenerator(server.tensors, self.params.paired)
 
 
 def estimated_eigenvalues(noisy: Tensor, noise: float) -> Tensor:
-    """Returns estimates of the eigenvalues of the covariance, descending, ``[d]``.
+    """Return estimates of the eigenvalues of the covariance, descending, ``[d]``.
 
     Their sum is that of the noisy eigenvalues, if that is positive.
 

@@ -229,13 +229,13 @@ class HyperCVAE(nn.Module):
         self.observation = ObservationNoise(0.5 / dim)
 
     def codes(self, clients: int) -> Tensor:
-        """Returns the scaled codes of the cohort's ``clients`` ``[K, code]``, without gradient."""
+        """Return the scaled codes of the cohort's ``clients`` ``[K, code]``, without gradient."""
         if not self.params.code:
             return self.observation.shift.weight.new_zeros(clients, 0)
         return CODE_SCALE[self.params.form] * self.code.weight.detach()
 
     def features(self, codes: Tensor) -> Tensor:
-        """Returns the hypernetwork's hidden layer at scaled codes ``[N, code]``.
+        """Return the hypernetwork's hidden layer at scaled codes ``[N, code]``.
 
         All generated parameters are linear in this layer. Without it, the codes are returned.
         """
@@ -244,7 +244,7 @@ class HyperCVAE(nn.Module):
         return F.relu(self.hyper(codes))
 
     def lipschitz(self) -> Tensor:
-        """Returns the squared Frobenius norm of d(generated decoder and prior) / dv.
+        """Return the squared Frobenius norm of d(generated decoder and prior) / dv.
 
         With a hidden layer it is a bound, the product of the norms of both layers.
         """
@@ -259,7 +259,7 @@ class HyperCVAE(nn.Module):
         batch: Batch,
         noise: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns mean, deviation and log density of a draw from the exact posterior.
+        """Return mean, deviation and log density of a draw from the exact posterior.
 
         None of them has a gradient (Fisher's identity, as in EM). They are the results of
         :func:`fedsim.models.cvae.linear_posterior`, which gives their shapes.
@@ -303,7 +303,7 @@ class HyperCVAE(nn.Module):
         latent: Tensor,
         observation: Tensor,
     ) -> Tensor:
-        """Returns rows x ~ p(x | z) p(z | y, v), ``[N, T, d]``.
+        """Return rows x ~ p(x | z) p(z | y, v), ``[N, T, d]``.
 
         Args:
             code: scaled codes ``[N, code]``.
@@ -326,7 +326,7 @@ def fit_meta_codes(
     steps: int,
     seeds: Seeds,
 ) -> Tensor:
-    """Returns ``count`` codes whose mixture of generators is closest to that of the clients.
+    """Return ``count`` codes whose mixture of generators is closest to that of the clients.
 
     Closeness is measured by the kernel score. The clients are ordered along the first principal
     direction of the codes, or by their numbers if no direction is the first. They are cut into
@@ -383,7 +383,7 @@ def fit_meta_codes(
 
 
 def _initial_meta_codes(codes: Tensor, count: int) -> Tensor:
-    """Returns the means of ``count`` groups of codes along their first principal direction."""
+    """Return the means of ``count`` groups of codes along their first principal direction."""
     centred = codes - codes.mean(0)
     _, direction = leading(centred.T @ centred, 1, 0.0)
     projection = (centred.double() @ steady(direction)).sum(1)
@@ -406,12 +406,12 @@ class HyperGenerator:
     client_codes: Tensor
 
     def of_client(self, client: int) -> HyperGenerator:
-        """Returns the generator at a client's own code."""
+        """Return the generator at a client's own code."""
         code = self.client_codes[client : client + 1]
         return HyperGenerator(self.model, code, code)
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
+        """Return synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         with torch.no_grad():
             rows = len(labels)
             code_of_row = integers(len(self.codes), (rows,), stream, labels)

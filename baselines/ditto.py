@@ -71,11 +71,11 @@ class PersonalSoftmaxRegression(LocalTraining):
     local = (OWN_HEAD,)
 
     def build(self, clients: int) -> nn.Module:
-        """Returns the model of one client."""
+        """Return the model of one client."""
         return SharedAndOwn(self.task.dim, self.task.classes)
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Returns the cross-entropy of both classifiers for each example, ``[N]``."""
+        """Return the cross-entropy of both classifiers for each example, ``[N]``."""
         return {
             "shared": cross_entropy(model.shared(batch.x), batch.y),
             "own": cross_entropy(model.own(batch.x), batch.y),
@@ -88,7 +88,7 @@ class PersonalSoftmaxRegression(LocalTraining):
         parameters: Tensors,
         broadcast: Tensors,
     ) -> None:
-        """Adds the gradient of the own classifiers' proximal term, in place; it reads no row."""
+        """Add the gradient of the own classifiers' proximal term, in place; it reads no row."""
         super().pull(clients, gradients, parameters, broadcast)
         for name in gradients:
             if name.startswith(OWN_HEAD):
@@ -97,11 +97,11 @@ class PersonalSoftmaxRegression(LocalTraining):
                 gradients[name] = gradients[name] + self.params.own_proximal * difference
 
     def released_names(self, model: nn.Module) -> list[str]:
-        """Returns the parameter names of the own classifiers, which the evaluation needs."""
+        """Return the parameter names of the own classifiers, which the evaluation needs."""
         return [name for name, _ in model.named_parameters() if name.startswith(OWN_HEAD)]
 
     def classifier(self, server: Server) -> LocalClassifiers:
-        """Returns the own classifiers of all clients."""
+        """Return the own classifiers of all clients."""
         clients = range(self.task.clients)
         return LocalClassifiers([self._own_classifier(server, client) for client in clients])
 

@@ -91,7 +91,7 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Returns the logits ``[N]`` of rows ``[N, d]`` with labels ``[N]``."""
+        """Return the logits ``[N]`` of rows ``[N, d]`` with labels ``[N]``."""
         h = math.sqrt(x.shape[1]) * torch.cat([x, one_hot(y, self.classes)], 1)
         for index, layer in enumerate(self.layers):
             if index > 0:
@@ -134,18 +134,18 @@ class DPCGAN(DPSGD):
     server_only = ("generator.",)
 
     def build(self, clients: int) -> nn.Module:
-        """Returns the model; clients have only the discriminator."""
+        """Return the model; clients have only the discriminator."""
         return GAN(self.params, self.task.dim, self.task.classes, clients)
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Returns the discriminator's loss on each real row, ``[N]``.
+        """Return the discriminator's loss on each real row, ``[N]``.
 
         It is -log D(x, y), where D is the sigmoid of the discriminator's logit.
         """
         return {"real": F.softplus(-model.discriminator(batch.x, batch.y))}
 
     def public_terms(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
-        """Returns the discriminator's loss on generated rows and the penalty on its gradient.
+        """Return the discriminator's loss on generated rows and the penalty on its gradient.
 
         The loss is -log(1 - D(G(z, y), y)).
         """
@@ -162,7 +162,7 @@ class DPCGAN(DPSGD):
         round_: Round,
         total: Tensors,
     ) -> Values:
-        """Takes the discriminator's noisy step, then the generator's steps on -log D(G(z, y), y).
+        """Take the discriminator's noisy step, then the generator's steps on -log D(G(z, y), y).
 
         The generator's steps read no private data, so they are post-processing.
         """
@@ -190,7 +190,7 @@ class DPCGAN(DPSGD):
         return {**values, "loss_generator": loss.detach()}
 
     def _labels(self, device: torch.device) -> Tensor:
-        """Returns the labels of a step's generated rows, all classes in turn.
+        """Return the labels of a step's generated rows, all classes in turn.
 
         There are as many as the parameter ``fakes`` says, or one of each class if that is more.
         """
@@ -198,7 +198,7 @@ class DPCGAN(DPSGD):
         return torch.arange(count, device=device) % self.task.classes
 
     def generator(self, server: Server) -> ConditionalSampler:
-        """Returns the generator with the parameters that the model now has.
+        """Return the generator with the parameters that the model now has.
 
         The harness has set them to their mean over late rounds.
         """

@@ -100,12 +100,12 @@ class BallHead(nn.Module):
         self.radius = radius
 
     def forward(self, r: Tensor) -> Tensor:
-        """Returns logits ``[N, C]`` of coordinates ``[N, d]``."""
+        """Return logits ``[N, C]`` of coordinates ``[N, d]``."""
         logits: Tensor = self.head(moments.in_unit_ball(r / self.radius))
         return logits
 
     def classifier(self) -> LinearClassifier:
-        """Returns the trained classifier of coordinates, which does not clip them."""
+        """Return the trained classifier of coordinates, which does not clip them."""
         weight = self.head.weight / self.radius
         return LinearClassifier(weight, weight.new_zeros(len(weight)))
 
@@ -118,11 +118,11 @@ class DPFeatureCovariance(SoftmaxRegression, DPSGD):
     Params: ClassVar[type[DPFeatureCovarianceParams]] = DPFeatureCovarianceParams
 
     def build(self, clients: int) -> nn.Module:
-        """Returns the model of the classifier."""
+        """Return the model of the classifier."""
         return BallHead(self.task.dim, self.task.classes, self.params.radius)
 
     def phases(self) -> tuple[Phase, ...]:
-        """Returns the phases of the statistics, then DP-SGD."""
+        """Return the phases of the statistics, then DP-SGD."""
         p = self.params
         *coordinates, sgd = super().phases()
         second = Statistic(
@@ -142,7 +142,7 @@ class DPFeatureCovariance(SoftmaxRegression, DPSGD):
         rows: Rows,
         released: Tensors,
     ) -> Mapping[str, OuterProduct]:
-        """Returns the second moment of the clipped rows in released coordinates."""
+        """Return the second moment of the clipped rows in released coordinates."""
         clipped = Coordinates(released).in_ball(rows.x, self.params.radius)
         return {"second": OuterProduct(clipped, clipped)}
 
@@ -152,7 +152,7 @@ class DPFeatureCovariance(SoftmaxRegression, DPSGD):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores the preconditioner ``[d, d]``: the inverse of the second moment plus a ridge.
+        """Store the preconditioner ``[d, d]``: the inverse of the second moment plus a ridge.
 
         Negative eigenvalues, which noise can cause, are set to 0 first.
         """
@@ -171,7 +171,7 @@ class DPFeatureCovariance(SoftmaxRegression, DPSGD):
         round_: Round,
         total: Tensors,
     ) -> Values:
-        """Takes a step along the preconditioned sum, then updates the running average."""
+        """Take a step along the preconditioned sum, then update the running average."""
         weight = server.model.get_parameter("head.weight")
         step = total["head.weight"] @ server.tensors["preconditioner"]
         with torch.no_grad():

@@ -92,7 +92,7 @@ class Velocity(nn.Module):
         t: Tensor,
         y: Tensor,
     ) -> Tensor:
-        """Returns the velocities ``[..., d]``.
+        """Return the velocities ``[..., d]``.
 
         Args:
             x: points ``[..., d]``.
@@ -125,7 +125,7 @@ class FlowGenerator(NamedTuple):
     steps: int
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Returns synthetic rows ``[n, d]``, in the flow's coordinates, for labels ``[n]``."""
+        """Return synthetic rows ``[n, d]``, in the flow's coordinates, for labels ``[n]``."""
         x = normal((len(labels), self.dim), stream, labels)
         step_size = 1 / self.steps
         with torch.no_grad():
@@ -149,16 +149,16 @@ class DPFlow(DPSGD):
     Params = DPFlowParams
 
     def build(self, clients: int) -> nn.Module:
-        """Returns the network of the velocity, which all clients share."""
+        """Return the network of the velocity, which all clients share."""
         return Velocity(self.task.dim, self.task.classes, self.params.hidden)
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
-        """Returns the shapes of an example's draws: starts of lines, and numbers that give t."""
+        """Return the shapes of an example's draws: starts of lines, and numbers that give t."""
         count = self.params.draws
         return {"noise": (count, self.task.dim), "time": (count, 1)}
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Returns the squared error of the velocity for each example, ``[N]``.
+        """Return the squared error of the velocity for each example, ``[N]``.
 
         It is the mean over draws and features of
 
@@ -176,5 +176,5 @@ class DPFlow(DPSGD):
         return {"velocity": error.square().mean((1, 2))}
 
     def generator(self, server: Server) -> FlowGenerator:
-        """Returns the generator, whose network has the mean of the weights over later rounds."""
+        """Return the generator, whose network has the mean of the weights over later rounds."""
         return FlowGenerator(server.model, self.task.dim, self.params.solver_steps)

@@ -84,12 +84,12 @@ class DPGaussian(OneShot):
     Params: ClassVar[type[DPGaussianParams]] = DPGaussianParams
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """Returns the statistics of the coordinates, then the moments of rows in them."""
+        """Return the statistics of the coordinates, then the moments of rows in them."""
         share = self.params.coordinates_share
         return (*coordinate_statistics(share), self.moment_statistic(1 - share))
 
     def moment_statistic(self, share: float) -> Statistic:
-        """Returns the statistic of class sums, class counts and one second moment."""
+        """Return the statistic of class sums, class counts and one second moment."""
         return Statistic(
             "moments", share, moments.MOMENT_WEIGHTS, self.moment_products, self.receive_moments
         )
@@ -99,7 +99,7 @@ class DPGaussian(OneShot):
         rows: Rows,
         broadcast: Tensors,
     ) -> Mapping[str, OuterProduct]:
-        """Returns the moments of the clipped rows."""
+        """Return the moments of the clipped rows."""
         return moments.moment_products(
             self.clipped(rows, broadcast),
             rows.y,
@@ -107,7 +107,7 @@ class DPGaussian(OneShot):
         )
 
     def clipped(self, rows: Rows, broadcast: Tensors) -> Tensor:
-        """Returns rows in released coordinates ``[N, d]``, clipped to and divided by the radius."""
+        """Return rows in released coordinates ``[N, d]``, clipped to and divided by the radius."""
         return Coordinates(broadcast).in_ball(rows.x, self.params.radius)
 
     def receive_moments(
@@ -116,7 +116,7 @@ class DPGaussian(OneShot):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores class means, class counts, the covariance within classes and its noise.
+        """Store class means, class counts, the covariance within classes and its noise.
 
         Means and covariance are in units of the radius. The noise is the standard deviation on an
         off-diagonal entry of the second moment.
@@ -134,11 +134,11 @@ class DPGaussian(OneShot):
         }
 
     def class_rows(self, server: Server) -> Tensor:
-        """Returns the released class counts ``[C]``."""
+        """Return the released class counts ``[C]``."""
         return server.tensors["class_counts"]
 
     def generator(self, server: Server) -> Generator:
-        """Returns a generator from class means and the covariance's leading directions.
+        """Return a generator from class means and the covariance's leading directions.
 
         White noise in all directions stands for the rest of the covariance.
         """
@@ -155,7 +155,7 @@ class DPGaussian(OneShot):
         return self.taken_back(gaussian, server)
 
     def taken_back(self, generator: Generator, server: Server) -> Generator:
-        """Returns a generator of embeddings, made from a generator of clipped rows."""
+        """Return a generator of embeddings, made from a generator of clipped rows."""
         return stretched(generator, Coordinates(server.tensors), self.params.radius)
 
 
@@ -186,7 +186,7 @@ class GaussianGenerator:
         self.gain = square_root(covariance + std**2 * identity) - std * identity
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
+        """Return synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         white = normal((len(labels), len(self.basis)), stream, labels)
         in_basis = (white @ self.basis) @ self.gain @ self.basis.T
         return self.means[labels] + self.std * white + in_basis
@@ -231,7 +231,7 @@ class DPLeastSquares(DPGaussian):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores weights ``W^-1 m_c`` and biases ``-m_c^T W^-1 m_c / 2`` for clipped rows.
+        """Store weights ``W^-1 m_c`` and biases ``-m_c^T W^-1 m_c / 2`` for clipped rows.
 
         Noise in m_c makes ``m_c^T W^-1 m_c`` larger. What it adds is subtracted.
         """
@@ -252,7 +252,7 @@ class DPLeastSquares(DPGaussian):
         }
 
     def classifier(self, server: Server) -> Classifier:
-        """Returns the discriminant, for embeddings."""
+        """Return the discriminant, for embeddings."""
         tensors = server.tensors
         weight = Coordinates(tensors).of_centred(tensors["weight"]) / self.params.radius
         return LinearClassifier(weight, tensors["bias"] - weight @ tensors["mean"])
@@ -277,7 +277,7 @@ class DPPrototypes(OneShot):
     Params = InCoordinatesParams
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """Returns the statistics of the coordinates, then every class's sum and count."""
+        """Return the statistics of the coordinates, then every class's sum and count."""
         share = self.params.coordinates_share
         last = Statistic(
             "prototypes",
@@ -289,7 +289,7 @@ class DPPrototypes(OneShot):
         return (*coordinate_statistics(share), last)
 
     def class_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
-        """Returns class sums and counts of the clipped rows."""
+        """Return class sums and counts of the clipped rows."""
         clipped = Coordinates(broadcast).in_ball(rows.x, self.params.radius)
         return moments.class_mean_products(clipped, rows.y, self.task.classes)
 
@@ -299,7 +299,7 @@ class DPPrototypes(OneShot):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores every class mean, divided by the length that it would have without noise.
+        """Store every class mean, divided by the length that it would have without noise.
 
         Noise makes the mean of a rare class long. Divided by its full length, such a mean would
         seem far from every row.
@@ -312,7 +312,7 @@ class DPPrototypes(OneShot):
         server.tensors["prototypes"] = means / length.clamp_min(1e-12)
 
     def classifier(self, server: Server) -> Classifier:
-        """Returns a classifier by the angle between a row and every prototype, about the mean.
+        """Return a classifier by the angle between a row and every prototype, about the mean.
 
         The length of a row is the same for all prototypes, so their products with the row order the
         classes as the angles do.
@@ -380,7 +380,7 @@ class DPGMM(DPGaussian):
     Params = DPGMMParams
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """Returns the statistics of DP-Gaussian, then the E steps."""
+        """Return the statistics of DP-Gaussian, then the E steps."""
         p = self.params
         em = Statistic(
             "em",
@@ -397,7 +397,7 @@ class DPGMM(DPGaussian):
         )
 
     def broadcast(self, server: Server) -> Tensors:
-        """Returns the released tensors that clients need, without the covariance ``[d, d]``."""
+        """Return the released tensors that clients need, without the covariance ``[d, d]``."""
         return {name: server.tensors[name] for name in SENT_TO_CLIENTS if name in server.tensors}
 
     def component_products(
@@ -405,7 +405,7 @@ class DPGMM(DPGaussian):
         rows: Rows,
         broadcast: Tensors,
     ) -> Mapping[str, OuterProduct]:
-        """Returns the E step: component sums and counts of the rows' residuals."""
+        """Return the E step: component sums and counts of the rows' residuals."""
         clipped = self.clipped(rows, broadcast)
         residuals = mixture.residuals(
             clipped,
@@ -426,7 +426,7 @@ class DPGMM(DPGaussian):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores DP-Gaussian's tensors, and the starting points of the components."""
+        """Store DP-Gaussian's tensors, and the starting points of the components."""
         super().receive_moments(server, sums, std)
         tensors = server.tensors
         basis, covariance, _ = moments.principal(
@@ -446,13 +446,13 @@ class DPGMM(DPGaussian):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores the result of the M step."""
+        """Store the result of the M step."""
         server.tensors |= mixture.maximise(
             sums["component_sums"], sums["component_counts"], server.tensors["shares"], std
         )
 
     def generator(self, server: Server) -> Generator:
-        """Returns a generator of the mixtures.
+        """Return a generator of the mixtures.
 
         All components have one covariance: that within classes minus the scatter between
         components.
@@ -484,7 +484,7 @@ class MixtureGenerator:
     shares: Tensor
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
+        """Return synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         drawn = torch.multinomial(self.shares[labels].cpu(), 1, generator=stream)[:, 0]
         component = to_device(drawn, labels.device)
         return self.components.sample(labels * self.shares.shape[1] + component, stream)

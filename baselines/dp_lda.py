@@ -53,7 +53,7 @@ class DPLDA(FedHypeVAEWarm):
     Params = DPLDAParams
 
     def classifier(self, server: Server) -> Classifier:
-        """Returns the classifier of embeddings that the parameter ``head`` names."""
+        """Return the classifier of embeddings that the parameter ``head`` names."""
         t = server.tensors
         covariances = t["prior_covariances"]
         # The released coordinates are those of rows that were divided by the radius.
@@ -73,7 +73,7 @@ class DPLDA(FedHypeVAEWarm):
         basis: Tensor,
         centre: Tensor,
     ) -> LinearClassifier:
-        """Returns the classifier by least squares on class indicators.
+        """Return the classifier by least squares on class indicators.
 
         Args:
             means: class means in the block ``[C, k]``.
@@ -121,13 +121,13 @@ class Discriminant:
         self.log_scale = torch.linalg.slogdet(self.roots)[1]
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """Returns class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
+        """Return class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
         u = (x - self.centre) @ self.basis
         size = max(1, MOST_NUMBERS // self.whitened_means.numel())
         return torch.cat([self._probabilities(rows) for rows in torch.split(u, size)])
 
     def _probabilities(self, u: Tensor) -> Tensor:
-        """Returns class probabilities ``[n, C]`` of rows in the block, ``[n, k]``."""
+        """Return class probabilities ``[n, C]`` of rows in the block, ``[n, k]``."""
         whitened = torch.einsum("nk,ckl->ncl", u, self.roots)
         squared_distance = (whitened - self.whitened_means).square().sum(2)
         return torch.softmax(self.log_scale - squared_distance / 2, 1)

@@ -77,12 +77,12 @@ class CentredHead(nn.Module):
         self.mean = nn.Parameter(torch.zeros(dim), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns logits ``[N, C]`` of embeddings ``[N, d]``."""
+        """Return logits ``[N, C]`` of embeddings ``[N, d]``."""
         logits: Tensor = self.head(SCALE * (x - self.mean))
         return logits
 
     def classifier(self) -> LinearClassifier:
-        """Returns the trained classifier, for embeddings."""
+        """Return the trained classifier, for embeddings."""
         weight = SCALE * self.head.weight
         return LinearClassifier(weight, self.head.bias - weight @ self.mean)
 
@@ -100,11 +100,11 @@ class DPLinear(SoftmaxRegression, DPSGD):
     Params: ClassVar[type[DPLinearParams]] = DPLinearParams
 
     def build(self, clients: int) -> nn.Module:
-        """Returns the model of the classifier."""
+        """Return the model of the classifier."""
         return CentredHead(self.task.dim, self.task.classes)
 
     def phases(self) -> tuple[Phase, ...]:
-        """Returns the phase of the mean, then DP-SGD.
+        """Return the phase of the mean, then DP-SGD.
 
         With ``precondition`` the phases of the coordinates take the place of the mean.
         """
@@ -118,11 +118,11 @@ class DPLinear(SoftmaxRegression, DPSGD):
 
     @classmethod
     def generates(cls, params: Any = None) -> bool:
-        """Returns whether the classifier is re-encoded as rows."""
+        """Return whether the classifier is re-encoded as rows."""
         return bool(params and params.reencoded)
 
     def generator(self, server: Server) -> Generator:
-        """Returns a generator of rows that encode the classifier.
+        """Return a generator of rows that encode the classifier.
 
         Rows of unit norm have the variance 1 - |mean|^2 about their mean, and so have these rows.
         """
@@ -143,7 +143,7 @@ def receive_mean(
     sums: Tensors,
     std: Mapping[str, float],
 ) -> None:
-    """Stores the released mean in the model, whose parameters are in every later broadcast."""
+    """Store the released mean in the model, whose parameters are in every later broadcast."""
     load_parameters(server.model, {"mean": moments.released_mean(sums, std).mean})
 
 
@@ -160,6 +160,6 @@ class WhiteGenerator:
     std: Tensor
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
+        """Return synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         white = normal((len(labels), self.means.shape[1]), stream, labels)
         return self.means[labels] + self.std * white

@@ -86,7 +86,7 @@ class DPMERF(OneShot):
     Params = DPMERFParams
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """Returns the statistics of the coordinates, then class sums of features and class counts.
+        """Return the statistics of the coordinates, then class sums of features and class counts.
 
         The features of every row have norm 1.
         """
@@ -102,12 +102,12 @@ class DPMERF(OneShot):
         return (*coordinate_statistics(share), embedding)
 
     def statistic_numbers(self) -> int:
-        """Returns the number of entries of the coordinates' moment or of all class sums."""
+        """Return the number of entries of the coordinates' moment or of all class sums."""
         class_sums: int = self.task.classes * 2 * self.params.frequencies
         return max(super().statistic_numbers(), class_sums)
 
     def build(self, clients: int) -> nn.Module:
-        """Returns the generator for the server (``clients`` 0), and an empty model for clients."""
+        """Return the generator for the server (``clients`` 0), and an empty model for clients."""
         p = self.params
         if clients:
             return nn.Module()
@@ -120,7 +120,7 @@ class DPMERF(OneShot):
         )
 
     def initial_server(self, seeds: Seeds) -> Server:
-        """Returns the server's start, with frequencies drawn before any data are seen."""
+        """Return the server's start, with frequencies drawn before any data are seen."""
         server = super().initial_server(seeds)
         stream = seeds.torch(Purpose.INIT)
         frequencies = kernel_frequencies(self.dim, self.params.frequencies, stream)
@@ -128,7 +128,7 @@ class DPMERF(OneShot):
         return server
 
     def embedding_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
-        """Returns class sums of features and class counts."""
+        """Return class sums of features and class counts."""
         scaled = Coordinates(broadcast).of_rows(rows.x) / self.params.radius
         features = kernel_features(scaled, broadcast["frequencies"])
         return moments.class_mean_products(features, rows.y, self.task.classes)
@@ -139,7 +139,7 @@ class DPMERF(OneShot):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Trains the generator to match the classes' mean features, and stores the class counts.
+        """Train the generator to match the classes' mean features, and store the class counts.
 
         Args:
             server: the server, whose model is the generator.
@@ -153,7 +153,7 @@ class DPMERF(OneShot):
         del server.tensors["frequencies"]
 
     def train_generator(self, server: Server, targets: Tensor) -> None:
-        """Minimises the sum over classes of ``|target - mean features of generated rows|^2``.
+        """Minimise the sum over classes of ``|target - mean features of generated rows|^2``.
 
         With n rows of features f_i and mean m, the mean of f_i . f_j over i != j estimates the
         squared norm of the expected features without bias. Because |f_i| = 1, it is
@@ -192,7 +192,7 @@ class DPMERF(OneShot):
         targets: Tensor,
         stream: torch.Generator,
     ) -> Tensor:
-        """Returns the loss of some classes on newly generated rows, a scalar.
+        """Return the loss of some classes on newly generated rows, a scalar.
 
         Args:
             server: the server, whose model is the generator.
@@ -208,10 +208,10 @@ class DPMERF(OneShot):
         return loss
 
     def class_rows(self, server: Server) -> Tensor:
-        """Returns the released class counts, at least the level of their noise, ``[C]``."""
+        """Return the released class counts, at least the level of their noise, ``[C]``."""
         return server.tensors["class_counts"]
 
     def generator(self, server: Server) -> Generator:
-        """Returns the trained generator; its rows are mapped back to embeddings."""
+        """Return the trained generator; its rows are mapped back to embeddings."""
         sampler = ConditionalSampler(server.model)
         return stretched(sampler, Coordinates(server.tensors), self.params.radius)

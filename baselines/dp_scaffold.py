@@ -52,21 +52,21 @@ class Scaffold(LocalDPSGD):
     units: ClassVar[tuple[Unit, ...]] = ("example", "group")
 
     def initial_server(self, seeds: Seeds) -> Server:
-        """Returns the server before the first round, with c = 0."""
+        """Return the server before the first round, with c = 0."""
         server = super().initial_server(seeds)
         for name, value in self.broadcast(server).items():
             server.tensors[f"{CONTROL}{name}"] = torch.zeros_like(value)
         return server
 
     def broadcast(self, server: Server) -> Tensors:
-        """Returns the shared parameters and c."""
+        """Return the shared parameters and c."""
         controls = {
             name: value for name, value in server.tensors.items() if name.startswith(CONTROL)
         }
         return super().broadcast(server) | controls
 
     def start_clients(self, clients: Clients) -> None:
-        """Starts the clients, with every c_k = 0."""
+        """Start the clients, with every c_k = 0."""
         super().start_clients(clients)
         count = len(clients.members)
         for name, value in clients.model.named_parameters():
@@ -74,7 +74,7 @@ class Scaffold(LocalDPSGD):
                 clients.state[f"{CONTROL}{name}"] = value.new_zeros(count, *value.shape)
 
     def stacked(self, clients: Clients, broadcast: Tensors) -> tuple[Tensors, Tensors]:
-        """Returns the parameters with which members start a round, without control variates."""
+        """Return the parameters with which members start a round, without control variates."""
         parameters = {
             name: value for name, value in broadcast.items() if not name.startswith(CONTROL)
         }
@@ -87,7 +87,7 @@ class Scaffold(LocalDPSGD):
         parameters: Tensors,
         broadcast: Tensors,
     ) -> None:
-        """Corrects the drift of every client's steps, in place."""
+        """Correct the drift of every client's steps, in place."""
         super().pull(clients, gradients, parameters, broadcast)
         for name in gradients:
             control = f"{CONTROL}{name}"
@@ -100,7 +100,7 @@ class Scaffold(LocalDPSGD):
         gradients: Tensors,
         state: Tensors,
     ) -> None:
-        """Takes a step of plain SGD, in place, since control variates have the units of gradients.
+        """Take a step of plain SGD, in place, since control variates have the units of gradients.
 
         Adam, the default of local steps, would rescale gradients.
         """
@@ -114,7 +114,7 @@ class Scaffold(LocalDPSGD):
         broadcast: Tensors,
         takes_part: Tensor,
     ) -> Tensors:
-        """Returns the clients' updates and the changes of their control variates.
+        """Return the clients' updates and the changes of their control variates.
 
         A client that takes no part keeps its control variate.
         """

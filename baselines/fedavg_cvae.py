@@ -53,11 +53,11 @@ class PrivateEncoders(LocalTraining):
     local = ("encoder.",)
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
-        """Returns the shape of the normal draw with which z is sampled from the posterior."""
+        """Return the shape of the normal draw with which z is sampled from the posterior."""
         return {"posterior": (self.params.latent,)}
 
     def generator(self, server: Server) -> CVAEGenerator:
-        """Returns a generator that decodes z ~ N(0, I), with observation noise if it is learned."""
+        """Return a generator that decodes z ~ N(0, I), with observation noise if it is learned."""
         return CVAEGenerator(cast(CVAE, server.model))
 
 
@@ -73,7 +73,7 @@ class FedAvgCVAE(PrivateEncoders):
     private = False
 
     def build(self, clients: int) -> nn.Module:
-        """Returns the CVAE of one client."""
+        """Return the CVAE of one client."""
         p = self.params
         return CVAE(
             self.task.dim,
@@ -85,7 +85,7 @@ class FedAvgCVAE(PrivateEncoders):
         )
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Returns both parts of each example's negative ELBO, ``[N]`` each.
+        """Return both parts of each example's negative ELBO, ``[N]`` each.
 
         They are multiplied by the observation variance, held constant. So the scale of the loss
         does not grow as the variance falls.
@@ -149,12 +149,12 @@ class DPCVAE(PrivateEncoders, LocalDPSGD):
     for_reproduction = True
 
     def build(self, clients: int) -> nn.Module:
-        """Returns the CVAE of one client."""
+        """Return the CVAE of one client."""
         p = self.params
         return CVAE(self.task.dim, self.task.classes, p.latent, p.hidden, p.hidden)
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Returns the squared error of each row and beta times its KL divergence, ``[N]`` each.
+        """Return the squared error of each row and beta times its KL divergence, ``[N]`` each.
 
         The squared error is a sum over the d entries. It equals the mean over entries if x and its
         reconstruction are multiplied by sqrt(d).

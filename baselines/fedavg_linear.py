@@ -45,15 +45,15 @@ class SoftmaxRegression:
     task: Task
 
     def build(self, clients: int) -> nn.Module:
-        """Returns the model of the classifier."""
+        """Return the model of the classifier."""
         return LinearHead(self.task.dim, self.task.classes)
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Returns the cross-entropy of each example, ``[N]``."""
+        """Return the cross-entropy of each example, ``[N]``."""
         return {"cross_entropy": cross_entropy(model(batch.x), batch.y)}
 
     def classifier(self, server: Server) -> Classifier:
-        """Returns the trained classifier."""
+        """Return the trained classifier."""
         return cast(LinearHead, server.model).classifier()
 
 

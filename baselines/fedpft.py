@@ -77,15 +77,15 @@ class ClientMixtures(Algorithm):
         return 1
 
     def statistic_numbers(self) -> int:
-        """Returns the number of entries of all means and standard deviations."""
+        """Return the number of entries of all means and standard deviations."""
         return self.components * 2 * self.task.clients * self.task.classes * self.task.dim
 
     def build(self, clients: int) -> nn.Module:
-        """Returns an empty model: nothing is trained."""
+        """Return an empty model: nothing is trained."""
         return nn.Module()
 
     def generator(self, server: Server) -> Mixtures:
-        """Returns a generator that draws each component in proportion to the rows it represents."""
+        """Return a generator that draws each component in proportion to the rows it represents."""
         merged = {}
         for name in PARTS:
             client_tensors = [server.tensors[f"{name}.{k}"] for k in range(self.task.clients)]
@@ -105,7 +105,7 @@ class FedPFT(ClientMixtures):
     private = False
 
     def phases(self) -> tuple[Phase, ...]:
-        """Returns one phase of one round."""
+        """Return one phase of one round."""
         return (Phase(Release("mixtures", 1.0, 1), self.client_round, keep, self.broadcast),)
 
     @property
@@ -121,7 +121,7 @@ class FedPFT(ClientMixtures):
         round_: Round,
         broadcast: Tensors,
     ) -> Message:
-        """Returns every client's mixtures; components without rows do not count as sent."""
+        """Return every client's mixtures; components without rows do not count as sent."""
         sent = Tensors()
         for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
             stream = clients.seeds.keystream(Purpose.LOCAL, round_.stream, client)
@@ -134,7 +134,7 @@ class FedPFT(ClientMixtures):
         return clients.send(sent, uplink_bytes=NUMBER_BYTES * numbers)
 
     def _fit(self, x: Tensor, seed: int) -> Mapping[str, Tensor]:
-        """Returns the mixture of rows ``[n, d]``, padded with zeros to K components.
+        """Return the mixture of rows ``[n, d]``, padded with zeros to K components.
 
         It has means and standard deviations ("roots") ``[K, d]``, and the number of rows that each
         component represents ("mass") ``[K]``.
@@ -175,7 +175,7 @@ class Mixtures:
     mass: Tensor
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``.
+        """Return synthetic embeddings ``[n, d]`` for labels ``[n]``.
 
         If no component of a label has mass, all its components are equally likely.
         """
@@ -215,7 +215,7 @@ class DPFedPFT(ClientMixtures):
     units: ClassVar[tuple[Unit, ...]] = ("example", "group")
 
     def phases(self) -> tuple[Phase, ...]:
-        """Returns one phase of one round."""
+        """Return one phase of one round."""
         release = Release("gaussians", 1.0, 1)
         return (
             Phase(
@@ -228,11 +228,11 @@ class DPFedPFT(ClientMixtures):
         )
 
     def clip(self) -> float:
-        """Returns 1, the largest joint norm of a unit's statistics."""
+        """Return 1, the largest joint norm of a unit's statistics."""
         return 1.0
 
     def noise_at_clients(self) -> bool:
-        """Returns True: every client adds its own noise."""
+        """Return True: every client adds its own noise."""
         return True
 
     def client_round(
@@ -241,7 +241,7 @@ class DPFedPFT(ClientMixtures):
         round_: Round,
         broadcast: Tensors,
     ) -> Message:
-        """Returns every client's statistics with its own noise."""
+        """Return every client's statistics with its own noise."""
         count = len(clients.members)
         classes = self.task.classes
         # A pair is a client and a class.
@@ -280,7 +280,7 @@ class DPFedPFT(ClientMixtures):
         round_: Round,
         total: Tensors,
     ) -> dict[str, float]:
-        """Stores a Gaussian of every class of every client.
+        """Store a Gaussian of every class of every client.
 
         It has mass 0 if its released count is at most twice the standard deviation of the noise on
         a count. Such a class may have no rows at this client.
@@ -308,6 +308,6 @@ class DPFedPFT(ClientMixtures):
         return {}
 
     def label_counts(self, server: Server) -> Tensor:
-        """Returns the released counts of all clients together, ``[C]``."""
+        """Return the released counts of all clients together, ``[C]``."""
         counts = [server.tensors[f"counts.{client}"] for client in range(self.task.clients)]
         return torch.stack(counts).sum(0)

@@ -98,11 +98,11 @@ class PrivateEvolution(OneShot):
     Params = PrivateEvolutionParams
 
     def uses_public(self) -> bool:
-        """Returns whether it reads public rows, for candidates or for the subspace."""
+        """Return whether it reads public rows, for candidates or for the subspace."""
         return self.params.start == "public" or super().uses_public()
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """Returns the statistics of the coordinates, then the votes."""
+        """Return the statistics of the coordinates, then the votes."""
         share = self.params.coordinates_share
         mean, spread = coordinate_statistics(share)
         spread = replace(spread, receive=self.receive_coordinates)
@@ -122,7 +122,7 @@ class PrivateEvolution(OneShot):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores the coordinates, and the candidates of the first round."""
+        """Store the coordinates, and the candidates of the first round."""
         receive_spread(server, sums, std)
         self.begin(server)
 
@@ -134,12 +134,12 @@ class PrivateEvolution(OneShot):
         return max(1, min(wanted, in_memory))
 
     def statistic_numbers(self) -> int:
-        """Returns the number of entries of all candidates, or of the statistics if that is more."""
+        """Return the number of entries of all candidates, or of the statistics if that is more."""
         entries = self.task.classes * self.candidates * self.dim
         return max(super().statistic_numbers(), entries)
 
     def begin(self, server: Server) -> None:
-        """Stores the fresh candidates of all rounds, and the candidates of the first round.
+        """Store the fresh candidates of all rounds, and the candidates of the first round.
 
         Fresh candidates are coordinates ``[rounds, K, d]`` of mean squared norm 1. In the first
         round all classes have the same candidates.
@@ -161,7 +161,7 @@ class PrivateEvolution(OneShot):
         tensors["round"] = torch.zeros((), dtype=torch.long, device=server.device)
 
     def _public_candidates(self, server: Server, count: int) -> Tensor:
-        """Returns random public rows about their mean, in coordinates ``[count, d]``.
+        """Return random public rows about their mean, in coordinates ``[count, d]``.
 
         They are repeated if there are too few.
         """
@@ -172,7 +172,7 @@ class PrivateEvolution(OneShot):
         return candidates[torch.arange(count) % len(order)]
 
     def broadcast(self, server: Server) -> Tensors:
-        """Returns all tensors but the fresh candidates and the number of the round."""
+        """Return all tensors but the fresh candidates and the number of the round."""
         at_server = ("fresh", "round")
         return {name: value for name, value in server.tensors.items() if name not in at_server}
 
@@ -181,7 +181,7 @@ class PrivateEvolution(OneShot):
         rows: Rows,
         broadcast: Tensors,
     ) -> Mapping[str, OuterProduct]:
-        """Returns the votes of every row for candidates of its class, of joint norm 1.
+        """Return the votes of every row for candidates of its class, of joint norm 1.
 
         Of several equal candidates only the first one gets votes.
         """
@@ -213,7 +213,7 @@ class PrivateEvolution(OneShot):
         sums: Tensors,
         std: Mapping[str, float],
     ) -> None:
-        """Stores the weights of the candidates ``[C, K]`` and, before the last round, offspring."""
+        """Store the weights of the candidates ``[C, K]`` and, before the last round, offspring."""
         votes = sums["votes"]
         if not int(server.tensors["round"]):
             # Some candidates are near to all rows. A class keeps only the votes beyond those that
@@ -237,7 +237,7 @@ class PrivateEvolution(OneShot):
             del server.tensors["fresh"], server.tensors["round"]
 
     def _vary(self, server: Server) -> None:
-        """Replaces the candidates by offspring that are moved towards fresh candidates."""
+        """Replace the candidates by offspring that are moved towards fresh candidates."""
         tensors = server.tensors
         number = int(tensors["round"])
         stream = server.seeds.torch(Purpose.PENALTY, number)
@@ -253,7 +253,7 @@ class PrivateEvolution(OneShot):
         tensors["candidates"] = varied
 
     def generator(self, server: Server) -> Generator:
-        """Returns a generator of offspring of the last candidates, as embeddings."""
+        """Return a generator of offspring of the last candidates, as embeddings."""
         tensors = server.tensors
         std = self.params.noise / self.dim**0.5
         evolved = Evolved(tensors["candidates"], tensors["weights"], std)
@@ -261,7 +261,7 @@ class PrivateEvolution(OneShot):
 
 
 def first_of_equals(candidates: Tensor) -> Tensor:
-    """Returns the ascending numbers of the rows of ``[K, d]`` that equal no earlier row."""
+    """Return the ascending numbers of the rows of ``[K, d]`` that equal no earlier row."""
     _, group = torch.unique(candidates, dim=0, return_inverse=True)
     number = torch.arange(len(group), device=group.device)
     groups = int(group.max()) + 1
@@ -276,7 +276,7 @@ def offspring(
     labels: Tensor,
     stream: torch.Generator,
 ) -> Tensor:
-    """Returns one offspring for each label, ``[n, d]``.
+    """Return one offspring for each label, ``[n, d]``.
 
     An offspring lies between two random parents of its class, at most half way from the first.
 
@@ -314,6 +314,6 @@ class Evolved:
     std: float
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Returns synthetic rows in coordinates ``[n, d]`` for labels ``[n]``."""
+        """Return synthetic rows in coordinates ``[n, d]`` for labels ``[n]``."""
         children = offspring(self.candidates, self.weights, labels, stream)
         return children + self.std * normal(tuple(children.shape), stream, children)

@@ -59,11 +59,11 @@ class LocalOnlyLinear(Algorithm):
     private = False
 
     def phases(self) -> tuple[Phase, ...]:
-        """Returns one phase of one round."""
+        """Return one phase of one round."""
         return (Phase(Release("classifiers", 1.0, 1), self.client_round, keep, self.broadcast),)
 
     def build(self, clients: int) -> nn.Module:
-        """Returns an empty model: nothing is shared."""
+        """Return an empty model: nothing is shared."""
         return nn.Module()
 
     def client_round(
@@ -72,16 +72,16 @@ class LocalOnlyLinear(Algorithm):
         round_: Round,
         broadcast: Tensors,
     ) -> Message:
-        """Returns every client's classifier; it stays at the client, so no byte counts as sent."""
+        """Return every client's classifier; it stays at the client, so no byte counts as sent."""
         return clients.send(fit_own_probes(clients, self.task.probe_c), uplink_bytes=0)
 
     def classifier(self, server: Server) -> LocalClassifiers:
-        """Returns the classifiers of all clients."""
+        """Return the classifiers of all clients."""
         return LocalClassifiers(own_classifiers(server.tensors, self.task))
 
 
 def fit_own_probes(clients: Clients, probe_c: float) -> Tensors:
-    """Returns a probe of each client's rows, as tensors ``<client>.<name>``.
+    """Return a probe of each client's rows, as tensors ``<client>.<name>``.
 
     Raises:
         ValueError: a client has no row, or a row is not finite.
@@ -99,13 +99,13 @@ def keep(
     round_: Round,
     total: Tensors,
 ) -> Mapping[str, float]:
-    """Stores the clients' tensors at the server, where the evaluation reads them."""
+    """Store the clients' tensors at the server, where the evaluation reads them."""
     server.tensors |= total
     return {}
 
 
 def own_classifiers(tensors: Tensors, task: Task) -> list[ProbeClassifier]:
-    """Returns the classifiers of all clients from the tensors of :func:`fit_own_probes`."""
+    """Return the classifiers of all clients from the tensors of :func:`fit_own_probes`."""
     classifiers = []
     for client in range(task.clients):
         prefix = f"{client}."
@@ -130,17 +130,17 @@ class Centralised(Algorithm):
     private = False
 
     def phases(self) -> tuple[Phase, ...]:
-        """Returns one phase of one round."""
+        """Return one phase of one round."""
         return (
             Phase(Release("rows", 1.0, 1), self.client_round, self.server_step, self.broadcast),
         )
 
     def build(self, clients: int) -> nn.Module:
-        """Returns an empty model: nothing is trained in rounds."""
+        """Return an empty model: nothing is trained in rounds."""
         return nn.Module()
 
     def copies_of_examples(self) -> int:
-        """Returns 4: the rows as they are sent, joined, and twice in double precision."""
+        """Return 4: the rows as they are sent, joined, and twice in double precision."""
         return 4
 
     def client_round(
@@ -149,7 +149,7 @@ class Centralised(Algorithm):
         round_: Round,
         broadcast: Tensors,
     ) -> Message:
-        """Returns every client's rows and labels."""
+        """Return every client's rows and labels."""
         rows = {f"x.{client}": x for client, x in zip(clients.members, clients.x, strict=True)}
         labels = {f"y.{client}": y for client, y in zip(clients.members, clients.y, strict=True)}
         sent = rows | labels
@@ -162,7 +162,7 @@ class Centralised(Algorithm):
         round_: Round,
         total: Tensors,
     ) -> Mapping[str, float]:
-        """Trains the probe on the rows of all clients."""
+        """Train the probe on the rows of all clients."""
         clients = range(self.task.clients)
         x = torch.cat([total[f"x.{client}"] for client in clients]).cpu().numpy()
         y = torch.cat([total[f"y.{client}"] for client in clients]).cpu().numpy()
@@ -170,7 +170,7 @@ class Centralised(Algorithm):
         return {}
 
     def classifier(self, server: Server) -> ProbeClassifier:
-        """Returns the probe that was trained on the rows of all clients."""
+        """Return the probe that was trained on the rows of all clients."""
         return ProbeClassifier(probe_of(server.tensors), self.task.classes)
 
 
@@ -187,7 +187,7 @@ class FedLambda(FedAvgLinear):
     source = "Marfoq et al. 2022, arXiv 2111.09360"
 
     def phases(self) -> tuple[Phase, ...]:
-        """Returns FedAvg's rounds, then one in which clients train their own classifiers."""
+        """Return FedAvg's rounds, then one in which clients train their own classifiers."""
         last = Release("local classifiers", 1.0, 1, main=False)
         return (*super().phases(), Phase(last, self.train_own, keep, self.broadcast))
 
@@ -197,7 +197,7 @@ class FedLambda(FedAvgLinear):
         round_: Round,
         broadcast: Tensors,
     ) -> Message:
-        """Returns every client's classifier and lambda; both stay there, so no byte is counted."""
+        """Return every client's classifier and lambda; both stay there, so no byte is counted."""
         model: Any = clients.model
         load_parameters(model, broadcast)
         probe_c = self.task.probe_c
@@ -212,7 +212,7 @@ class FedLambda(FedAvgLinear):
         return clients.send(tensors, uplink_bytes=0)
 
     def classifier(self, server: Server) -> LocalClassifiers:
-        """Returns the mixed classifiers of all clients."""
+        """Return the mixed classifiers of all clients."""
         model: Any = server.model
         shared = model.classifier()
         mixed = []
@@ -229,7 +229,7 @@ def held_out_weight(
     classes: int,
     probe_c: float,
 ) -> float:
-    """Returns the weight of a client's own classifier that is best on a held-out fifth of its rows.
+    """Return the weight of a client's own classifier that is best on a held-out fifth of its rows.
 
     For this choice, a classifier is trained on the other rows. A client with fewer than two rows
     cannot hold out one and train on another, so its weight is 0.

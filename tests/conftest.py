@@ -65,7 +65,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Done]:
-    """Runs a ``fedsim`` command that starts no Ray, in this process and the working folder."""
+    """Run a ``fedsim`` command that starts no Ray, in this process and the working folder."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*arguments: str) -> Done:
@@ -120,7 +120,7 @@ def ray_cluster(_cluster: None) -> Iterator[None]:
 def bench(
     plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Ran]]:
-    """Runs a grid in this process, one job after another, in the folder ``name``."""
+    """Run a grid in this process, one job after another, in the folder ``name``."""
     monkeypatch.chdir(plugins)
     monkeypatch.syspath_prepend(str(plugins))
 
@@ -133,7 +133,7 @@ def bench(
 
 @pytest.fixture
 def ray_bench(ray_cluster: None, tmp_path: Path) -> Callable[..., Ran]:
-    """Runs a grid on the shared cluster, in the folder ``name``, one cell after another."""
+    """Run a grid on the shared cluster, in the folder ``name``, one cell after another."""
     from fedsim.runs.ray import RayEngine
 
     def run(grid: Grid, name: str = "run", **how: Any) -> Ran:

@@ -52,7 +52,7 @@ def run_page(
     command: Callable[..., Done],
     monkeypatch: pytest.MonkeyPatch,
 ) -> RunPage:
-    """Runs the commands of a page, but not those on a cluster, and returns what each printed."""
+    """Run the commands of a page, but not those on a cluster, and return what each printed."""
     run_in_process(monkeypatch)
     (folder / "benchmarks").symlink_to(BENCHMARKS)
 

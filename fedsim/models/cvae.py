@@ -66,7 +66,7 @@ class Encoder(nn.Module):
         y: Tensor,
         layout: Layout | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Returns the mean and log variance of q, ``[N, latent]`` each.
+        """Return the mean and log variance of q, ``[N, latent]`` each.
 
         Args:
             x: embeddings ``[N, d]``.
@@ -95,7 +95,7 @@ class ObservationNoise(nn.Module):
         self.shift = Shift(1)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Returns the same log variance for each of N ``rows``, ``[N, 1]``.
+        """Return the same log variance for each of N ``rows``, ``[N, 1]``.
 
         The values of ``rows`` are not read.
         """
@@ -104,7 +104,7 @@ class ObservationNoise(nn.Module):
         return log_var.clamp(-12, 4)
 
     def variance(self) -> Tensor:
-        """Returns the variance as a scalar without gradient."""
+        """Return the variance as a scalar without gradient."""
         log_var = self.shift.weight.detach()[0] + self.initial
         return log_var.clamp(-12, 4).exp()
 
@@ -158,7 +158,7 @@ class CVAE(nn.Module):
         y: Tensor,
         noise: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Returns the reconstruction ``[N, d]`` and KL(q(z | x, y) || N(0, I)) ``[N]``.
+        """Return the reconstruction ``[N, d]`` and KL(q(z | x, y) || N(0, I)) ``[N]``.
 
         Args:
             x: embeddings ``[N, d]``.
@@ -173,7 +173,7 @@ class CVAE(nn.Module):
         return self.decode(z, y), divergence
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
-        """Returns the decoder's mean ``[N, d]`` at z ``[N, latent]``."""
+        """Return the decoder's mean ``[N, d]`` at z ``[N, latent]``."""
         return decode_without_code(self.decoder, z, y)
 
 
@@ -182,7 +182,7 @@ def decode_without_code(
     z: Tensor,
     y: Tensor,
 ) -> Tensor:
-    """Returns the mean ``[N, d]`` of a decoder without a client code, at z ``[N, latent]``."""
+    """Return the mean ``[N, d]`` of a decoder without a client code, at z ``[N, latent]``."""
     decoded: Tensor = decoder(z.unsqueeze(1), y, z[:, :0])
     return decoded[:, 0]
 
@@ -197,7 +197,7 @@ class CVAEGenerator:
         self.model = model
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
+        """Return synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         with torch.no_grad():
             z = normal(
                 (len(labels), self.model.encoder.latent),
@@ -247,7 +247,7 @@ class ConditionalGenerator(nn.Module):
         self.observation = ObservationNoise(initial_variance / dim)
 
     def forward(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Returns embeddings ``[n, d]`` for int64 labels ``[n]``."""
+        """Return embeddings ``[n, d]`` for int64 labels ``[n]``."""
         z = normal((len(labels), self.latent), stream, labels)
         decoded = decode_without_code(self.decoder, z, labels)
         std: Tensor = (0.5 * self.observation(z)).exp()
@@ -268,7 +268,7 @@ class ConditionalSampler:
         self.shift = shift
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
+        """Return synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         with torch.no_grad():
             generated: Tensor = self.generator(labels, stream)
             return self.shift + self.scale * generated
@@ -279,7 +279,7 @@ def sample_posterior(
     log_var: Tensor,
     noise: Tensor,
 ) -> Tensor:
-    """Returns the reparametrised draw z = mean + exp(log_var / 2) * noise."""
+    """Return the reparametrised draw z = mean + exp(log_var / 2) * noise."""
     return mean + (0.5 * log_var).exp() * noise
 
 
@@ -288,7 +288,7 @@ def gaussian_nll(
     decoded: Tensor,
     log_var: Tensor,
 ) -> Tensor:
-    """Returns -log N(x; decoded, exp(log_var) I) of every example, ``[N]``.
+    """Return -log N(x; decoded, exp(log_var) I) of every example, ``[N]``.
 
     The constant d/2 log 2 pi is left out.
 
@@ -309,7 +309,7 @@ def kl_normal(
     prior_mean: Tensor,
     root: Tensor,
 ) -> Tensor:
-    """Returns KL(N(mean, diag exp(log_var)) || N(prior_mean, (T^T T)^-1)), ``[N]``.
+    """Return KL(N(mean, diag exp(log_var)) || N(prior_mean, (T^T T)^-1)), ``[N]``.
 
     Args:
         mean: the means ``[N, k]`` of the first normal.
@@ -327,7 +327,7 @@ def gaussian_nll_root(
     mean: Tensor,
     root: Tensor,
 ) -> Tensor:
-    """Returns -log N(z; mean, (T^T T)^-1) of every example, ``[N]``.
+    """Return -log N(z; mean, (T^T T)^-1) of every example, ``[N]``.
 
     The constant k/2 log 2 pi is left out.
 
@@ -342,7 +342,7 @@ def gaussian_nll_root(
 
 
 def _log_determinant(triangular: Tensor) -> Tensor:
-    """Returns the log determinants ``[...]`` of triangular matrices ``[..., k, k]``.
+    """Return the log determinants ``[...]`` of triangular matrices ``[..., k, k]``.
 
     Their diagonals must be positive.
     """
@@ -367,7 +367,7 @@ class SpreadCache:
         model: nn.Module,
         compute: Callable[[], Tensor],
     ) -> Tensor:
-        """Returns the spread; calls ``compute`` first if a parameter of ``model`` has changed."""
+        """Return the spread; call ``compute`` first if a parameter of ``model`` has changed."""
         parameters = list(model.parameters())
         versions = [(id(parameter), parameter._version) for parameter in parameters]
         if versions != self._versions:
@@ -384,7 +384,7 @@ def posterior_spread(
     prior_root: Tensor,
     variance: Tensor,
 ) -> Tensor:
-    """Returns the upper triangular root R of the covariance S of z given x, ``[K, C, k, k]``.
+    """Return the upper triangular root R of the covariance S of z given x, ``[K, C, k, k]``.
 
     R satisfies ``R R^T = S``. S depends on the client i and the class alone:
 
@@ -405,7 +405,7 @@ def posterior_spread(
 
 
 def inverse_root(precision: Tensor) -> Tensor:
-    """Returns R with ``R R^T = precision^-1`` of positive definite matrices ``[..., k, k]``.
+    """Return R with ``R R^T = precision^-1`` of positive definite matrices ``[..., k, k]``.
 
     R is the inverse of the Cholesky factor, transposed. On a device other than the CPU a matrix
     that is not positive definite gives nan, because a check would have to wait for the device.
@@ -430,7 +430,7 @@ def inverse_root(precision: Tensor) -> Tensor:
 
 
 def lower_inverse(factor: Tensor) -> Tensor:
-    """Returns the inverse of lower triangular matrices ``[..., k, k]``."""
+    """Return the inverse of lower triangular matrices ``[..., k, k]``."""
     if factor.device.type not in FUSED:
         inverse: Tensor = torch.linalg.inv_ex(factor)[0]
         return inverse
@@ -457,7 +457,7 @@ def linear_posterior(
     root: Tensor,
     noise: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns mean, deviation and log density of a draw from a linear decoder's exact posterior.
+    """Return mean, deviation and log density of a draw from a linear decoder's exact posterior.
 
     The posterior serves as an encoder. It has nothing to train, so private data cannot leak into
     it. For z from the prior of client i and class c, the model is

@@ -46,7 +46,7 @@ class ModulatedLinear(nn.Module):
             self.shift = ZeroLinear(code, outputs, bias=False)
 
     def forward(self, h: Tensor, code: Tensor) -> Tensor:
-        """Maps inputs ``[N, T, in]``, of T draws per example, with codes ``[N, k]``.
+        """Map inputs ``[N, T, in]``, of T draws per example, with codes ``[N, k]``.
 
         The result is ``[N, T, out]``.
         """
@@ -59,7 +59,7 @@ class ModulatedLinear(nn.Module):
 
     @torch.no_grad()
     def modulation(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the scales and shifts ``[K, out]`` at ``codes`` ``[K, k]``, without gradient."""
+        """Return the scales and shifts ``[K, out]`` at ``codes`` ``[K, k]``, without gradient."""
         if self.scale is None or self.shift is None:
             zeros = codes.new_zeros(len(codes), self.rows.out_features)
             return 1 + zeros, zeros
@@ -68,7 +68,7 @@ class ModulatedLinear(nn.Module):
         return scales, shifts
 
     def lipschitz(self) -> Tensor:
-        """Returns the squared Frobenius norm of d(generated weights, generated bias) / dv.
+        """Return the squared Frobenius norm of d(generated weights, generated bias) / dv.
 
         With r over the rows of the layer, it is the scalar
 
@@ -126,7 +126,7 @@ class ModulatedDecoder(nn.Module):
         y: Tensor,
         code: Tensor,
     ) -> Tensor:
-        """Maps z ``[N, T, latent]``, labels ``[N]`` and codes ``[N, k]`` to means ``[N, T, d]``."""
+        """Map z ``[N, T, latent]``, labels ``[N]`` and codes ``[N, k]`` to means ``[N, T, d]``."""
         label = one_hot(y, self.classes).unsqueeze(1)
         label_of_draw = label.expand(-1, z.shape[1], -1)
         h = torch.cat(
@@ -141,7 +141,7 @@ class ModulatedDecoder(nn.Module):
 
     @torch.no_grad()
     def linear_map(self) -> tuple[Tensor, Tensor]:
-        """Returns the map of z ``[d, latent]`` and the prototypes ``[C, d]``, without gradient.
+        """Return the map of z ``[d, latent]`` and the prototypes ``[C, d]``, without gradient.
 
         The decoder must not have a hidden layer. Without modulation its mean is
         ``map z + prototypes[y]``.
@@ -156,7 +156,7 @@ class ModulatedDecoder(nn.Module):
 
     @torch.no_grad()
     def start_map(self, outward: Tensor) -> None:
-        """Sets the map of the first k dimensions of z to ``outward / sqrt(d)``, ``[d, k]``.
+        """Set the map of the first k dimensions of z to ``outward / sqrt(d)``, ``[d, k]``.
 
         The decoder must not have a hidden layer.
         """
@@ -164,13 +164,13 @@ class ModulatedDecoder(nn.Module):
         layer.rows.weight[:, : outward.shape[1]] = outward / self.latent_scale
 
     def lipschitz(self) -> Tensor:
-        """Returns the sum over the layers of :meth:`ModulatedLinear.lipschitz`, a scalar."""
+        """Return the sum over the layers of :meth:`ModulatedLinear.lipschitz`, a scalar."""
         by_layer = [layer.lipschitz() for layer in self.modulated()]
         return torch.stack(by_layer).sum()
 
     @torch.no_grad()
     def generated_norms(self, codes: Tensor) -> Tensor:
-        """Returns the joint L2 norm of all generated weights and biases for every code, ``[K]``.
+        """Return the joint L2 norm of all generated weights and biases for every code, ``[K]``.
 
         Args:
             codes: the codes ``[K, k]``.
@@ -184,7 +184,7 @@ class ModulatedDecoder(nn.Module):
         return squared.sqrt()
 
     def modulated(self) -> list[ModulatedLinear]:
-        """Returns the layers as a list; the items of ``nn.ModuleList`` have no exact type."""
+        """Return the layers as a list; the items of ``nn.ModuleList`` have no exact type."""
         return [layer for layer in self.layers if isinstance(layer, ModulatedLinear)]
 
 
@@ -234,7 +234,7 @@ class ConditionalPrior(nn.Module):
         self.register_buffer("place", place.flatten(), persistent=False)
 
     def forward(self, y: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the mean ``[N, latent]`` and T ``[N, latent, latent]``.
+        """Return the mean ``[N, latent]`` and T ``[N, latent, latent]``.
 
         Args:
             y: labels ``[N]``.
@@ -258,7 +258,7 @@ class ConditionalPrior(nn.Module):
 
     @torch.no_grad()
     def table(self, codes: Tensor, first: int | None = None) -> tuple[Tensor, Tensor]:
-        """Returns the prior of every code ``[K, k]`` and class, without gradient.
+        """Return the prior of every code ``[K, k]`` and class, without gradient.
 
         Args:
             codes: the codes.
@@ -282,7 +282,7 @@ class ConditionalPrior(nn.Module):
         return means, roots
 
     def lipschitz(self) -> Tensor:
-        """Returns the squared Frobenius norm of d(prior parameters of all classes) / dv."""
+        """Return the squared Frobenius norm of d(prior parameters of all classes) / dv."""
         squared = []
         for head in (self.mean, self.log_var, self.below):
             if head is None:

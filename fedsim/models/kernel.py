@@ -17,7 +17,7 @@ BANDWIDTHS = (0.1, 0.3, 1.0)
 
 
 def kernel(squared_distance: Tensor) -> Tensor:
-    """Returns the kernel at every squared distance, in the same shape; at distance 0 it is 1."""
+    """Return the kernel at every squared distance, in the same shape; at distance 0 it is 1."""
     by_bandwidth = [h / (h + squared_distance) for h in BANDWIDTHS]
     return torch.stack(by_bandwidth).mean(0)
 
@@ -27,7 +27,7 @@ def kernel_score(
     first: Tensor,
     second: Tensor,
 ) -> Tensor:
-    """Returns the kernel score of every example, ``[N]``.
+    """Return the kernel score of every example, ``[N]``.
 
     It is
 
@@ -56,7 +56,7 @@ def kernel_score(
 
 
 def batch_mmd(x: Tensor, generated: Tensor) -> Tensor:
-    """Returns the unbiased squared MMD between two batches ``[N, d]`` and ``[M, d]``, a scalar.
+    """Return the unbiased squared MMD between two batches ``[N, d]`` and ``[M, d]``, a scalar.
 
     It is no sum of terms that depend on one example each, so it cannot be clipped per example
     (Gretton et al. 2012, JMLR 13). It ignores labels.
@@ -66,7 +66,7 @@ def batch_mmd(x: Tensor, generated: Tensor) -> Tensor:
 
 
 def _mean_over_pairs(rows: Tensor) -> Tensor:
-    """Returns the mean kernel over all pairs of different rows of one batch."""
+    """Return the mean kernel over all pairs of different rows of one batch."""
     count = len(rows)
     # The kernel of a row with itself is 1.
     total = _pairwise_kernel(rows, rows).sum() - count
@@ -74,7 +74,7 @@ def _mean_over_pairs(rows: Tensor) -> Tensor:
 
 
 def _pairwise_kernel(a: Tensor, b: Tensor) -> Tensor:
-    """Returns the kernel of every pair of rows of ``[N, d]`` and ``[M, d]``, ``[N, M]``."""
+    """Return the kernel of every pair of rows of ``[N, d]`` and ``[M, d]``, ``[N, M]``."""
     norms_of_a = a.square().sum(-1)
     norms_of_b = b.square().sum(-1)
     squared_norms = norms_of_a[:, None] + norms_of_b[None]
@@ -87,7 +87,7 @@ def kernel_frequencies(
     count: int,
     stream: torch.Generator,
 ) -> Tensor:
-    """Draws frequencies ``[d, count]`` for :func:`kernel_features`, with independent directions.
+    """Draw frequencies ``[d, count]`` for :func:`kernel_features`, with independent directions.
 
     The kernel of a bandwidth h is a mean of Gaussian kernels,
 
@@ -110,7 +110,7 @@ def kernel_frequencies(
 
 
 def kernel_features(x: Tensor, frequencies: Tensor) -> Tensor:
-    """Returns random features ``[..., 2 count]`` whose inner products estimate the kernel.
+    """Return random features ``[..., 2 count]`` whose inner products estimate the kernel.
 
     Each frequency gives a cosine and a sine (Rahimi and Recht 2007), whose squares sum to one, so
     every row of features has norm 1. The squared distance between the mean features of two samples

@@ -19,7 +19,7 @@ from fedsim.seeds import Purpose, Seeds
 
 
 def one_hot(y: Tensor, classes: int) -> Tensor:
-    """Returns labels ``[...]`` as float32 ``[..., classes]``.
+    """Return labels ``[...]`` as float32 ``[..., classes]``.
 
     Unlike ``torch.nn.functional.one_hot`` it works under ``torch.func.vmap``.
     """
@@ -31,7 +31,7 @@ class ZeroLinear(nn.Linear):
     """A linear layer that starts at zero."""
 
     def reset_parameters(self) -> None:
-        """Sets weight and bias to zero."""
+        """Set weight and bias to zero."""
         for parameter in self.parameters(recurse=False):
             nn.init.zeros_(parameter)
 
@@ -54,7 +54,7 @@ class ClientLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(clients, outputs))
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """Maps ``[N, in]`` to ``[N, out]``; ``layout`` says which client each row belongs to."""
+        """Map ``[N, in]`` to ``[N, out]``; ``layout`` says which client each row belongs to."""
         if layout.direct:  # under torch.func.vmap, where shapes may not depend on data
             weight = self.weight[layout.client]
             bias = self.bias[layout.client]
@@ -77,7 +77,7 @@ class ClientCode(nn.Module):
         self.weight = nn.Parameter(torch.zeros(clients, size))
 
     def forward(self, layout: Layout) -> Tensor:
-        """Returns the code of each row's client, ``[N, size]``."""
+        """Return the code of each row's client, ``[N, size]``."""
         return self.weight[layout.client]
 
 
@@ -89,7 +89,7 @@ class Shift(nn.Module):
         self.weight = nn.Parameter(torch.zeros(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps ``[N, ..., size]`` to the same shape."""
+        """Map ``[N, ..., size]`` to the same shape."""
         return x + self.weight
 
 
@@ -99,7 +99,7 @@ def initialise(
     seeds: Seeds,
     members: Sequence[int] = (),
 ) -> None:
-    """Sets every weight and bias of ``model`` in place.
+    """Set every weight and bias of ``model`` in place.
 
     Weights are drawn from N(0, 1 / fan_in), client codes from N(0, 1 / size); biases and zero
     layers are 0; elementwise scales and shifts stay as built. Fan_in is the number of inputs of one
@@ -144,7 +144,7 @@ def initial_model(
     seeds: Seeds,
     members: Sequence[int] = (),
 ) -> nn.Module:
-    """Builds the model of a cohort and initialises it.
+    """Build the model of a cohort and initialise it.
 
     Torch's layers draw from the global generator while they are built. That generator is seeded
     from ``seeds`` for this call and restored afterwards.

@@ -35,18 +35,18 @@ class LinearHead(nn.Module):
         self.head = ZeroLinear(dim, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns logits ``[N, C]`` of embeddings ``[N, d]``."""
+        """Return logits ``[N, C]`` of embeddings ``[N, d]``."""
         logits: Tensor = self.head(x * math.sqrt(x.shape[-1]))
         return logits
 
     def classifier(self) -> LinearClassifier:
-        """Returns the trained classifier, which reads embeddings without the factor sqrt(d)."""
+        """Return the trained classifier, which reads embeddings without the factor sqrt(d)."""
         weight = self.head.weight * math.sqrt(self.head.in_features)
         return LinearClassifier(weight, self.head.bias)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """Returns -log softmax(logits)[y] of every example, ``[N]``."""
+    """Return -log softmax(logits)[y] of every example, ``[N]``."""
     return torch.nn.functional.cross_entropy(
         logits,
         y,
@@ -62,7 +62,7 @@ class LinearClassifier:
         self.bias = bias.detach()
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """Returns class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
+        """Return class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
         logits = x @ self.weight.T + self.bias
         return torch.softmax(logits, -1)
 
@@ -87,7 +87,7 @@ class Interpolated:
         self.weight = weight
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """Returns class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
+        """Return class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
         return _mixture(
             self.local.probabilities(x),
             self.shared.probabilities(x),
@@ -100,7 +100,7 @@ def _mixture(
     shared: Tensor,
     weight: float,
 ) -> Tensor:
-    """Returns the probabilities ``[n, C]`` with ``weight`` on the local ones."""
+    """Return the probabilities ``[n, C]`` with ``weight`` on the local ones."""
     return weight * local + (1 - weight) * shared
 
 
@@ -112,7 +112,7 @@ class ProbeClassifier:
         self.classes = classes
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """Returns class probabilities ``[n, C]`` of embeddings ``[n, d]``.
+        """Return class probabilities ``[n, C]`` of embeddings ``[n, d]``.
 
         The probability of a label that training did not see is 0.
         """
@@ -124,12 +124,12 @@ class ProbeClassifier:
 
 
 def probe_tensors(probe: Probe) -> dict[str, Tensor]:
-    """Returns the arrays of a probe by name, as tensors that can be sent and stored."""
+    """Return the arrays of a probe by name, as tensors that can be sent and stored."""
     return {name: torch.from_numpy(value) for name, value in vars(probe).items()}
 
 
 def probe_of(tensors: Mapping[str, Tensor]) -> Probe:
-    """Undoes :func:`probe_tensors`: returns the probe that the tensors describe."""
+    """Undo :func:`probe_tensors`: returns the probe that the tensors describe."""
     arrays = {name: value.cpu().numpy() for name, value in tensors.items()}
     return Probe(**arrays)
 
@@ -143,11 +143,11 @@ class LocalClassifiers:
         self.classifiers = classifiers
 
     def of_client(self, client: int) -> ProbeClassifier | Interpolated | LinearClassifier:
-        """Returns the classifier of one client."""
+        """Return the classifier of one client."""
         return self.classifiers[client]
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """Returns the mean class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
+        """Return the mean class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
         by_client = [classifier.probabilities(x) for classifier in self.classifiers]
         return torch.stack(by_client).mean(0)
 
@@ -158,7 +158,7 @@ def fit_linear(
     classes: int,
     probe_c: float,
 ) -> LinearClassifier:
-    """Returns the linear probe (:func:`fedsim.models.probe.fit_probe`) as a linear classifier.
+    """Return the linear probe (:func:`fedsim.models.probe.fit_probe`) as a linear classifier.
 
     It never predicts a class that is absent from ``y``.
 
@@ -175,7 +175,7 @@ def fit_linear(
 
 
 def folded(probe: Probe, classes: int) -> LinearClassifier:
-    """Returns a probe as a linear classifier of embeddings that are not standardised.
+    """Return a probe as a linear classifier of embeddings that are not standardised.
 
     Weights and biases of the result contain the probe's standardisation.
 
@@ -204,7 +204,7 @@ def best_weight(
     y: Tensor,
     importance: Tensor,
 ) -> float:
-    """Returns the weight of ``local`` at which its mixture with ``shared`` is most accurate.
+    """Return the weight of ``local`` at which its mixture with ``shared`` is most accurate.
 
     The weight is one of :data:`TRIED_WEIGHTS`. Among equally good weights it is the smallest.
 

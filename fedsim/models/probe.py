@@ -72,7 +72,7 @@ class Probe:
     bias: NDArray[np.float32]
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Returns the predicted labels ``[n]`` of the rows of ``x`` ``[n, d]``.
+        """Return the predicted labels ``[n]`` of the rows of ``x`` ``[n, d]``.
 
         Only labels that occurred in training are predicted.
         """
@@ -83,7 +83,7 @@ class Probe:
         x: NDArray[np.float32],
         classes: int,
     ) -> NDArray[np.float64]:
-        """Returns class probabilities ``[n, classes]`` of ``x`` ``[n, d]``.
+        """Return class probabilities ``[n, classes]`` of ``x`` ``[n, d]``.
 
         The probability of a label that did not occur in training is 0.
         """
@@ -104,7 +104,7 @@ class Probe:
         return probabilities
 
     def _predict_standardised(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Returns the predicted label of every row of standardised features ``[n, d]``."""
+        """Return the predicted label of every row of standardised features ``[n, d]``."""
         if len(self.classes) == 1:
             return np.full(
                 len(features),
@@ -126,7 +126,7 @@ def predict_each(
     probes: Sequence[Probe],
     x: NDArray[np.float32],
 ) -> list[NDArray[np.int64]]:
-    """Returns the predictions of several probes of the same training examples.
+    """Return the predictions of several probes of the same training examples.
 
     The probes share the mean and the scale of these examples, so ``x`` ``[n, d]`` is standardised
     only once.
@@ -142,7 +142,7 @@ def fit_probe(
     *,
     balanced: bool = False,
 ) -> Probe:
-    """Fits the probe to embeddings; the fit is deterministic and the same for every algorithm.
+    """Fit the probe to embeddings; the fit is deterministic and the same for every algorithm.
 
     It minimises
 
@@ -170,7 +170,7 @@ def fit_probes(
     *,
     balanced: bool = False,
 ) -> Iterator[Probe]:
-    """Yields one probe for each of several penalties, as :func:`fit_probe` fits it.
+    """Yield one probe for each of several penalties, as :func:`fit_probe` fits it.
 
     All probes have the same examples. Each probe is fitted only when the caller asks for it.
 
@@ -230,7 +230,7 @@ def fit_path(
     *,
     balanced: bool = False,
 ) -> Iterator[Probe]:
-    """Yields nearly the probes of :func:`fit_probes`, for large data in a fraction of the time.
+    """Yield nearly the probes of :func:`fit_probes`, for large data in a fraction of the time.
 
     Each fit starts from the weights of the fit before it, so the strengths should ascend. The
     weights are fitted along the principal axes of the standardised examples. Their units are chosen
@@ -285,7 +285,7 @@ def fit_path(
 def _principal_axes(
     features: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float64]]:
-    """Returns the principal axes of features ``[n, d]``, and the features' coordinates along them.
+    """Return the principal axes of features ``[n, d]``, and the features' coordinates along them.
 
     Returns:
         Axes ``[d, r]``, coordinates ``[n, r]`` and the sum of squares along each axis ``[r]``. r is
@@ -317,7 +317,7 @@ def _minimise(
     weight: NDArray[np.float32],
     bias: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Returns the weights ``[r, k]`` and biases ``[k]`` of one penalty.
+    """Return the weights ``[r, k]`` and biases ``[k]`` of one penalty.
 
     Args:
         coordinates: the examples ``[n, r]``.
@@ -373,12 +373,12 @@ def _minimise(
 
 
 def strengths(dim: int) -> list[float]:
-    """Returns the inverse strengths to try for ``dim`` features, the strongest penalty first."""
+    """Return the inverse strengths to try for ``dim`` features, the strongest penalty first."""
     return [strength / dim for strength in STRENGTHS]
 
 
 def _check_examples(x: NDArray[np.float32]) -> None:
-    """Raises ValueError if there is no example, or one is not finite."""
+    """Raise ValueError if there is no example, or one is not finite."""
     if len(x) == 0:
         raise ValueError(
             "there is no example to train a probe on; a method that fits a probe must give it at "
@@ -393,7 +393,7 @@ def _check_examples(x: NDArray[np.float32]) -> None:
 
 
 def _standardisation(x: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Returns the mean and the scale of every feature, ``[d]`` each."""
+    """Return the mean and the scale of every feature, ``[d]`` each."""
     mean = x.mean(axis=0, dtype=np.float64)
     deviation = x.std(axis=0, dtype=np.float64)
     root_mean_square = float(np.sqrt(np.mean(deviation**2)))
@@ -411,7 +411,7 @@ def _fit_weights(
     iterations: int,
     tolerance: float,
 ) -> Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]]:
-    """Yields weights and biases for each strength of the penalty."""
+    """Yield weights and biases for each strength of the penalty."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 

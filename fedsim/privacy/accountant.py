@@ -80,7 +80,7 @@ def epsilon(
     mechanisms: Iterable[Mechanism],
     delta: float,
 ) -> tuple[float, AccountantName]:
-    """Returns the epsilon that ``mechanisms`` spend together at ``delta``, and its accountant.
+    """Return the epsilon that ``mechanisms`` spend together at ``delta``, and its accountant.
 
     It is the upper bound of numerical composition of privacy loss random variables (Gopi, Lee &
     Wutschitz 2021, "Numerical composition of differential privacy", theorem 5.5; Opacus'
@@ -106,7 +106,7 @@ def _composed(
     mechanisms: tuple[Mechanism, ...],
     delta: float,
 ) -> tuple[float, AccountantName]:
-    """Returns :func:`epsilon` of merged mechanisms.
+    """Return :func:`epsilon` of merged mechanisms.
 
     The result is cached, because most cells of a grid have one of a few plans, and an evaluation
     takes half a second.
@@ -125,7 +125,7 @@ def _composed(
 
 
 def rounded_up(spent: float) -> float:
-    """Returns an epsilon rounded up to ten significant digits; others depend on the processor."""
+    """Return an epsilon rounded up to ten significant digits; others depend on the processor."""
     return float(_UP.create_decimal(spent))
 
 
@@ -134,7 +134,7 @@ def rdp_epsilon(
     delta: float,
     orders: Sequence[float] = ORDERS,
 ) -> float:
-    """Returns the epsilon of ``mechanisms`` by Rényi composition.
+    """Return the epsilon of ``mechanisms`` by Rényi composition.
 
     It is fast to compute, always an upper bound, and looser than :func:`epsilon`. It is the minimum
     over orders a of
@@ -151,7 +151,7 @@ def rdp_epsilon(
 
 
 def rough_epsilon(mechanisms: Sequence[Mechanism], delta: float) -> float:
-    """Returns :func:`rdp_epsilon` from few orders, in milliseconds, to start a search from."""
+    """Return :func:`rdp_epsilon` from few orders, in milliseconds, to start a search from."""
     rough = rdp_epsilon(mechanisms, delta, INTEGER_ORDERS)
     # The best order falls below 2 only for a large epsilon. Fractional orders are slow where sigma
     # is large and q near 1/2.
@@ -166,7 +166,7 @@ def least_noise(
     high: float,
     ratio: float,
 ) -> float:
-    """Returns a sigma that is enough and at most ``ratio`` times the least such sigma.
+    """Return a sigma that is enough and at most ``ratio`` times the least such sigma.
 
     Args:
         is_enough: returns whether a sigma is enough. If a sigma is, every larger one must be.
@@ -197,7 +197,7 @@ def _prv_epsilon(
     delta: float,
     rough: float,
 ) -> float:
-    """Returns Opacus' PRV upper bound, with a mesh that is scaled to the ``rough`` epsilon.
+    """Return Opacus' PRV upper bound, with a mesh that is scaled to the ``rough`` epsilon.
 
     It is NaN if Opacus fails, or if its result is not reliable: if delta is below PRV_MIN_DELTA,
     the mesh would be too coarse, or epsilon is not below PRV_MAX_EPSILON.
@@ -237,7 +237,7 @@ def _order_bound(
     delta: float,
     order: float,
 ) -> float:
-    """Returns the epsilon from one Rényi order; +inf if its series overflows double precision."""
+    """Return the epsilon from one Rényi order; +inf if its series overflows double precision."""
     spent = sum(mechanism.divergence(order) for mechanism in mechanisms)
     conversion = (math.log(delta) + math.log(order)) / (order - 1)
     bound = spent + math.log1p(-1 / order) - conversion
@@ -248,7 +248,7 @@ def _order_bound(
 
 @cache
 def counted_by() -> str:
-    """Returns the versions of the code that plans and counts, as results record them.
+    """Return the versions of the code that plans and counts, as results record them.
 
     They are fedsim's version with a hash of that code, and the versions of the packages it uses.
     """

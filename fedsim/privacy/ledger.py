@@ -27,7 +27,7 @@ class Ledger:
         self._counts: defaultdict[int, Counter[Mechanism]] = defaultdict(Counter)
 
     def record(self, clients: Iterable[int], mechanism: Mechanism) -> None:
-        """Counts that ``mechanism`` ran on the data of each of the ``clients``.
+        """Count that ``mechanism`` ran on the data of each of the ``clients``.
 
         Raises:
             ValueError: the mechanism has a negative noise multiplier, a sample rate outside (0, 1],
@@ -42,12 +42,12 @@ class Ledger:
             self._counts[client][single_run] += mechanism.count
 
     def of_client(self, client: int) -> tuple[Mechanism, ...]:
-        """Returns the mechanisms that ran on a client's data, sorted."""
+        """Return the mechanisms that ran on a client's data, sorted."""
         counts = self._counts.get(client, Counter())
         return tuple(sorted(mechanism.times(count) for mechanism, count in counts.items()))
 
     def epsilon(self, delta: float) -> tuple[float, accountant.AccountantName]:
-        """Returns the epsilon spent so far, the largest over clients, and its accountant's name.
+        """Return the epsilon spent so far, the largest over clients, and its accountant's name.
 
         A unit lies within one client, so neighbouring data sets differ in one client. Given all
         earlier outputs, a mechanism on another client's data has the same distribution for both
@@ -59,7 +59,7 @@ class Ledger:
         return max(spent, default=(0.0, "none"))
 
     def unaccounted(self, plan: PrivacyPlan, clients: int) -> str:
-        """Returns a sentence on the first difference between the ledger and ``plan``.
+        """Return a sentence on the first difference between the ledger and ``plan``.
 
         It is empty if there is no difference. With a difference the epsilon is unknown: a step
         that is missing here did not run, or it ran and was not counted.
@@ -78,7 +78,7 @@ class Ledger:
         client: int,
         planned: Mapping[str, Mechanism],
     ) -> str:
-        """Returns the first difference between one client's mechanisms and the planned ones."""
+        """Return the first difference between one client's mechanisms and the planned ones."""
         counts: Counter[str] = Counter()
         for ran in self.of_client(client):
             wanted = planned.get(ran.release)
@@ -105,7 +105,7 @@ class Ledger:
         return ""
 
     def mechanisms(self) -> tuple[Mechanism, ...] | None:
-        """Returns the mechanisms that ran on every client's data, ordered by release.
+        """Return the mechanisms that ran on every client's data, ordered by release.
 
         The result is empty if nothing ran, and None if clients differ in their mechanisms.
         """
@@ -116,7 +116,7 @@ class Ledger:
         return tuple(sorted(history, key=lambda mechanism: mechanism.release))
 
     def to_json(self) -> str:
-        """Returns the ledger as JSON, which keeps every float exactly.
+        """Return the ledger as JSON, which keeps every float exactly.
 
         Clients with equal mechanisms share one record.
         """
@@ -130,7 +130,7 @@ class Ledger:
 
     @classmethod
     def from_json(cls, text: str) -> Ledger:
-        """Returns the ledger that :meth:`to_json` wrote."""
+        """Return the ledger that :meth:`to_json` wrote."""
         ledger = cls()
         for record in json.loads(text):
             for fields in record["ran"]:

@@ -37,11 +37,11 @@ class Mechanism:
     release: str = ""
 
     def scaled(self, factor: float) -> Mechanism:
-        """Returns the mechanism with ``factor`` times the noise."""
+        """Return the mechanism with ``factor`` times the noise."""
         return replace(self, noise_multiplier=self.noise_multiplier * factor)
 
     def times(self, count: int) -> Mechanism:
-        """Returns the mechanism with ``count`` runs."""
+        """Return the mechanism with ``count`` runs."""
         return replace(self, count=count)
 
     @property
@@ -50,7 +50,7 @@ class Mechanism:
         return bool(self.count and self.sample_rate) and not math.isinf(self.noise_multiplier)
 
     def divergence(self, order: float) -> float:
-        """Returns the Rényi divergence of all runs together at ``order``, computed by Opacus.
+        """Return the Rényi divergence of all runs together at ``order``, computed by Opacus.
 
         It is the series of Mironov, Talwar & Zhang (2019, arXiv 1908.10530, section 3.3), and +inf
         if the series overflows double precision.
@@ -70,7 +70,7 @@ class Mechanism:
             return math.inf
 
     def sentence(self, sensitivity: float) -> str:
-        """Returns in words what is released, how often, of which units, and with what noise."""
+        """Return in words what is released, how often, of which units, and with what noise."""
         times = "once" if self.count == 1 else f"{self.count} times"
         sampled = "on all units, no sampling"
         if self.sample_rate < 1:
@@ -83,7 +83,7 @@ class Mechanism:
 
 
 def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
-    """Returns the mechanisms in sorted order, with the runs of equal mechanisms added up.
+    """Return the mechanisms in sorted order, with the runs of equal mechanisms added up.
 
     Mechanisms that cost nothing are left out, and so are the names of releases. The result does
     therefore not depend on the order in which mechanisms ran, or on how they were grouped.

@@ -58,7 +58,7 @@ def gaussian(
     std: float,
     stream: Keystream,
 ) -> Noise:
-    """Draws independent N(0, ``std``^2) noise for every tensor of a release.
+    """Draw independent N(0, ``std``^2) noise for every tensor of a release.
 
     Args:
         shapes: the shape of each tensor by name; all are filled from one draw, in this order.
@@ -83,7 +83,7 @@ def fill_gaussian(
     std: float,
     stream: Keystream,
 ) -> int:
-    """Fills ``out`` with independent N(0, ``std``^2) noise (Box and Muller 1958).
+    """Fill ``out`` with independent N(0, ``std``^2) noise (Box and Muller 1958).
 
     A ``std`` of 0 gives zeros and leaves the stream as it was.
 
@@ -133,7 +133,7 @@ def _box_muller(
     std: float,
     out: NDArray[np.float32],
 ) -> None:
-    """Turns the random words of each row into normal numbers, in place for speed.
+    """Turn the random words of each row into normal numbers, in place for speed.
 
     A row of words has all radius words first, then the angle words of the same pairs. The first
     half of a row of ``out`` gets ``radius cos angle`` of every pair, the second half ``radius sin
@@ -167,7 +167,7 @@ def _box_muller(
 
 
 def _is_rare(words: NDArray[np.uint32]) -> NDArray[np.bool_]:
-    """Returns whether each radius word is within :data:`RARE` of an end of its range."""
+    """Return whether each radius word is within :data:`RARE` of an end of its range."""
     radius_words = words[:, : words.shape[1] // 2]
     # Shifted modulo 2^32, the words at either end become the smallest.
     return radius_words + RARE < 2 * RARE
@@ -179,7 +179,7 @@ def _redraw_rare(
     out: NDArray[np.float32],
     stream: Keystream,
 ) -> None:
-    """Replaces the numbers of :func:`_box_muller` that have a rare radius word.
+    """Replace the numbers of :func:`_box_muller` that have a rare radius word.
 
     Their radii are computed from 64 bits: the old word, then a new one. They reach 9.5 ``std``.
     """
@@ -201,7 +201,7 @@ def _redraw_rare(
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> int:
-    """Returns the CRC-32 of the tensors' bytes, in the order of their sorted names."""
+    """Return the CRC-32 of the tensors' bytes, in the order of their sorted names."""
     crc = 0
     for name in sorted(tensors):
         crc = zlib.crc32(

@@ -125,7 +125,7 @@ class PrivacyPlan:
         return math.isfinite(self.epsilon_target)
 
     def mechanism(self, name: str) -> Mechanism:
-        """Returns the mechanism of release ``name``; its noise is 0 for an infinite epsilon."""
+        """Return the mechanism of release ``name``; its noise is 0 for an infinite epsilon."""
         by_name = {release.name: release for release in self.releases}
         return by_name[name].mechanism.scaled(self.sigma)
 
@@ -137,7 +137,7 @@ class PrivacyPlan:
         )
 
     def noise_std(self, name: str) -> float:
-        """Returns the standard deviation of release ``name``'s noise per coordinate."""
+        """Return the standard deviation of release ``name``'s noise per coordinate."""
         multiplier = self.mechanism(name).noise_multiplier
         # 0 times the infinite sensitivity of a sum without a clip norm would be NaN.
         if multiplier:
@@ -145,7 +145,7 @@ class PrivacyPlan:
         return 0.0
 
     def noise_std_of_sum(self, name: str, clients: int) -> float:
-        """Returns the standard deviation of the noise on the sum over ``clients``.
+        """Return the standard deviation of the noise on the sum over ``clients``.
 
         Under ``trust: silo`` every client adds noise, otherwise there is one draw.
         """
@@ -161,7 +161,7 @@ def large_delta(
     *,
     published: bool = False,
 ) -> str | None:
-    """Returns the reason why a delta is too large for the data, or None if it is not.
+    """Return the reason why a delta is too large for the data, or None if it is not.
 
     Publishing each unit with probability delta is (0, delta)-DP, so delta has to be far below 1 / n
     for n units (Dwork & Roth 2014, "The algorithmic foundations of differential privacy", section
@@ -203,7 +203,7 @@ def calibrate(
     clip: float,
     sensitivity: float,
 ) -> PrivacyPlan:
-    """Returns a plan that is (``epsilon``, ``delta``)-DP with hardly more noise than it needs.
+    """Return a plan that is (``epsilon``, ``delta``)-DP with hardly more noise than it needs.
 
     Sigma is solved for all steps of all releases together. The plan's epsilon is at most the
     target. It is at least 0.99 of the target, unless the accountant changes from "prv" to "rdp"
@@ -264,7 +264,7 @@ def calibrate(
 
 
 def _check_budget(epsilon: float, delta: float) -> None:
-    """Raises UserError if epsilon or delta is out of range."""
+    """Raise UserError if epsilon or delta is out of range."""
     if not epsilon > 0:
         raise UserError(
             "epsilon",
@@ -280,7 +280,7 @@ def _check_budget(epsilon: float, delta: float) -> None:
 
 
 def _check_release(release: Release) -> None:
-    """Raises UserError if a release cannot run."""
+    """Raise UserError if a release cannot run."""
     has_rate = 0 < release.sample_rate <= 1
     has_noise = 0 < release.relative_noise < math.inf
     has_whole_rounds = (
@@ -299,7 +299,7 @@ def _check_spending(
     delta: float,
     releases: tuple[Release, ...],
 ) -> None:
-    """Raises UserError if there is no step, or the budget holds without noise."""
+    """Raise UserError if there is no step, or the budget holds without noise."""
     running = [release for release in releases if release.steps]
     if not running:
         raise UserError(
@@ -319,14 +319,14 @@ def _check_spending(
 
 
 def _log_never_sampled(release: Release) -> float:
-    """Returns the log probability that a unit is in no sample of a release."""
+    """Return the log probability that a unit is in no sample of a release."""
     if release.sample_rate < 1:
         return release.steps * math.log1p(-release.sample_rate)
     return -math.inf
 
 
 def _check_positive(name: str, value: float) -> None:
-    """Raises UserError if the value of ``clip`` or ``sensitivity`` is not positive and finite."""
+    """Raise UserError if the value of ``clip`` or ``sensitivity`` is not positive and finite."""
     if not 0 < value < math.inf:
         raise UserError(name, f"{value} is not a positive, finite number", _BOUND_HINTS[name])
 
@@ -361,7 +361,7 @@ def solved(
     delta: float,
     mechanisms: tuple[Mechanism, ...],
 ) -> Solution:
-    """Returns a sigma at which ``mechanisms`` cost at most ``epsilon``, and little less.
+    """Return a sigma at which ``mechanisms`` cost at most ``epsilon``, and little less.
 
     The result is cached, because the search takes seconds.
 
@@ -395,7 +395,7 @@ def _tighten(
     sigma: float,
     delta: float,
 ) -> Solution:
-    """Returns a sigma whose epsilon is at most the target, and hardly below it.
+    """Return a sigma whose epsilon is at most the target, and hardly below it.
 
     The bracket is the interval between the largest sigma known to exceed the target and the
     smallest known to keep it. Log-log interpolation narrows it, and halving after eight tries. The
@@ -443,7 +443,7 @@ def _tighten(
 
 
 def _too_small(epsilon: float, delta: float) -> UserError:
-    """Returns the error for an epsilon that is too small for the accountants at any sigma."""
+    """Return the error for an epsilon that is too small for the accountants at any sigma."""
     return UserError(
         "epsilon",
         f"{epsilon:g} is too small to account for at delta {delta:g}",
@@ -459,7 +459,7 @@ def _next_sigma(
     short: tuple[float, float] | None,
     halve: bool,
 ) -> float:
-    """Returns the next sigma to try.
+    """Return the next sigma to try.
 
     It interpolates in the bracket, where log epsilon is about linear in log sigma. With only one
     end of the bracket it assumes that epsilon is proportional to 1 / sigma.

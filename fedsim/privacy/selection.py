@@ -75,7 +75,7 @@ class Selection:
     score: float
 
     def epsilon(self, delta: float) -> float:
-        """Returns the epsilon of the selection, rounded up to ten digits."""
+        """Return the epsilon of the selection, rounded up to ten digits."""
         return rounded_up(self.spent(delta, curve_of))
 
     def spent(
@@ -83,7 +83,7 @@ class Selection:
         delta: float,
         curve_of: Callable[[Sequence[Mechanism]], Curve],
     ) -> float:
-        """Returns the epsilon of the selection with all its digits.
+        """Return the epsilon of the selection with all its digits.
 
         Args:
             delta: in (0, 1).
@@ -97,7 +97,7 @@ class Selection:
         return max(converted(curve, delta) for curve in self.curves(curve_of))
 
     def curves(self, curve_of: Callable[[Sequence[Mechanism]], Curve]) -> tuple[Curve, Curve]:
-        """Returns the divergences of the selection for a unit in training and for one in the score.
+        """Return the divergences of the selection for a unit in training and for one in the score.
 
         Args:
             curve_of: composes mechanisms, as :func:`curve_of` does.
@@ -115,7 +115,7 @@ class Selection:
 
 
 def curve_of(mechanisms: Sequence[Mechanism]) -> Curve:
-    """Returns the joint Rényi divergence of mechanisms at each of :data:`ORDERS`.
+    """Return the joint Rényi divergence of mechanisms at each of :data:`ORDERS`.
 
     It is infinite where it cannot be computed.
     """
@@ -139,7 +139,7 @@ def selected(
     mean: float,
     distribution: Distribution,
 ) -> Curve:
-    """Returns the divergence of the selection whose runs have the divergence ``curve``.
+    """Return the divergence of the selection whose runs have the divergence ``curve``.
 
     dp-accounting computes the same for a ``RepeatAndSelectDpEvent``.
     """
@@ -158,7 +158,7 @@ def selected(
 
 
 def converted(curve: Curve, delta: float) -> float:
-    """Returns the epsilon of a Rényi divergence at ``delta``."""
+    """Return the epsilon of a Rényi divergence at ``delta``."""
     from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 
     with np.errstate(all="ignore"):
@@ -172,7 +172,7 @@ def solved_noise(
     delta: float,
     mechanisms: Callable[[float], Sequence[Mechanism]],
 ) -> float:
-    """Returns about the least noise multiplier at which the search costs at most ``epsilon``.
+    """Return about the least noise multiplier at which the search costs at most ``epsilon``.
 
     It has four digits, and it is 0 for an infinite epsilon.
 
@@ -215,7 +215,7 @@ def runs_at(
     mean: float,
     distribution: Distribution,
 ) -> int:
-    """Returns the number of runs at a quantile in [0, 1) of its distribution.
+    """Return the number of runs at a quantile in [0, 1) of its distribution.
 
     P(k) is proportional to (1 - gamma)^k k^(shape - 1). The code cuts it off at a large k. The
     theorem uses the distribution through sum_k k P(k) q^(k - 1), which is at least P(1). The terms
@@ -233,7 +233,7 @@ def runs_at(
 
 
 def distinct(trainings: Iterable[Sequence[Mechanism]]) -> tuple[tuple[Mechanism, ...], ...]:
-    """Returns each set of mechanisms once, however many trainings have it."""
+    """Return each set of mechanisms once, however many trainings have it."""
     return tuple(dict.fromkeys(tuple(sorted(training)) for training in trainings))
 
 
@@ -241,7 +241,7 @@ def composed_by_renyi(
     mechanisms: Iterable[Mechanism],
     orders: Sequence[float] = ORDERS,
 ) -> Any:
-    """Returns dp-accounting's Rényi accountant after all ``mechanisms`` together."""
+    """Return dp-accounting's Rényi accountant after all ``mechanisms`` together."""
     import dp_accounting
     from dp_accounting.rdp import RdpAccountant
 

@@ -40,7 +40,7 @@ def fill(
     scale: float,
     stream: torch.Generator,
 ) -> None:
-    """Replaces all parameters by random numbers, so that none is zero."""
+    """Replace all parameters by random numbers, so that none is zero."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(scale * torch.randn(parameter.shape, generator=stream))

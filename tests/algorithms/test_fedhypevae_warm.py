@@ -35,7 +35,7 @@ WIDE = FedHypeVAEWarm(FedHypeVAEWarmParams(), Task(1280, 2, 1))
 
 
 def emphasis(rows: int) -> Tensor:
-    """Factors on the weights of class sums, class counts and the second moment."""
+    """Factor on the weights of class sums, class counts and the second moment."""
     server = replace(
         WIDE.initial_server(Seeds(0)),
         plan=solved_plan(WIDE, 1.0, 1e-4),

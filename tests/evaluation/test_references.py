@@ -102,7 +102,7 @@ def test_references_say_their_rows_and_seconds(partition):
 
 @pytest.fixture
 def large(monkeypatch):
-    """Counts data of this size as large."""
+    """Count data of this size as large."""
     monkeypatch.setattr(subset, "LARGE", 100)
 
 

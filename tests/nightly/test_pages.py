@@ -27,7 +27,7 @@ def run(
 
 
 def save_archive(folder: Path) -> None:
-    """Writes the folder of arrays and the grid that the data page shows."""
+    """Write the folder of arrays and the grid that the data page shows."""
     (program,) = (text for text in blocks(DATA, "python") if 'Path("archive")' in text)
     run([sys.executable, "-c", program], folder)
     (grid,) = (text for text in blocks(DATA, "yaml") if text.startswith("# archive.yaml"))

@@ -58,7 +58,7 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cluster(project: Path) -> Iterator[Callable[..., list[subprocess.Popen[bytes]]]]:
-    """Starts a head of no CPU and two workers of one, in namespaces of their own, which see neither
+    """Start a head of no CPU and two workers of one, in namespaces of their own, which see neither
     the project nor each other's files.
     """
     scratch = tempfile.mkdtemp(prefix="r", dir="/tmp")

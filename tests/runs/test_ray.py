@@ -121,7 +121,7 @@ def as_bytes(ray_cluster: None) -> Iterator[None]:
 
 @pytest.fixture
 def all_free(ray_cluster: None) -> Callable[[], None]:
-    """Waits until no actor holds a share any more: none was leaked."""
+    """Wait until no actor holds a share any more: none was leaked."""
     return lambda: wait_until(lambda: ray.available_resources().get("CPU") == NODES[0].cpus)
 
 

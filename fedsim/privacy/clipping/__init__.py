@@ -29,7 +29,7 @@ def vmap(
     norms: Norms,
     sums: dict[str, Tensor],
 ) -> Measured:
-    """Adds the clipped sum of ``batch`` to ``sums``, in place, by ``vmap(grad(loss))`` over rows.
+    """Add the clipped sum of ``batch`` to ``sums``, in place, by ``vmap(grad(loss))`` over rows.
 
     The gradients of a group or client are summed before they are clipped. This engine is for layers
     that bookkeeping does not cover; it is one to two orders of magnitude slower. See
@@ -103,7 +103,7 @@ def functional_loss(
     parameters: Mapping[str, Tensor],
     batch: Batch,
 ) -> _Losses:
-    """Returns the loss of a model with other parameters; the model is not changed.
+    """Return the loss of a model with other parameters; the model is not changed.
 
     Args:
         model: the model.
@@ -163,7 +163,7 @@ def clipped_sum(
     norms: Norms,
     engine: EngineName = "bookkeeping",
 ) -> ClippedSum:
-    """Returns the sum of the clipped gradients of all units in a batch.
+    """Return the sum of the clipped gradients of all units in a batch.
 
     Let g_u be the gradient of the loss of unit u with respect to all parameters, w the weights of
     the parameters and C the clip norm (:class:`Norms`). The sum is
@@ -226,7 +226,7 @@ def _check_layers(
     modules: Mapping[str, nn.Module],
     clients: int,
 ) -> None:
-    """Raises ValueError if the model has a layer that the bound or the batch does not allow.
+    """Raise ValueError if the model has a layer that the bound or the batch does not allow.
 
     Such layers are batch norms, dropout in training mode, and per-client layers whose weights are
     for another number of clients.
@@ -253,7 +253,7 @@ def _check_layers(
 
 
 def _check_batch(batch: Batch, norms: Norms) -> None:
-    """Raises ValueError if a batch is not one that :func:`clipped_sum` can read.
+    """Raise ValueError if a batch is not one that :func:`clipped_sum` can read.
 
     Its tensors must have equal lengths, its rows must be sorted by client, and it must have groups
     if the unit is a group.
@@ -280,7 +280,7 @@ def _check_batch(batch: Batch, norms: Norms) -> None:
 
 
 def _tensor_versions(modules: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, int]]:
-    """Returns every tensor of a model, and how often it was written, by name."""
+    """Return every tensor of a model, and how often it was written, by name."""
     versions = {}
     for path, module in modules.items():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -296,7 +296,7 @@ def _check_unchanged(
     before: Mapping[str, tuple[Tensor, int]],
     after: Mapping[str, tuple[Tensor, int]],
 ) -> None:
-    """Raises ValueError if a tensor was replaced, written, added or removed."""
+    """Raise ValueError if a tensor was replaced, written, added or removed."""
     missing = (None, 0)
     for name in {**before, **after}:
         old_tensor, old_version = before.get(name, missing)

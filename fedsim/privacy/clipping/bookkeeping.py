@@ -62,7 +62,7 @@ def bookkeeping(
     norms: Norms,
     sums: dict[str, Tensor],
 ) -> Measured:
-    """Adds the clipped sum of ``batch`` to ``sums``, in place.
+    """Add the clipped sum of ``batch`` to ``sums``, in place.
 
     It takes one forward pass, one backward pass, and one weighted product per layer; see
     :func:`fedsim.privacy.clipping.clipped_sum`.
@@ -96,7 +96,7 @@ def bookkeeping(
 
 
 def covered_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Returns the layers that hold the trainable parameters, by name.
+    """Return the layers that hold the trainable parameters, by name.
 
     Raises:
         ValueError: bookkeeping does not cover a parameter.
@@ -120,7 +120,7 @@ def covered_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _is_covered(module: nn.Module, name: str) -> bool:
-    """Returns whether a rule covers the parameter, and nothing changes the module's forward."""
+    """Return whether a rule covers the parameter, and nothing changes the module's forward."""
     rule = RULES.get(type(module))
     if rule is None or name not in rule.names:
         return False
@@ -130,7 +130,7 @@ def _is_covered(module: nn.Module, name: str) -> bool:
 
 @contextmanager
 def _recorded_calls(layers: dict[str, nn.Module]) -> Iterator[Calls]:
-    """Records the calls of ``layers`` inside a ``with`` block, by the name of the layer.
+    """Record the calls of ``layers`` inside a ``with`` block, by the name of the layer.
 
     A call through which no gradient can flow is left out.
     """
@@ -177,7 +177,7 @@ def _refuse_other_uses(
     model: nn.Module,
     calls: Calls,
 ) -> None:
-    """Raises ValueError if the loss reaches a parameter other than by a recorded call.
+    """Raise ValueError if the loss reaches a parameter other than by a recorded call.
 
     It walks the graph of gradients from the loss to its leaves, and passes over the inside of every
     recorded call.
@@ -206,7 +206,7 @@ def _refuse_other_uses(
 
 
 def _inputs_of_calls(calls: Calls) -> dict[Node, list[Node | None]]:
-    """Returns the nodes of the inputs of every recorded call, by the node of its output."""
+    """Return the nodes of the inputs of every recorded call, by the node of its output."""
     inputs: dict[Node, list[Node | None]] = {}
     for calls_of_layer in calls.values():
         for call in calls_of_layer:
@@ -224,7 +224,7 @@ def _uses(
     losses: Tensor,
     layout: Layout,
 ) -> dict[str, Use]:
-    """Runs the backward pass and returns the use of every layer that has a gradient, by name.
+    """Run the backward pass and return the use of every layer that has a gradient, by name.
 
     The calls of one layer are joined into one use.
     """
@@ -261,7 +261,7 @@ def _check_call(
     rows: int,
     layout: Layout,
 ) -> None:
-    """Raises ValueError if a call shows that its use would give a wrong gradient.
+    """Raise ValueError if a call shows that its use would give a wrong gradient.
 
     The output must have one row per example, the input must not have changed after the call, and a
     layout among the arguments must be that of the batch.
@@ -284,7 +284,7 @@ def _check_call(
 
 
 def _join(values: list[Tensor]) -> Tensor:
-    """Concatenates the inputs or the gradients ``[N, T, m]`` of several calls along T."""
+    """Concatenate the inputs or the gradients ``[N, T, m]`` of several calls along T."""
     if len(values) == 1:
         return values[0]
     return torch.cat(values, 1)
@@ -295,7 +295,7 @@ def _as_uses_of_groups(
     groups: Layout,
     layout: Layout,
 ) -> dict[str, Use]:
-    """Returns uses in which row n is a group instead of an example.
+    """Return uses in which row n is a group instead of an example.
 
     The gradient of a group is the sum over its rows. So a rule may treat the group as one example
     that uses the layer once for every row.
@@ -324,7 +324,7 @@ def _clip_examples_or_groups(
     sums: dict[str, Tensor],
     like: Tensor,
 ) -> Tensor:
-    """Clips the gradients of examples or groups and adds them to ``sums``.
+    """Clip the gradients of examples or groups and add them to ``sums``.
 
     Args:
         uses: the use of every layer, with one row per unit.
@@ -372,7 +372,7 @@ def _joint_squared_norms(
     names: Mapping[str, Tensor],
     like: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the units' squared joint norms and whether each gradient is finite, ``[units]``."""
+    """Return the units' squared joint norms and whether each gradient is finite, ``[units]``."""
     # The zeros are the squared norms if no parameter counts.
     squared_norms = [like.new_zeros(units)]
     squared_weights = [1.0]
@@ -406,7 +406,7 @@ def _clip_clients(
     batch: Batch,
     sums: dict[str, Tensor],
 ) -> Tensor:
-    """Clips the clients' summed gradients and adds them to ``sums``; returns their joint norms."""
+    """Clip the clients' summed gradients and add them to ``sums``; return their joint norms."""
     gradients: dict[str, Tensor] = {}
     per_client = set()
     for path, use in uses.items():
@@ -432,5 +432,5 @@ def _clip_clients(
 
 
 def _full_name(path: str, name: str) -> str:
-    """Returns a parameter's name in the model from its layer's path and its name in the layer."""
+    """Return a parameter's name in the model from its layer's path and its name in the layer."""
     return f"{path}.{name}".removeprefix(".")

@@ -78,18 +78,18 @@ class Norms:
                 )
 
     def weight(self, name: str) -> float:
-        """Returns the factor of parameter ``name``."""
+        """Return the factor of parameter ``name``."""
         matching = [prefix for prefix in self.weights if _covers(prefix, name)]
         if matching:
             return self.weights[max(matching, key=len)]
         return 1.0
 
     def is_free(self, name: str) -> bool:
-        """Returns whether parameter ``name`` is left out of the norm and not clipped."""
+        """Return whether parameter ``name`` is left out of the norm and not clipped."""
         return any(_covers(prefix, name) for prefix in self.free)
 
     def factors(self, squared: Tensor) -> Tensor:
-        """Returns ``min(1, C / norm)`` for squared norms ``[units]``; 0 for those not finite."""
+        """Return ``min(1, C / norm)`` for squared norms ``[units]``; 0 for those not finite."""
         factor = (self.clip / squared.sqrt().clamp_min(1e-12)).clamp_max(1.0)
         return factor.masked_fill(~squared.isfinite(), 0.0)
 
@@ -107,7 +107,7 @@ def clip_units(
     norms: Norms,
     units: int,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Multiplies the gradient of every unit by the weights and clips it.
+    """Multiply the gradient of every unit by the weights and clip it.
 
     A unit whose gradient is not finite gets the gradient 0.
 
@@ -174,7 +174,7 @@ class Use:
     layout: Layout
 
     def keep_only(self, rows: Tensor) -> Use:
-        """Returns the use with zeros where ``rows`` (bool ``[N]``) is False.
+        """Return the use with zeros where ``rows`` (bool ``[N]``) is False.
 
         A product with 0 would keep a nan.
         """
@@ -199,7 +199,7 @@ class Target:
     factor: Tensor
 
     def add_product(self, left: Tensor, right: Tensor) -> None:
-        """Adds the weighted product of matrices, batches of matrices, or a matrix and a vector."""
+        """Add the weighted product of matrices, batches of matrices, or a matrix and a vector."""
         if self.tensor.device.type not in FUSED:
             self.tensor.add_(left @ right, alpha=self.weight)
             return
@@ -226,11 +226,11 @@ class LinearRule:
         args: tuple[Any, ...],
         grads: Tensor,
     ) -> Tensor:
-        """Returns :attr:`Use.inputs`, ``[N, T, in]``, from the arguments of the layer's call."""
+        """Return :attr:`Use.inputs`, ``[N, T, in]``, from the arguments of the layer's call."""
         return by_use(args[0].detach())
 
     def squared(self, use: Use) -> dict[str, Tensor]:
-        """Returns the squared norm of each parameter's gradient per example, ``[N]``."""
+        """Return the squared norm of each parameter's gradient per example, ``[N]``."""
         a = use.inputs
         g = use.grads
         bias = _squared_norm(_over_uses(g))
@@ -249,7 +249,7 @@ class LinearRule:
         return {"weight": weight, "bias": bias}
 
     def add(self, use: Use, name: str, target: Target) -> None:
-        """Adds the weighted sum of the gradients of parameter ``name`` to its target."""
+        """Add the weighted sum of the gradients of parameter ``name`` to its target."""
         factor = target.factor
         if name == "bias":
             # An example's uses are added first, as for its norm: large uses that cancel would
@@ -267,7 +267,7 @@ class LinearRule:
             target.add_product((g * factor[:, None]).T, a)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
-        """Returns each parameter's gradient summed per client, ``[K, ...]``.
+        """Return each parameter's gradient summed per client, ``[K, ...]``.
 
         It is zero for a client without a row.
         """
@@ -295,7 +295,7 @@ class ClientLinearRule(LinearRule):
     """The rule of ``ClientLinear``: the norms of a linear layer, and one sum per client."""
 
     def add(self, use: Use, name: str, target: Target) -> None:
-        """Adds one weighted batched product over the padded clients; see :meth:`LinearRule.add`."""
+        """Add one weighted batched product over the padded clients; see :meth:`LinearRule.add`."""
         of_span = replace(target, tensor=target.tensor[use.layout.span])
         if name == "bias":
             weighted = _over_uses(use.grads) * target.factor[:, None]
@@ -316,7 +316,7 @@ class ShiftRule(LinearRule):
     names = ("weight",)
 
     def gradients(self, use: Use) -> Tensor:
-        """Returns each example's gradient ``[N, size]``, which is that of the output.
+        """Return each example's gradient ``[N, size]``, which is that of the output.
 
         If the weight is a single number, it shifts every column of the output. Its gradient is then
         the sum over the columns.
@@ -328,18 +328,18 @@ class ShiftRule(LinearRule):
         return gradient
 
     def squared(self, use: Use) -> dict[str, Tensor]:
-        """Returns the squared norms of the per-example gradients, ``[N]``."""
+        """Return the squared norms of the per-example gradients, ``[N]``."""
         return {"weight": _squared_norm(self.gradients(use))}
 
     def add(self, use: Use, name: str, target: Target) -> None:
-        """Adds the weighted sum over examples; see :meth:`LinearRule.add`."""
+        """Add the weighted sum over examples; see :meth:`LinearRule.add`."""
         target.tensor.add_(
             target.factor @ self.gradients(use),
             alpha=target.weight,
         )
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
-        """Returns the gradient summed per client, ``[K, size]``."""
+        """Return the gradient summed per client, ``[K, size]``."""
         gradients = self.gradients(use)
         sums = gradients.new_zeros(
             use.layout.clients,
@@ -356,15 +356,15 @@ class ClientCodeRule(ShiftRule):
         args: tuple[Any, ...],
         grads: Tensor,
     ) -> Tensor:
-        """Returns inputs with an empty last dimension: the gradient is that of the output."""
+        """Return inputs with an empty last dimension: the gradient is that of the output."""
         return grads[..., :0]
 
     def gradients(self, use: Use) -> Tensor:
-        """Returns each example's gradient by its client's code, ``[N, size]``."""
+        """Return each example's gradient by its client's code, ``[N, size]``."""
         return use.grads.sum(1)
 
     def add(self, use: Use, name: str, target: Target) -> None:
-        """Adds the weighted gradients to their clients' rows; see :meth:`LinearRule.add`."""
+        """Add the weighted gradients to their clients' rows; see :meth:`LinearRule.add`."""
         weighted = self.gradients(use) * target.factor[:, None]
         target.tensor.index_add_(
             0,
@@ -387,27 +387,27 @@ PER_CLIENT = (ClientLinear, ClientCode)
 
 
 def by_use(values: Tensor) -> Tensor:
-    """Reshapes ``[N, ..., m]`` to ``[N, T, m]``, where T is the number of uses per example."""
+    """Reshape ``[N, ..., m]`` to ``[N, T, m]``, where T is the number of uses per example."""
     if values.dim() == 2:
         return values.unsqueeze(1)
     return values.flatten(1, -2)
 
 
 def _over_uses(grads: Tensor) -> Tensor:
-    """Sums ``[N, T, m]`` over the uses to ``[N, m]``, without a copy for T = 1."""
+    """Sum ``[N, T, m]`` over the uses to ``[N, m]``, without a copy for T = 1."""
     if grads.shape[1] == 1:
         return grads[:, 0]
     return grads.sum(1)
 
 
 def _squared_norm(rows: Tensor) -> Tensor:
-    """Returns the squared norms ``[N]`` of rows ``[N, m]``."""
+    """Return the squared norms ``[N]`` of rows ``[N, m]``."""
     norm: Tensor = torch.linalg.vector_norm(rows, dim=1)
     return norm.square()
 
 
 def _by_client(use: Use, values: Tensor) -> Tensor:
-    """Returns ``[N, T, m]`` by client, ``[clients in the span, width * T, m]``, filled with zeros.
+    """Return ``[N, T, m]`` by client, ``[clients in the span, width * T, m]``, filled with zeros.
 
     The span is the clients from the first to the last one with a row, and the width is the largest
     number of rows of one client (:class:`fedsim.batch.Layout`).

@@ -39,7 +39,7 @@ def residuals(
     class_means: Tensor,
     basis: Tensor,
 ) -> Tensor:
-    """Returns rows minus their class means in ``basis``, clipped to norm 1, ``[N, k]``.
+    """Return rows minus their class means in ``basis``, clipped to norm 1, ``[N, k]``.
 
     Args:
         rows: ``[N, d]``.
@@ -58,7 +58,7 @@ def responsibilities(
     shares: Tensor,
     whitening: Tensor,
 ) -> Tensor:
-    """Returns the E step: the probability of each component of the row's class, ``[N, K]``.
+    """Return the E step: the probability of each component of the row's class, ``[N, K]``.
 
     Args:
         u: residuals ``[N, k]``.
@@ -81,7 +81,7 @@ def component_products(
     belongs: Tensor,
     classes: int,
 ) -> Products:
-    """Returns component sums ``[C K, k]`` and counts ``[C K, 1]``, as sums of outer products.
+    """Return component sums ``[C K, k]`` and counts ``[C K, 1]``, as sums of outer products.
 
     The responsibilities of a row are its left factor. They are not negative and sum to 1, so the
     norm of the left factor is at most 1.
@@ -104,7 +104,7 @@ def start(
     covariance: Tensor,
     spread: float,
 ) -> dict[str, Tensor]:
-    """Returns starting points: offsets in random directions, and equal shares.
+    """Return starting points: offsets in random directions, and equal shares.
 
     They use only the covariance that is already released, so they cost no privacy.
 
@@ -128,7 +128,7 @@ def maximise(
     shares: Tensor,
     std: Mapping[str, float],
 ) -> dict[str, Tensor]:
-    """Returns the M step: ``offsets`` ``[C, K, k]`` and ``shares`` ``[C, K]``.
+    """Return the M step: ``offsets`` ``[C, K, k]`` and ``shares`` ``[C, K]``.
 
     The offsets are shrunk towards 0 in each direction, by the share of noise in their mean square
     (Wiener filter). Then the offsets of each class are shifted so that their weighted mean is 0,
@@ -158,7 +158,7 @@ def scatter(
     shares: Tensor,
     counts: Tensor,
 ) -> Tensor:
-    """Returns the scatter between the components of a class, pooled over classes, ``[k, k]``.
+    """Return the scatter between the components of a class, pooled over classes, ``[k, k]``.
 
     It is the second moment of the offsets, weighted by the shares of components and classes.
 
@@ -173,7 +173,7 @@ def scatter(
 
 
 def whitening(covariance: Tensor, between: Tensor) -> Tensor:
-    """Returns W ``[k, k]`` with ``W W^T = S^-1`` for ``S = covariance - between``.
+    """Return W ``[k, k]`` with ``W W^T = S^-1`` for ``S = covariance - between``.
 
     In every direction ``between`` counts for at most :data:`MOST_EXPLAINED` of the covariance.
 

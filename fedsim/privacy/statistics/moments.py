@@ -37,7 +37,7 @@ PRIOR_ERROR = 0.05
 
 
 def mean_products(x: Tensor) -> Products:
-    """Returns the sum and the count of rows ``[N, d]`` of norm at most 1."""
+    """Return the sum and the count of rows ``[N, d]`` of norm at most 1."""
     ones = x.new_ones(len(x), 1)
     return {"sum": OuterProduct(ones, x), "count": OuterProduct(ones, ones)}
 
@@ -63,7 +63,7 @@ def released_mean(
     sums: Mapping[str, Tensor],
     std: Mapping[str, float],
 ) -> ReleasedMean:
-    """Estimates the mean from the released sums of :func:`mean_products`.
+    """Estimate the mean from the released sums of :func:`mean_products`.
 
     Args:
         sums: the sum ``[1, d]`` and the count ``[1, 1]``, their weights divided out.
@@ -84,7 +84,7 @@ def released_mean(
 
 
 def in_unit_ball(r: Tensor) -> Tensor:
-    """Returns rows ``[N, d]``, those of a norm above 1 scaled to norm 1."""
+    """Return rows ``[N, d]``, those of a norm above 1 scaled to norm 1."""
     clipped: Tensor = r / r.norm(dim=1, keepdim=True).clamp_min(1.0)
     return clipped
 
@@ -94,7 +94,7 @@ def moment_products(
     y: Tensor,
     classes: int,
 ) -> Products:
-    """Returns class sums, class counts and one second moment of rows ``[N, d]`` of norm <= 1."""
+    """Return class sums, class counts and one second moment of rows ``[N, d]`` of norm <= 1."""
     return class_mean_products(r, y, classes) | {"second": OuterProduct(r, r)}
 
 
@@ -103,7 +103,7 @@ def class_mean_products(
     y: Tensor,
     classes: int,
 ) -> Products:
-    """Returns class sums and class counts of rows ``[N, d]`` of norm at most 1."""
+    """Return class sums and class counts of rows ``[N, d]`` of norm at most 1."""
     return sums_and_counts(r, y, classes, "class")
 
 
@@ -113,7 +113,7 @@ def sums_and_counts(
     groups: int,
     kind: str,
 ) -> Products:
-    """Returns the sum and the count of the rows of every group, such as a class or a client.
+    """Return the sum and the count of the rows of every group, such as a class or a client.
 
     Args:
         x: rows ``[N, d]`` of norm at most 1.
@@ -130,7 +130,7 @@ def sums_and_counts(
 
 
 def counts_above_noise(counts: Tensor, std: float) -> Tensor:
-    """Returns released counts that it is safe to divide by.
+    """Return released counts that it is safe to divide by.
 
     A smaller count is raised to 1, or to twice the standard deviation ``std`` of its noise if that
     is more.
@@ -143,7 +143,7 @@ def client_means(
     counts: Tensor,
     std: Mapping[str, float],
 ) -> Tensor:
-    """Returns every client's mean ``[K, d]``, shrunk towards the mean that the clients share.
+    """Return every client's mean ``[K, d]``, shrunk towards the mean that the clients share.
 
     A mean is shrunk the more, the larger its noise is beside the variance between the true means.
     That variance is estimated as by DerSimonian and Laird (1986, "Meta-analysis in clinical
@@ -209,7 +209,7 @@ def gaussians(
     std: Mapping[str, float],
     squared_norm: Tensor | None = None,
 ) -> Gaussians:
-    """Estimates class means and the second moment from the sums of :func:`moment_products`.
+    """Estimate class means and the second moment from the sums of :func:`moment_products`.
 
     The trace of the second moment is an estimate of the rows' mean squared norm. For few rows in
     many dimensions it is mostly noise. So if ``squared_norm`` is given, the trace is replaced by
@@ -245,7 +245,7 @@ def within(
     noise: Tensor,
     counts: Tensor,
 ) -> Tensor:
-    """Returns the covariance within classes ``[d, d]``.
+    """Return the covariance within classes ``[d, d]``.
 
     The part that the class means add to the second moment is subtracted. The noise of the means is
     subtracted with it, so its expected part is added again:
@@ -270,7 +270,7 @@ def principal(
     noise: float,
     most: int,
 ) -> tuple[Tensor, Tensor, float]:
-    """Returns the leading directions of a noisy covariance, and white noise for all the rest.
+    """Return the leading directions of a noisy covariance, and white noise for all the rest.
 
     A symmetric matrix of independent noise has its largest eigenvalue near ``2 noise sqrt(d)``.
     Eigenvalues above half of that are kept. Directions with less than ``2 noise sqrt(d)`` carry
@@ -317,7 +317,7 @@ SEEN = 3.0
 
 
 def distance_products(r: Tensor) -> Products:
-    """Returns a histogram ``[1, BINS]`` of the norms of rows ``[N, d]``.
+    """Return a histogram ``[1, BINS]`` of the norms of rows ``[N, d]``.
 
     A row is in one bin, so its removal changes one count by 1.
     """
@@ -329,7 +329,7 @@ def distance_products(r: Tensor) -> Products:
 
 
 def largest_squares(device: torch.device) -> Tensor:
-    """Returns the largest squared distance of every bin, ``[BINS]``."""
+    """Return the largest squared distance of every bin, ``[BINS]``."""
     return 4 * 0.5 ** torch.arange(BINS, device=device)
 
 
@@ -338,7 +338,7 @@ def released_distances(
     std: float,
     square: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Estimates the distances from the released sums of :func:`distance_products`.
+    """Estimate the distances from the released sums of :func:`distance_products`.
 
     Args:
         bins: the released counts ``[1, BINS]``.

@@ -61,7 +61,7 @@ class OuterProduct:
         cell: Tensor,
         cells: int,
     ) -> OuterProduct:
-        """Returns the statistic ``[M, q]`` that sums the rows ``right`` of every cell."""
+        """Return the statistic ``[M, q]`` that sums the rows ``right`` of every cell."""
         ones = right.new_ones(len(right), 1)
         return cls(ones, right, cell, cells)
 
@@ -82,7 +82,7 @@ class OuterProduct:
 
 
 def unit_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """Returns the weights scaled so that statistics of norm at most 1 have a joint norm <= 1."""
+    """Return the weights scaled so that statistics of norm at most 1 have a joint norm <= 1."""
     norm = math.sqrt(sum(weight**2 for weight in weights.values()))
     return {name: weight / norm for name, weight in weights.items()}
 
@@ -93,7 +93,7 @@ def clipped_statistics(
     groups: Layout | None = None,
     totals: dict[str, Tensor] | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Returns the jointly clipped sum of every statistic, and the joint norms of the units.
+    """Return the jointly clipped sum of every statistic, and the joint norms of the units.
 
     In every cell the sum is
 
@@ -138,7 +138,7 @@ def _joint_squared_norms(
     norms: Norms,
     groups: Layout | None,
 ) -> Tensor:
-    """Returns the squared joint norm of every unit, ``[units]``."""
+    """Return the squared joint norm of every unit, ``[units]``."""
     any_left = next(iter(products.values())).left
     units = len(any_left) if groups is None else groups.clients
     joint = any_left.new_zeros(units)
@@ -157,7 +157,7 @@ def _add_weighted_sum(
     is_broken: Tensor,
     weight: float,
 ) -> None:
-    """Adds ``weight * sum_n factor_n left_n right_n^T`` of every cell to ``total``, in float64.
+    """Add ``weight * sum_n factor_n left_n right_n^T`` of every cell to ``total``, in float64.
 
     Args:
         total: the sums so far, in the shape of the statistic, float64.
@@ -198,7 +198,7 @@ def _add_weighted_sum(
 
 
 def upper_triangle(matrix: Tensor) -> Tensor:
-    """Returns the upper triangle of a symmetric matrix ``[p, p]``, ``[p (p + 1) / 2]``.
+    """Return the upper triangle of a symmetric matrix ``[p, p]``, ``[p (p + 1) / 2]``.
 
     Entries off the diagonal are multiplied by sqrt(2), so the norm is that of the matrix.
     """
@@ -214,7 +214,7 @@ def _add_products(
     factor: Tensor,
     weight: float,
 ) -> None:
-    """Adds ``weight * sum_n factor_n left_n right_n^T`` to ``total`` ``[p, q]``, in float64."""
+    """Add ``weight * sum_n factor_n left_n right_n^T`` to ``total`` ``[p, q]``, in float64."""
     count = len(left)
     step = ROWS if left.device == CPU else max(1, count)
     for start in range(0, count, step):
@@ -228,7 +228,7 @@ def _squared_norms_of_groups(
     of_rows: Tensor,
     groups: Layout,
 ) -> Tensor:
-    """Returns the squared norm of every group's sum ``[G]``.
+    """Return the squared norm of every group's sum ``[G]``.
 
     Over the pairs of a group's rows it is
 
@@ -261,7 +261,7 @@ def _squared_norms_of_groups(
 
 
 def _squared_norms_of_sums(left: Tensor, right: Tensor, cell: Tensor) -> Tensor:
-    """Returns the squared norms ``[B]`` of the sums of B units with n rows each.
+    """Return the squared norms ``[B]`` of the sums of B units with n rows each.
 
     Args:
         left: ``[B, n, p]``.
@@ -278,7 +278,7 @@ def _squared_norms_of_sums(left: Tensor, right: Tensor, cell: Tensor) -> Tensor:
 
 
 def _squared_norm_of_long_sum(left: Tensor, right: Tensor, cell: Tensor) -> Tensor:
-    """Returns the squared norm of one unit's sum in all cells, a scalar.
+    """Return the squared norm of one unit's sum in all cells, a scalar.
 
     Args:
         left: ``[n, p]``.
@@ -299,7 +299,7 @@ def _to_integers(
     x: Tensor,
     largest: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Returns finite ``x`` ``[..., d]`` as integers in float64, and the unit that they count.
+    """Return finite ``x`` ``[..., d]`` as integers in float64, and the unit that they count.
 
     The rounding of an ordinary product depends on how many rows it has, so one private row could
     change what other rows add to a histogram. These integers have so few bits that every partial
@@ -317,7 +317,7 @@ def _to_integers(
 
 
 def exact_products(x: Tensor, fixed: Tensor) -> Tensor:
-    """Returns ``x fixed^T`` ``[N, K]`` in float64, each row independent of all other rows.
+    """Return ``x fixed^T`` ``[N, K]`` in float64, each row independent of all other rows.
 
     All entries are rounded to integers first, so that the product of the integers is exact.
 
@@ -331,7 +331,7 @@ def exact_products(x: Tensor, fixed: Tensor) -> Tensor:
 
 
 def exact_squares(x: Tensor) -> Tensor:
-    """Returns the squared norms ``[N, 1]`` of rows ``[N, d]`` in float64.
+    """Return the squared norms ``[N, 1]`` of rows ``[N, d]`` in float64.
 
     Each is independent of all other rows: the rows are rounded to integers first.
     """

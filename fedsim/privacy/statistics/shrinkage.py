@@ -21,7 +21,7 @@ STEPS = 8
 
 
 def free_eigenvalues(values: Tensor, noise: float) -> Tensor:
-    """Returns the eigenvalues of a covariance, estimated from those of a noisy version.
+    """Return the eigenvalues of a covariance, estimated from those of a noisy version.
 
     Entry j is the expected variance of the true covariance along the j-th eigenvector of the noisy
     one, which has the eigenvalue y:
@@ -64,7 +64,7 @@ def shrunk_along(
     noise: Tensor,
     values: Tensor,
 ) -> Tensor:
-    """Returns class means shrunk to their common centre, direction by direction, ``[C, d]``.
+    """Return class means shrunk to their common centre, direction by direction, ``[C, d]``.
 
     It is the posterior mean under a normal prior, whose variance is estimated from neighbouring
     directions together (empirical Bayes, as Morris 1983). Classes with much noise count little in
@@ -82,13 +82,13 @@ def shrunk_along(
     noise = noise[:, None]
 
     def neighbourhood_sums(weighted: Tensor) -> Tensor:
-        """Returns the sum over classes and directions of each neighbourhood, padded to ``[d]``."""
+        """Return the sum over classes and directions of each neighbourhood, padded to ``[d]``."""
         by_direction = group_means(weighted.sum(0), group)
         zeros = torch.zeros_like(values)
         return zeros.index_add(0, neighbourhood, by_direction)
 
     def shared_mean(terms: Tensor, weight: Tensor) -> Tensor:
-        """Returns the weighted mean over classes and neighbouring directions, ``[d]``."""
+        """Return the weighted mean over classes and neighbouring directions, ``[d]``."""
         total_weight = neighbourhood_sums(weight * torch.ones_like(terms))
         # There are fewer neighbourhoods than directions: the entries behind them are 0 / 0.
         mean = neighbourhood_sums(weight * terms) / total_weight
@@ -129,7 +129,7 @@ def shrunk_along(
 
 
 def _neighbourhoods(values: Tensor) -> Tensor:
-    """Returns the number of the neighbourhood of each direction, ``[d]``.
+    """Return the number of the neighbourhood of each direction, ``[d]``.
 
     A neighbourhood has consecutive directions, and the next one is wider by :data:`GROWTH`.
     """
@@ -149,7 +149,7 @@ def james_stein(
     rank: int | None = None,
     steps: int = 0,
 ) -> Tensor:
-    """Returns groups' estimates ``[G, k]``, shrunk towards 0 by signal / (signal + noise).
+    """Return groups' estimates ``[G, k]``, shrunk towards 0 by signal / (signal + noise).
 
     The variance of the signal is estimated from all groups together. If it does not stand out of
     the noise, it is 0, and so are all results.
@@ -186,7 +186,7 @@ def of_two(
     second: Tensor,
     second_noise: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the precision-weighted mean of two independent estimates, and its variance.
+    """Return the precision-weighted mean of two independent estimates, and its variance.
 
     If neither has noise, both count alike.
 
@@ -216,7 +216,7 @@ def pooled_and_own(
     counts: Tensor,
     std: float,
 ) -> Tensor:
-    """Returns the covariances of all classes ``[C, k, k]``, each shrunk towards the pooled one.
+    """Return the covariances of all classes ``[C, k, k]``, each shrunk towards the pooled one.
 
     The pooled covariance is first shrunk towards a multiple of the identity, and its eigenvalues
     are raised to at least a tenth of their mean. A matrix keeps a share of its difference from its
@@ -273,7 +273,7 @@ def relative_covariances(
     counts: Tensor,
     std: float,
 ) -> Tensor:
-    """Returns groups' covariances ``[G, k, k]`` relative to the expected ones, shrunk towards I.
+    """Return groups' covariances ``[G, k, k]`` relative to the expected ones, shrunk towards I.
 
     Each is scaled first so that its mean variance is 1. It keeps the share of its difference from
     the identity that noise and sampling error do not explain (Ledoit and Wolf 2004).
@@ -303,12 +303,12 @@ def relative_covariances(
 
 
 def _shares_of_signal(differences: Tensor, noise: Tensor) -> Tensor:
-    """Returns :func:`_share_of_signal` of each of several matrices ``[G, k, k]``, ``[G]``."""
+    """Return :func:`_share_of_signal` of each of several matrices ``[G, k, k]``, ``[G]``."""
     return torch.stack(list(map(_share_of_signal, differences, noise)))
 
 
 def _share_of_signal(difference: Tensor, noise: Tensor) -> Tensor:
-    """Returns the share of a noisy matrix to keep, a scalar in [0, 1].
+    """Return the share of a noisy matrix to keep, a scalar in [0, 1].
 
     For x = s + noise, the a that minimises E |a x - s|^2 is
 
@@ -328,7 +328,7 @@ def affordable(
     noise: float,
     resolution: float,
 ) -> int:
-    """Returns the largest number of directions k in which noise hides no more than ``resolution``.
+    """Return the largest number of directions k in which noise hides no more than ``resolution``.
 
     Args:
         rows: the number of rows.

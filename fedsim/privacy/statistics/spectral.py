@@ -31,7 +31,7 @@ def leading(
     most: int,
     floor: float,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the largest eigenvalues and an orthonormal basis of their span, float64.
+    """Return the largest eigenvalues and an orthonormal basis of their span, float64.
 
     A run of eigenvalues without a :data:`GAP` between neighbours is taken as a whole or not at all.
 
@@ -54,13 +54,13 @@ def leading(
 
 
 def descending(symmetric: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns eigenvalues in descending order ``[d]`` and eigenvectors ``[d, d]``, float64."""
+    """Return eigenvalues in descending order ``[d]`` and eigenvectors ``[d, d]``, float64."""
     values, vectors = torch.linalg.eigh(symmetric.double())
     return values.flip(0), vectors.flip(1)
 
 
 def ties(values: Tensor) -> Tensor:
-    """Returns the group number ``[d]`` of each of descending eigenvalues ``[d]``.
+    """Return the group number ``[d]`` of each of descending eigenvalues ``[d]``.
 
     Neighbouring eigenvalues without a :data:`GAP` between them share a group.
     """
@@ -69,14 +69,14 @@ def ties(values: Tensor) -> Tensor:
 
 
 def _differ_from_next(values: Tensor) -> Tensor:
-    """Returns whether each of descending eigenvalues ``[d]`` differs from the next, ``[d - 1]``."""
+    """Return whether each of descending eigenvalues ``[d]`` differs from the next, ``[d - 1]``."""
     larger = values[:-1]
     gaps = larger - values[1:]
     return gaps > GAP * larger.abs()
 
 
 def group_means(values: Tensor, group: Tensor) -> Tensor:
-    """Returns values ``[d]``, each replaced by the mean of its group.
+    """Return values ``[d]``, each replaced by the mean of its group.
 
     Args:
         values: the values ``[d]``.
@@ -90,7 +90,7 @@ def group_means(values: Tensor, group: Tensor) -> Tensor:
 
 
 def steady(basis: Tensor) -> Tensor:
-    """Returns an orthonormal basis ``[d, k]`` that depends only on the span of ``basis``.
+    """Return an orthonormal basis ``[d, k]`` that depends only on the span of ``basis``.
 
     Of all orthonormal bases of the span it is the nearest to a fixed one, the first k vectors of
     the discrete cosine transform IV (orthogonal Procrustes problem, Schoenemann 1966).
@@ -106,7 +106,7 @@ def steady(basis: Tensor) -> Tensor:
 
 
 def polar(matrix: Tensor) -> Tensor:
-    """Returns the matrix with orthonormal columns that is nearest to ``matrix``.
+    """Return the matrix with orthonormal columns that is nearest to ``matrix``.
 
     Args:
         matrix: ``[d, k]`` with d >= k.
@@ -119,7 +119,7 @@ def polar(matrix: Tensor) -> Tensor:
 
 
 def cosines(size: int, count: int) -> Tensor:
-    """Returns the first ``count`` vectors of the discrete cosine transform IV, ``[size, count]``.
+    """Return the first ``count`` vectors of the discrete cosine transform IV, ``[size, count]``.
 
     They are orthonormal and float64. Entry (n, k) is
 
@@ -138,7 +138,7 @@ def spectral_function(
     symmetric: Tensor,
     function: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Returns ``V function(values) V^T`` of symmetric matrices ``[..., d, d]``, in their dtype.
+    """Return ``V function(values) V^T`` of symmetric matrices ``[..., d, d]``, in their dtype.
 
     ``values`` are the eigenvalues of a matrix, and the columns of V are its eigenvectors.
     """
@@ -152,7 +152,7 @@ def spectral_function(
 
 
 def batches(matrices: Tensor) -> tuple[Tensor, ...]:
-    """Returns the matrices ``[G, k, k]`` as views in order, each of one or several matrices.
+    """Return the matrices ``[G, k, k]`` as views in order, each of one or several matrices.
 
     A view of several matrices has at most :data:`NUMBERS_AT_ONCE` entries.
     """
@@ -160,7 +160,7 @@ def batches(matrices: Tensor) -> tuple[Tensor, ...]:
 
 
 def square_root(symmetric: Tensor) -> Tensor:
-    """Returns the symmetric square root of matrices ``[..., d, d]``.
+    """Return the symmetric square root of matrices ``[..., d, d]``.
 
     A matrix with negative eigenvalues is replaced by the nearest positive semidefinite one.
     """
@@ -171,7 +171,7 @@ def square_root(symmetric: Tensor) -> Tensor:
 
 
 def inverse_square_root(symmetric: Tensor, least: float) -> Tensor:
-    """Returns the inverse of the symmetric square root of matrices ``[..., d, d]``.
+    """Return the inverse of the symmetric square root of matrices ``[..., d, d]``.
 
     Eigenvalues below ``least`` are replaced by it.
     """
