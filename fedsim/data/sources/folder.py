@@ -71,6 +71,7 @@ def read_image_folder(spec: DatasetSpec, public: bool = False) -> ImageSet:
         _check_classes_are_at_the_top(images, where, published=published)
     y, class_names = class_labels([image.class_name for image in images])
     top_of = np.array([image.top for image in images])
+    _check_tops_hold_classes(tops, top_of)
     if published:
         split = np.array([image.part for image in images], dtype=np.int64)
     else:
@@ -151,20 +152,30 @@ def _quarter_of_every_top(
         class_names: the names of the classes.
 
     Raises:
-        UserError: a top folder holds no class, or a class has a single image in it.
+        UserError: a class has a single image in a top folder.
     """
     split = np.zeros(len(y), np.int64)
     for position, top in enumerate(tops):
         members = top_of == position
-        if not members.any():
+        with at(str(top)):
+            split[members] = quarter_for_testing(y[members], class_names)
+    return split
+
+
+def _check_tops_hold_classes(tops: Sequence[Path], top_of: Integers) -> None:
+    """Refuse a top folder without an image.
+
+    Args:
+        tops: the top folders.
+        top_of: the position of every image's top folder, ``[n]``.
+    """
+    for position, top in enumerate(tops):
+        if position not in top_of:
             raise UserError(
                 str(top),
                 "there is no class folder in this domain",
                 "put its images into one folder per class, or remove the domain",
             )
-        with at(str(top)):
-            split[members] = quarter_for_testing(y[members], class_names)
-    return split
 
 
 def _images_of_classes(

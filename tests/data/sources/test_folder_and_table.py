@@ -58,9 +58,11 @@ def test_every_domain_at_the_top_has_its_own_test_images(tmp_path):
         assert images.image_name(row).startswith(f"{name}/")
 
 
-def test_a_domain_without_class_folders_is_refused(tmp_path):
-    save_folder(tmp_path / "photo")
-    (tmp_path / "sketch").mkdir()
+@pytest.mark.parametrize("parts", [[""], ["train", "test"]], ids=["no split", "a split"])
+def test_a_domain_without_class_folders_is_refused(tmp_path, parts):
+    for start, part in enumerate(parts):
+        save_folder(tmp_path / "photo" / part, start=100 * start)
+        (tmp_path / "sketch" / part).mkdir(parents=True)
     with pytest.raises(UserError, match=r"sketch: there is no class folder in this domain"):
         read(tmp_path, domains=True)
 
