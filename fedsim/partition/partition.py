@@ -152,12 +152,9 @@ def _check_min_size(parts: int, clients: int, spec: PartitionSpec) -> None:
     needed = clients * spec.min_size
     if needed <= parts:
         return
-    things = "rows"
-    if spec.together is not None:
-        things = f"different values of {spec.together}"
     problem = (
-        f"{clients} clients × {spec.min_size} (partition.min_size) = {needed} {things}, "
-        f"but there are only {parts} for training"
+        f"{clients} clients × {spec.min_size} (partition.min_size) = {needed} "
+        f"{spec.divided_things}, but there are only {parts} for training"
     )
     hint = f"give at most {parts // spec.min_size} clients, or a smaller min_size"
     raise UserError("clients", problem, hint)

@@ -91,6 +91,13 @@ class PartitionSpec(BaseModel):
         return "dirichlet" in self.scheme
 
     @property
+    def divided_things(self) -> str:
+        """What messages call the things that the scheme divides: rows, or groups of rows."""
+        if self.together is None:
+            return "rows"
+        return f"different values of {self.together}"
+
+    @property
     def shifts(self) -> bool:
         """Whether each client sees its embeddings through a map of its own."""
         return self.scheme == "feature-shift"
@@ -237,7 +244,7 @@ def shards(division: Division, rng: Generator) -> Integers:
             int(counts[label]),
             int(holders[label]),
         )
-    _fill_small_clients(table, division.spec.min_size)
+    _fill_small_clients(table, division.spec)
     return _owners_from_table(table, division, rng)
 
 
@@ -267,21 +274,24 @@ def _count_holders(
     return holders
 
 
-def _fill_small_clients(table: Integers, min_size: int) -> None:
-    """Move examples in ``table`` ``[clients, C]``, in place, until every client has ``min_size``.
+def _fill_small_clients(table: Integers, spec: PartitionSpec) -> None:
+    """Move examples in ``table`` ``[clients, C]``, in place, until every client has the fewest.
 
-    A client below it takes examples of its own labels from the largest holders of the label.
+    A client below the minimum size takes examples of its own labels from the largest holders of
+    the label.
 
     Raises:
         UserError: the holders of its labels cannot spare enough.
     """
+    min_size = spec.min_size
     for client in np.flatnonzero(table.sum(axis=1) < min_size):
         for label in np.flatnonzero(table[client]):
             _take_from_holders(table, client, label, min_size)
         size = table[client].sum()
         if size < min_size:
             problem = (
-                f"scheme 'shards' leaves client {client} with {size} rows, fewer than {min_size}"
+                f"scheme 'shards' leaves client {client} with {size} {spec.divided_things}, fewer "
+                f"than {min_size}"
             )
             hint = "give a smaller min_size, fewer clients or more labels"
             raise UserError("partition.min_size", problem, hint)
@@ -451,7 +461,8 @@ def _check_disjoint(division: Division) -> None:
     if count < min_size:
         raise UserError(
             "partition.min_size",
-            f"is {min_size}, but the number of training rows of class {rarest} is {count}",
+            f"is {min_size}, but the number of {division.spec.divided_things} of class {rarest} is "
+            f"{count}",
             f"give min_size: {count} at most",
         )
 
@@ -497,8 +508,8 @@ def _check_column(division: Division) -> None:
     if count >= holders * min_size:
         return
     problem = (
-        f"value '{values[scarcest]}' of column '{name}' has {count} rows for {holders} "
-        f"clients of {min_size} rows at least"
+        f"value '{values[scarcest]}' of column '{name}' has {count} {division.spec.divided_things} "
+        f"for {holders} clients of {min_size} at least"
     )
     if holders > 1:
         raise UserError("clients", problem, "give fewer clients")

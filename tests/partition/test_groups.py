@@ -99,13 +99,31 @@ def test_the_minimum_size_counts_groups() -> None:
     assert min(len(set(numbers)) for numbers in groups) >= 30
 
 
-def test_the_message_about_the_minimum_size_counts_groups() -> None:
-    problem = (
-        r"6 clients × 100 \(partition.min_size\) = 600 different values of lesion, but "
-        r"there are only \d+ for training"
-    )
-    with pytest.raises(UserError, match=problem):
-        partition(min_size=100)
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"min_size": 100},
+            r"6 clients × 100 \(partition.min_size\) = 600 different values of lesion, but "
+            "there are only 355 for training",
+        ),
+        (
+            {"scheme": "disjoint", "clients": 5, "min_size": 71},
+            "is 71, but the number of different values of lesion of class 4 is 67",
+        ),
+        (
+            {"scheme": "shards", "labels": 1, "clients": 5, "min_size": 71},
+            "leaves client 0 with 69 different values of lesion, fewer than 71",
+        ),
+        (
+            {"scheme": "column", "column": "site", "clients": 2, "min_size": 177},
+            "'south' of column 'site' has 176 different values of lesion for 1 clients of 177",
+        ),
+    ],
+)
+def test_messages_about_the_minimum_size_count_groups(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        partition(**keys)
 
 
 @pytest.mark.parametrize(

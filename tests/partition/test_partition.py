@@ -217,7 +217,7 @@ def test_disjoint_clients_share_no_label(clients):
         ),
         (
             {"scheme": "disjoint", "y": np.array([0] * 20 + [1]), "clients": 2},
-            "partition.min_size: is 2, but the number of training rows of class 1 is 1",
+            "partition.min_size: is 2, but the number of rows of class 1 is 1",
         ),
         (
             {"scheme": "column", "column": "sight", "clients": 3},
