@@ -448,7 +448,7 @@ class DPGMM(DPGaussian):
     ) -> None:
         """Store the result of the M step."""
         server.tensors |= mixture.maximise(
-            sums["component_sums"], sums["component_counts"], server.tensors["shares"], std
+            sums["component_sums"], sums["component_counts"], self.params.components, std
         )
 
     def generator(self, server: Server) -> Generator:

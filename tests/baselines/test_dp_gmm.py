@@ -92,11 +92,10 @@ def test_classes_without_a_kept_direction_have_their_means_alone() -> None:
         "component_sums": 1.0,
         "component_counts": 1.0,
     }
-    components = CLASSES * 3
     estimates = mixture.maximise(
-        torch.zeros(components, 0),
-        torch.full((components, 1), 5.0),
-        torch.zeros(CLASSES, 3),
+        torch.zeros(CLASSES * 3, 0),
+        torch.full((CLASSES * 3, 1), 5.0),
+        3,
         std,
     )
     assert estimates["offsets"].shape == (CLASSES, 3, 0)

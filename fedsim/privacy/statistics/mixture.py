@@ -125,7 +125,7 @@ def start(
 def maximise(
     sums: Tensor,
     counts: Tensor,
-    shares: Tensor,
+    components: int,
     std: Mapping[str, float],
 ) -> dict[str, Tensor]:
     """Return the M step: ``offsets`` ``[C, K, k]`` and ``shares`` ``[C, K]``.
@@ -137,14 +137,14 @@ def maximise(
     Args:
         sums: noisy component sums ``[C K, k]``.
         counts: noisy component counts ``[C K, 1]``.
-        shares: the shares of the previous step ``[C, K]``; only their shape is used.
+        components: K, the number of components of a class.
         std: the standard deviations of the noise, by the names of :func:`component_products`.
     """
     rows = counts_above_noise(
-        counts.view(*shares.shape, 1),
+        counts.view(-1, components, 1),
         std["component_counts"],
     )
-    offsets = sums.view(*shares.shape, sums.shape[1]) / rows
+    offsets = sums.view(len(rows), components, sums.shape[1]) / rows
     noise = (std["component_sums"] / rows).square()
     shares = rows[..., 0] / rows.sum(1)
     signal = (offsets.square() - noise).mean((0, 1)).clamp_min(0)  # variance per direction, [k]
