@@ -41,7 +41,10 @@ REFERENCE_BYTES = 24
 STATISTIC_COPIES = 4
 """The number of arrays of a block's size, the block included, while a statistic is computed."""
 MODEL_COPIES = 6
-"""The number of arrays of the parameters' size: they, gradients, sums, noise, Adam's 2 moments."""
+"""The number of arrays of the parameters' size while a model is trained.
+
+These are the parameters, their gradients, the sum, its noise, and Adam's two moments.
+"""
 MATRICES = 8
 """The number of float64 matrices ``[d, d]`` that the server has while it computes moments."""
 STATISTIC_BYTES = 24
@@ -91,8 +94,8 @@ class CellMemory:
 def memory_of_cell(trial: Trial, processes: int = 1) -> CellMemory:
     """Return the memory that a cell needs, estimated from its numbers of examples and parameters.
 
-    The code of a plug-in may do anything. Its model is not counted, and at least one copy of the
-    examples is.
+    The code of a plug-in may do anything. So its model is not counted, but at least one copy of
+    the examples is.
 
     Args:
         trial: the cell.
@@ -168,7 +171,7 @@ class GridMemory:
 
     @property
     def total(self) -> int:
-        """All that the grid needs at a time."""
+        """The bytes that the grid needs while as many cells run as may run at a time."""
         return self.data + self.other + self.parallel * self.cell.total
 
     def show(self, console: Console) -> None:
@@ -242,7 +245,7 @@ def check_memory(prepared: Prepared, *, in_process: bool) -> None:
     cells = "a cell"
     if need.parallel > 1:
         cells = f"{need.parallel} cells at a time"
-    # With half a MiB more, what is missing is rounded up.
+    # Half a MiB is added so that the missing memory is rounded up.
     problem = (
         f"this machine has {in_words(available)} of memory, and {cells} of {cell.label} on "
         f"{cell.dataset.display} would need "

@@ -92,7 +92,7 @@ class Plan(Printed):
                 parts_of_method[method] = parts_of(trial)
             for release in plan.releases:
                 if release.name == SCORE:
-                    continue  # Clients send nothing of the score of a search.
+                    continue  # The score is no message of clients, so it has no parts.
                 for signal in signals(trial, parts_of_method[method], release):
                     record = {
                         "algorithm": cell.label,
@@ -144,16 +144,16 @@ class Plan(Printed):
         self._show_tables(wide_console(console, 400))
         show_warnings(prepared, console)
         for data in prepared.data.values():
-            size = f"{data.x_train.nbytes / 2**20:.1f} MiB once a machine"
+            size = f"{data.x_train.nbytes / 2**20:.1f} MiB of memory on each machine"
             print_line(console, f"data: {data.name}, {len(data.y_train)} × {data.dim}, {size}")
         memory_of_grid(prepared, in_process=prepared.short).show(console)
         parallel = counted(prepared.at_a_time, "cell")
-        print_line(console, f"{parallel} at a time, actors with {prepared.need} each")
+        print_line(console, f"{parallel} at a time, on actors with {prepared.need} each")
         if prepared.repeated:
             print_line(
                 console,
-                f"{counted(prepared.repeated, 'cell')} without separate training: the results are "
-                "those of another cell, because the partition cannot change them",
+                f"{counted(prepared.repeated, 'cell')} without a separate training: another cell "
+                "has the same results, because the partition cannot change them",
             )
         audits = missing_audits(self.audits, lines.audits)
         if audits:
@@ -175,7 +175,7 @@ class Plan(Printed):
         keys = ["data", "α", "clients", "seed"]
         by_partition = self.partitions.groupby(keys, sort=False, dropna=False)
         spread = by_partition["rows"].agg(["min", "median", "max"])
-        console.print(frame_table("partitions: rows a client", spread.reset_index()))
+        console.print(frame_table("partitions: rows per client", spread.reset_index()))
 
 
 def _cell_facts(trial: Trial) -> dict[str, Any]:
@@ -229,7 +229,7 @@ def show_warnings(prepared: Prepared, console: Console) -> None:
 
 
 def _warnings(prepared: Prepared) -> Iterator[str | None]:
-    """Yield warnings of a large δ, of missing test examples and of an alpha without effect.
+    """Yield warnings about a large δ, missing test examples and an alpha without effect.
 
     Some warnings are yielded several times; None stands for no warning.
     """
@@ -285,7 +285,7 @@ def show_time_left(
         prepared: the grid.
         lines: the lines of its run folder.
         console: where to print.
-        least: a time of fewer seconds is not printed.
+        least: the fewest seconds that are printed.
         retry_failed: whether failed cells run again.
     """
     try:
@@ -303,8 +303,8 @@ def time_left(
 ) -> tuple[float, str]:
     """Return the estimated seconds of the trainings that a run folder lacks, and words for them.
 
-    Each training is assumed to take the mean time of the recorded trainings of its algorithm. An
-    algorithm without a recorded training is named in the words, and the seconds leave it out.
+    Each training is assumed to take the mean time of the recorded trainings of its algorithm. The
+    seconds leave out algorithms without a recorded training, and the words name these algorithms.
     """
     missing_counts = _cells_to_train(prepared, lines, retry_failed=retry_failed)
     recorded_seconds = _recorded_seconds(lines)
@@ -323,12 +323,15 @@ def time_left(
         words.append(f"about {duration(seconds)} of training for {counted(known_count, 'cell')}")
     if unknown_names:
         names = ", ".join(unknown_names)
-        words.append(f"not known before a cell of {names} has run in {lines.folder.path}")
+        words.append(f"unknown for {names} until a first cell has run in {lines.folder.path}")
     return seconds, ", ".join(words)
 
 
 def _cells_to_train(prepared: Prepared, lines: RunResults, *, retry_failed: bool) -> Counter[str]:
-    """Return the number of missing trainings by algorithm; cells with equal results share one."""
+    """Return how many trainings of each algorithm are missing.
+
+    Cells with equal results share a training.
+    """
     algorithm_of_training = {}
     for trial in prepared.trials:
         cell = trial.cell

@@ -78,7 +78,10 @@ class Need(NamedTuple):
         return str(Node(self.cpus, self.gpus))
 
     def fit(self, node: Node) -> int:
-        """Return how many such actors fit on a node; an actor with gpus < 1 uses a single GPU."""
+        """Return how many such actors fit on a node.
+
+        An actor that needs less than one GPU has its part on a single GPU.
+        """
         on_cpus = math.floor(node.cpus / self.cpus + _SLACK)
         if not self.gpus:
             return on_cpus
@@ -101,15 +104,15 @@ class Prepared:
         grid: the grid file, with everything resolved.
         refused: the errors of the entries of ``algorithms`` that are left out, by position.
         data: the data sets by key, including those that a partition shifts for each client. Once
-            Ray has a data set, its training rows are gone here (:mod:`fedsim.runs.scheduler`).
+            Ray has a data set, its training rows are removed here (:mod:`fedsim.runs.scheduler`).
         trials: the cells, in the grid's order.
         nodes: the machines on which the grid is to run.
         need: what one actor needs.
         parallel: how many cells may run at a time.
-        equal: the id of the training that gives each cell's results, by training id: the first of
-            several with equal results (:func:`equal_cells`).
-        keep_going: whether the run goes on if the first training of a plug-in fails, which is then
-            recorded as a failed cell. If False, the failure ends the run.
+        equal: for each training id, the id of the training that is run in its place. Trainings
+            with equal results share one; any other is run itself (:func:`equal_cells`).
+        keep_going: whether the run goes on if the first training of a plug-in fails. The cell is
+            then recorded as failed. If False, the failure ends the run.
     """
 
     grid: Grid
@@ -124,7 +127,7 @@ class Prepared:
 
     @property
     def repeated(self) -> int:
-        """The number of cells that are not trained because they are equal to another."""
+        """The number of trainings that are not run because another has the same results."""
         return len(self.equal) - len(set(self.equal.values()))
 
     @property
@@ -141,8 +144,8 @@ class Prepared:
     def short(self) -> bool:
         """Whether running all cells in this process takes less time than starting Ray.
 
-        Only a handful of shipped methods on few examples counts as short, and only without GPUs, a
-        time limit, audits and checks.
+        A short grid has a few cells of shipped methods, on few examples, and uses no GPU. It has no
+        time limit, no audit and no check.
         """
         grid = self.grid
         if len(self.trials) > FEW_CELLS:
@@ -163,7 +166,7 @@ class Prepared:
 def this_machine() -> Node:
     """Return this machine, as far as this process may use it.
 
-    CPU affinity, the limits of a container and the visible GPUs count.
+    CPU affinity, the limits of a container and the choice of visible GPUs are respected.
     """
     return Node(float(joblib.cpu_count()), float(torch.cuda.device_count()))
 
@@ -175,7 +178,7 @@ def prepare(
     *,
     keep_going: bool = False,
 ) -> Prepared:
-    """Prepare a grid: load the data, list the cells, plan every budget and lay out the actors.
+    """Prepare a grid: load data, list cells, plan budgets and divide clients among actors.
 
     Args:
         grid: the grid.
@@ -263,7 +266,7 @@ def _check_published(grid: Grid) -> None:
         name = (entry.display, entry.measure, entry.epsilon, entry.dataset)
         if name in names:
             hint = "give each a label: of its own"
-            raise UserError(where(), "two published numbers are called the same", hint)
+            raise UserError(where(), "two published numbers have the same name", hint)
         names.add(name)
 
 
@@ -385,7 +388,7 @@ def _clients_of_actors(
     *,
     spread: bool,
 ) -> tuple[int, ...]:
-    """Return the clients per actor of a cell, in client order.
+    """Return how many clients each actor of a cell has.
 
     With ``clients_per_actor: auto`` a cell has one actor if there are at least as many cells as can
     run at a time. Otherwise its clients are spread over idle actors if ``spread`` allows it.
@@ -396,7 +399,7 @@ def _clients_of_actors(
         cells: the number of cells of the grid.
         capacity: the most actors at once.
         parallel: the most cells at once.
-        spread: whether ``auto`` may use several actors, each of which has all statistics.
+        spread: whether ``auto`` may use several actors. Each actor has a copy of all statistics.
 
     Raises:
         UserError: the cell needs more actors than the cluster has room for.
@@ -440,7 +443,8 @@ def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
 def label_matrices(prepared: Prepared) -> list[LabelMatrix]:
     """Return the label-by-client matrix of every partition.
 
-    Clients that are divided by site are named after it, with a number if several share one.
+    Under a scheme with sites, a client is named after its site, with a number if several clients
+    share the site.
     """
     matrices: dict[Any, LabelMatrix] = {}
     for trial in prepared.trials:

@@ -117,7 +117,7 @@ def local_cluster(node: Node) -> Iterator[RayEngine]:
         RunLost: the cluster did not start.
     """
     _check_not_connected()
-    # The path of a socket may have 107 bytes, of which a long TMPDIR would leave Ray too few.
+    # A socket's path has at most 107 bytes, and a long TMPDIR would leave too few of them to Ray.
     scratch = tempfile.TemporaryDirectory(
         prefix="fedsim-ray-",
         dir="/tmp",
@@ -550,14 +550,14 @@ def _is_loss(error: BaseException) -> bool:
 
 
 def _worker_lost(error: ray.exceptions.RayError) -> WorkerLost:
-    """Return the loss of a worker that an error of Ray stands for.
+    """Translate an error of Ray into the loss of a worker.
 
-    If a process, a machine or an object was lost, the job runs again. Else the job raised an
+    If a process, a machine or an object was lost, the job runs again. Otherwise the job raised an
     exception that it could not report as a failure, and it does not run again.
     """
     cause = getattr(error, "cause", None) or error
     kind = type(cause).__name__
     if _is_loss(error):
-        what = "a worker process died (killed, out of memory, it crashed, or it did not start)"
+        what = "a worker process died (it was killed, ran out of memory, crashed or did not start)"
         return WorkerLost(Failure(kind, what, str(cause), goes_on=True), again=True)
     return WorkerLost(Failure(kind, str(cause), str(error)), again=False)

@@ -316,8 +316,8 @@ def test_dry_run_prints_warnings_and_writes_nothing(folder: Path, command: Comma
         "warning: δ = 0.02 is not below 1/n = 0.005 for the 200 training rows",
         "warning: mine has no test row of 2 of its 3 classes (0, 2): balanced accuracy is over the "
         "others",
-        "0.0 MiB once a machine",
-        "time: not known before a cell of",
+        "0.0 MiB of memory on each machine",
+        "time: unknown for ",
         "nothing was run",
     ):
         assert words in done.stdout
@@ -328,7 +328,7 @@ def test_dry_run_estimates_time_from_finished_cells(folder: Path, command: Comma
     fedsim.bench(SMALL | {"algorithms": ["dp-gaussian"]}, out=folder / "runs/g", in_process=True)
     write_grid(folder, "dp-gaussian", "dp-cvae", seeds=[0, 1, 2])
     shown = command("bench", "g.yaml", "--dry-run").stdout
-    assert re.search(r"time: about 0:00:\d\d of training for 2 cells, not known before", shown)
+    assert re.search(r"time: about 0:00:\d\d of training for 2 cells, unknown for", shown)
 
 
 # --- plug-ins ---

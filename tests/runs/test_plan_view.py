@@ -162,7 +162,7 @@ def test_plan_says_how_many_cells_run_at_a_time(
         resources={"clients_per_actor": per_actor},
     )
     plan = Plan(prepared, NO_FOLDER)
-    assert f"\n{counted(most, 'cell')} at a time, actors" in repr(plan)
+    assert f"\n{counted(most, 'cell')} at a time, on actors" in repr(plan)
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_plan_counts_failed_cells_that_run_again(
         NO_FOLDER,
         retry_failed=retry_failed,
     )
-    assert ("not known before a cell of dp-gaussian" in repr(plan)) == retry_failed
+    assert ("unknown for dp-gaussian until a first cell" in repr(plan)) == retry_failed
 
 
 def test_plan_counts_only_audits_that_are_left(lines: RunResults) -> None:

@@ -58,7 +58,7 @@ def test_cells_of_one_seed_share_a_partition() -> None:
         ),
         (
             {"algorithms": ["dp-gaussian", number(), number(published=0.8)]},
-            r"algorithms\[2\]: two published numbers are called the same; give each a label",
+            r"algorithms\[2\]: two published numbers have the same name; give each a label",
         ),
         (
             {"evaluation": {"evaluators": ["knn", "kn"]}},

@@ -203,10 +203,8 @@ def test_cell_of_a_killed_worker_continues_with_the_same_result(
         disturbed = ray_bench(grid, kind)
         undisturbed = bench(grid, f"{kind} again")
         assert disturbed.code == 0, disturbed.output
-        assert (
-            "a worker process died (killed, out of memory, it crashed, or it did not start); it "
-            "runs again" in disturbed.output
-        )
+        assert "a worker process died (it was killed, " in disturbed.output
+        assert "it runs again" in disturbed.output
         assert by_label(disturbed) == by_label(undisturbed)
         assert disturbed.rounds == undisturbed.rounds
         assert disturbed.log(disturbed.rows[0]).count("\nclients per actor") == 2
