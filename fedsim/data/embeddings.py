@@ -494,7 +494,7 @@ def _check_split(split: Integers) -> None:
     """Refuse a split ``[n]`` with an unknown value, or without training rows or test rows."""
     unknown = np.setdiff1d(split, [TRAIN, VALIDATION, TEST])
     if len(unknown):
-        row = int(np.argmax(split == unknown[0]))
+        row = np.argmax(split == unknown[0])
         raise UserError(
             "",
             f"row {row} (counted from 0) has the value {unknown[0]} in split",
@@ -555,7 +555,7 @@ def _count_classes(
     classes = len(present)
     untrained = np.setdiff1d(labels[test], present)
     if len(untrained):
-        row = int(np.argmax(test & (labels == untrained[0])))
+        row = np.argmax(test & (labels == untrained[0]))
         raise UserError(
             "",
             f"label {untrained[0]} occurs in test rows (the first is row {row}, counted from 0), "
@@ -565,7 +565,7 @@ def _count_classes(
     misplaced = np.flatnonzero(present != np.arange(classes))
     if len(misplaced):
         label = present[misplaced[0]]
-        row = int(np.argmax(train & (labels == label)))
+        row = np.argmax(train & (labels == label))
         listed = ", ".join(map(str, present[:12]))
         if classes > 12:
             listed += ", ..."

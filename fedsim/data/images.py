@@ -111,7 +111,7 @@ class ImageSet:
         if not trained.all():
             raise UserError(
                 self.where,
-                f"class '{self.class_names[int(trained.argmin())]}' has no training image",
+                f"class '{self.class_names[trained.argmin()]}' has no training image",
                 "give it one, or leave the class out",
             )
 

@@ -65,14 +65,14 @@ def stratified_rows(
         )
     # Every class gets one row, and a share of the other rows in proportion to its spare rows.
     spare = counts - 1
-    exact = spare * ((size - len(counts)) / max(int(spare.sum()), 1))
+    exact = spare * ((size - len(counts)) / max(spare.sum(), 1))
     quota = 1 + np.floor(exact).astype(np.int64)
     # Rounding down left some rows over. The classes with the largest remainders take them, and
     # the lower class goes first where remainders are equal.
     order = np.argsort(np.floor(exact) - exact, kind="stable")
     while quota.sum() < size:
         unfilled = order[quota[order] < counts[order] - leave_one]
-        quota[unfilled[: size - int(quota.sum())]] += 1
+        quota[unfilled[: size - quota.sum()]] += 1
     rng = np.random.default_rng(SPLIT_SEED)
     chosen = [
         rng.permutation(np.flatnonzero(y == label))[:rows]
@@ -158,7 +158,7 @@ def quarter_of_groups(
     Raises:
         UserError: a row has no group, or a class has a single group.
     """
-    without_group = int(np.count_nonzero(lacking(values)))
+    without_group = np.count_nonzero(lacking(values))
     if without_group:
         raise UserError(
             "",

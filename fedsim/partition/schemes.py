@@ -170,7 +170,7 @@ def dirichlet_client(division: Division, rng: Generator) -> Integers:
     table = np.zeros((clients, len(left)), dtype=np.int64)
     sizes = _even_sizes(len(division.y), clients)
     for client in rng.permutation(clients):
-        missing = int(sizes[client])
+        missing = sizes[client]
         # Each turn fills the client or empties a class that it wants: at most C + 1 turns.
         while missing:
             mix = np.where(left > 0, mixes[client], 0.0)
@@ -180,7 +180,7 @@ def dirichlet_client(division: Division, rng: Generator) -> Integers:
             taken = np.minimum(drawn, left)
             table[client] += taken
             left -= taken
-            missing -= int(taken.sum())
+            missing -= taken.sum()
     return _owners_from_table(table, division, rng)
 
 
@@ -240,10 +240,7 @@ def shards(division: Division, rng: Generator) -> Integers:
         most_free = np.argsort(-free[order], kind="stable")
         chosen = order[most_free][: holders[label]]
         free[chosen] -= 1
-        table[chosen, label] = _even_sizes(
-            int(counts[label]),
-            int(holders[label]),
-        )
+        table[chosen, label] = _even_sizes(counts[label], holders[label])
     _fill_small_clients(table, division.spec)
     return _owners_from_table(table, division, rng)
 
@@ -265,7 +262,7 @@ def _count_holders(
     """
     most = np.minimum(counts, clients)
     holders = np.minimum(counts, 1)
-    further = clients * labels - int(holders.sum())
+    further = clients * labels - holders.sum()
     for _ in range(further):
         # The next holder always goes to the label whose holders have the most examples each.
         share_sizes = counts / np.maximum(holders, 1)
@@ -333,7 +330,7 @@ def quantity(division: Division, rng: Generator) -> Integers:
     exact = extra * weights / weights.sum()
     sizes: Integers = np.floor(exact).astype(np.int64)
     # The largest remainders take what rounding down has left over.
-    leftover = extra - int(sizes.sum())
+    leftover = extra - sizes.sum()
     by_remainder = np.argsort(sizes - exact, kind="stable")
     sizes[by_remainder[:leftover]] += 1
     return rng.permutation(np.repeat(np.arange(clients), min_size + sizes))
@@ -417,12 +414,12 @@ def _top_up_small_clients(
     ``owner`` ``[n]`` is changed in place and returned.
     """
     sizes = np.bincount(owner, minlength=division.clients)
-    shuffled: dict[int, list[int]] = {}
+    shuffled: dict[np.int64, list[int]] = {}
     for client in np.flatnonzero(sizes < division.spec.min_size):
         # There are enough examples for all and this client has too few, so the largest client
         # holds more than the minimum.
         while sizes[client] < division.spec.min_size:
-            donor = int(sizes.argmax())
+            donor = sizes.argmax()
             if donor not in shuffled:
                 shuffled[donor] = rng.permutation(np.flatnonzero(owner == donor)).tolist()
             owner[shuffled[donor].pop()] = client
@@ -456,7 +453,7 @@ def _check_disjoint(division: Division) -> None:
     if clients > classes:
         problem = f"{clients} clients cannot have disjoint labels with {classes} classes"
         raise UserError("clients", problem, f"give at most {classes} clients")
-    rarest = int(np.where(counts, counts, len(division.y)).argmin())
+    rarest = np.where(counts, counts, len(division.y)).argmin()
     count = counts[rarest]
     if count < min_size:
         raise UserError(
@@ -472,9 +469,9 @@ def _check_shards(division: Division) -> None:
     counts = division.counts
     clients = division.clients
     labels = division.spec.labels
-    classes = int(np.count_nonzero(counts))
+    classes = np.count_nonzero(counts)
     fewest = -(-classes // clients)
-    most = min(classes, int(np.minimum(counts, clients).sum()) // clients)
+    most = min(classes, np.minimum(counts, clients).sum() // clients)
     if fewest <= labels <= most:
         return
     problem = (
@@ -552,7 +549,7 @@ def complete_column(columns: Columns, name: str, key: str) -> NDArray[Any]:
             hint = "it has no columns at all: add this one to the data, with one value per row"
         raise UserError(key, f"the data set has no column '{name}'", hint)
     values = columns[name]
-    missing = int(np.count_nonzero(lacking(values)))
+    missing = np.count_nonzero(lacking(values))
     if missing:
         raise UserError(
             key,

@@ -125,9 +125,9 @@ class Plan(Printed):
                     "clients": matrix.clients,
                     "seed": matrix.seed,
                     "client": client,
-                    "rows": int(counts.sum()),
+                    "rows": counts.sum(),
                 }
-                for name, count in zip(matrix.classes, map(int, counts), strict=True):
+                for name, count in zip(matrix.classes, counts, strict=True):
                     column = name
                     if column in record:
                         column = f"class {name}"

@@ -152,7 +152,7 @@ def complete(table: pd.DataFrame, name: str) -> pd.Series[Any]:
     if gaps.any():
         problem = (
             f"column '{name}' lacks {counted(int(gaps.sum()), 'value')}, the first in row "
-            f"{int(gaps.argmax()) + 1} below the head line"
+            f"{gaps.argmax() + 1} below the head line"
         )
         raise UserError("", problem, "fill them in or remove the lines")
     return table[name]
