@@ -66,22 +66,10 @@ def uses_public(entry: Any) -> bool:
     """Return whether an entry of ``algorithms`` needs public data; a class does not."""
     if isinstance(entry, type):
         return False
-    if isinstance(entry, str):
-        name = entry
-        params = {}
-    else:
-        name = entry["name"]
-        params = entry.get("params", {})
-    cls = lookup(name)
+    cls = lookup(entry["name"])
+    params = entry.get("params", {})
     try:
-        return cls(
-            cls.Params.model_validate(params),
-            Task(
-                64,
-                10,
-                4,
-            ),
-        ).uses_public()
+        return cls(cls.Params.model_validate(params), Task(64, 10, 4)).uses_public()
     except (TypeError, ValidationError):
         return False
 
@@ -151,10 +139,10 @@ def digits_of_writers(folder: Path, **columns: Any) -> Path:
     order = np.lexsort((held["site"], held["split"]))
     held = {name: values[order] for name, values in held.items()}
     rng = np.random.default_rng(0)
-    begins = (rng.random(len(order)) < 0.5) | np.concatenate(
-        [[True], held["site"][1:] != held["site"][:-1]]
-    )
-    begins |= np.concatenate([[True], held["split"][1:] != held["split"][:-1]])
+    begins = rng.random(len(order)) < 0.5
+    begins[0] = True
+    for name in ("site", "split"):
+        begins[1:] |= held[name][1:] != held[name][:-1]
     held["writer"] = np.char.add("w", np.cumsum(begins).astype(np.str_))
     np.savez(path, **(held | columns))
     return path

@@ -30,18 +30,16 @@ resources: {clients_per_actor: all}
 
 
 @contextmanager
-def bench(
-    folder: Path, *options: str, preexec: Callable[[], None] = interruptible, **how: Any
-) -> Iterator[subprocess.Popen[str]]:
+def bench(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Run a bench of ``g.yaml`` in its own process group until the end of the block."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "process_group": 0} | how
-    command = [FEDSIM, "bench", "--grid", "g.yaml", *options]
     process = subprocess.Popen(
-        command,
+        [FEDSIM, "bench", "--grid", "g.yaml"],
         cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=preexec,
-        **pipes,
+        process_group=0,
+        preexec_fn=interruptible,
     )
     try:
         yield process
@@ -50,12 +48,12 @@ def bench(
         process.communicate()
 
 
-def when(holds: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120.0) -> Any:
+def when(holds: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
     """Return what ``holds`` returns once that is true, while a process runs."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + 120
     while not (found := holds()):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end, f"not within {seconds} s"
+        assert time.monotonic() < end, "not within 120 s"
         time.sleep(0.02)
     return found
 
@@ -73,13 +71,13 @@ def offspring(pid: int, *names: str) -> list[psutil.Process]:
     return found
 
 
-def wait_for_the_end_of(processes: list[psutil.Process], seconds: float = 10.0) -> None:
-    """Return when all processes have ended; fail after some seconds."""
-    end = time.monotonic() + seconds
+def wait_for_the_end_of(processes: list[psutil.Process]) -> None:
+    """Return when all processes have ended; fail after ten seconds."""
+    end = time.monotonic() + 10
     while left := [
         each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
     ]:
-        assert time.monotonic() < end, f"{left} not within {seconds} s"
+        assert time.monotonic() < end, f"{left} not within 10 s"
         time.sleep(0.02)
 
 
@@ -99,6 +97,6 @@ def rounds(folder: Path) -> list[dict[str, Any]]:
 def environment(**variables: str) -> dict[str, str]:
     """Return this process's environment without variables of Ray, with some variables added."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return (
-        own | ({} if "RAY_AUTH_TOKEN" in variables else {"RAY_AUTH_MODE": "disabled"}) | variables
-    )
+    if "RAY_AUTH_TOKEN" not in variables:
+        own["RAY_AUTH_MODE"] = "disabled"
+    return own | variables

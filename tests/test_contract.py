@@ -249,13 +249,6 @@ def test_seed_alone_decides_a_result() -> None:
 NAMES = ("fedavg-cvae", "weight-noise", "fedhypevae")
 
 
-def test_algorithms_and_epsilons_of_a_seed_share_a_partition() -> None:
-    cells = small_cells(*NAMES, epsilon=[1.0, float("inf")], seeds=[0, 1])
-    partitions = {(trial.cell.seed, trial.partition.fingerprint) for trial in cells.trials}
-    assert len(partitions) == 2
-    assert len({fingerprint for _, fingerprint in partitions}) == 2
-
-
 def test_algorithms_share_the_initial_weights_of_a_decoder() -> None:
     starts = []
     network: dict[str, Any] = {"latent": 8, "encoder_hidden": [64]}

@@ -125,22 +125,6 @@ def test_only_one_room_imports_ray() -> None:
     assert known == {"runs"}
 
 
-def test_rooms_that_compute_import_no_run_or_report() -> None:
-    pure = {"training", "evaluation", "methods", "models", "partition", "privacy"}
-    below = pure | {
-        "grid",
-        "plugins",
-        "data",
-        "batch",
-        "device",
-        "seeds",
-        "errors",
-        "words",
-        "files",
-    }
-    assert {room(target) for source, target in arrows() if room(source) in pure} <= below
-
-
 def test_baselines_use_only_the_names_for_authors() -> None:
     ours = [*ROOT.rglob("*.py"), *(ROOT.parent / "algorithms").rglob("*.py")]
     assert {path.name for path in ours for module, _ in imported(path) if module == AUTHORS} == {

@@ -51,11 +51,6 @@ def test_set_without_labels_gets_another_test_image():
     assert images.take(np.arange(3)).split.tolist() == [TRAIN, TRAIN, TEST]
 
 
-def test_a_file_that_is_no_image_is_a_bad_image():
-    with pytest.raises(BadImage):
-        decoded(b"not an image")
-
-
 def test_no_program_is_run_to_draw_an_image(tmp_path):
     path = tmp_path / "a.png"
     picture(0).save(path, format="EPS")

@@ -71,7 +71,7 @@ def test_unknown_unit_column_is_reported(tmp_path: Path) -> None:
 
 
 def test_unit_with_training_and_test_rows_is_reported(tmp_path: Path) -> None:
-    path = digits_of_writers(tmp_path, writer=np.arange(450) % 200)
-    message = r"unit: .* values of writer have both training and test rows"
+    path = digits_of_writers(tmp_path, writer=np.arange(450) % 449)
+    message = "unit: 1 values of writer have both training and test rows, such as '0'; for images"
     with pytest.raises(UserError, match=message):
         cells(path, quick("dp-gaussian"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fedsim.errors import UserError
 from fedsim.partition import Partition, PartitionSpec, make_partition, with_validation
-from fedsim.partition.partition import check_split, divisible_parts
+from fedsim.partition.partition import divisible_parts
 
 LESIONS = np.sort(np.random.default_rng(0).integers(0, 400, 900))
 SITES = np.array(["north", "south"])[LESIONS % 2]
@@ -148,22 +148,6 @@ def test_a_column_that_does_not_group_rows_is_reported(
     with pytest.raises(UserError, match=message) as caught:
         partition(columns=columns, **keys)
     assert caught.value.where == "partition.together"
-
-
-def test_groups_on_one_side_of_the_split_each_are_accepted() -> None:
-    check_split(
-        "lesion",
-        {"lesion": np.array(["a", "b", "b"])},
-        {"lesion": np.array(["c"])},
-    )
-
-
-def test_a_group_on_both_sides_of_the_split_is_reported() -> None:
-    train = {"lesion": np.array(["a", "b", "b"])}
-    test = {"lesion": np.array(["b", "c"])}
-    problem = "1 values of lesion have both training and test rows, such as 'b'; for images write"
-    with pytest.raises(UserError, match=problem):
-        check_split("lesion", train, test)
 
 
 def test_a_group_is_in_training_or_in_validation() -> None:

@@ -78,7 +78,7 @@ def test_signal_leaves_no_process_and_the_run_can_continue(
         if number == signal.SIGTERM:
             assert (process.returncode, err) == (130, ""), out + err
             assert "of 6 cells finished; the same command continues" in out
-        wait_for_the_end_of(started, 10)
+        wait_for_the_end_of(started)
     the_same_command_gives(undisturbed, grid)
 
 
@@ -89,7 +89,7 @@ def test_interruption_while_ray_starts_leaves_no_process(grid: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, err) == (130, ""), out + err
-        wait_for_the_end_of(started, 10)
+        wait_for_the_end_of(started)
 
 
 @pytest.mark.parametrize("service", ["raylet/raylet", "gcs/gcs_server"])
@@ -106,7 +106,7 @@ def test_a_killed_service_of_ray_ends_a_bench_in_order(
         out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1, out + err
         assert "the cluster is lost: " in out
-        wait_for_the_end_of(started, 10)
+        wait_for_the_end_of(started)
     the_same_command_gives(undisturbed, grid)
 
 
@@ -138,4 +138,4 @@ def test_local_cluster_is_private_and_ends_with_its_driver() -> None:
             if killed:
                 process.kill()
             process.communicate("" if not killed else None, timeout=PATIENCE)
-        wait_for_the_end_of(started, 10)
+        wait_for_the_end_of(started)
