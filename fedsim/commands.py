@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from cyclopts import App, Group, Parameter, Token, validators
+from cyclopts import App, Group, Parameter, Token
 
 import fedsim
 from fedsim.errors import UserError
@@ -58,8 +58,7 @@ def shown_default(value: Any) -> Any:
 # The help shows these words in place of Python's types.
 File = Annotated[Path, Parameter(converter=path_of, metavar="FILE")]
 Folder = Annotated[Path, Parameter(converter=path_of, metavar="FOLDER")]
-Count = Annotated[int, Parameter(metavar="N", validator=validators.Number(gte=0))]
-PositiveCount = Annotated[int, Parameter(metavar="N", validator=validators.Number(gte=1))]
+Count = Annotated[int, Parameter(metavar="N")]
 Number = Annotated[float, Parameter(metavar="NUMBER")]
 Name = Annotated[str, Parameter(metavar="NAME")]
 CellId = Annotated[str, Parameter(metavar="ID")]
@@ -125,7 +124,7 @@ def bench(
     keep_going: bool = False,
     in_process: bool = False,
     address: Annotated[str | None, Parameter(metavar="ADDRESS")] = None,
-    max_parallel: PositiveCount | None = None,
+    max_parallel: Count | None = None,
     yes: bool = False,
 ) -> Printed | int:
     """Run all experiments of a grid and draw privacy-utility curves.

@@ -112,6 +112,21 @@ def check_choice(where: str, given: object, choices: Iterable[str]) -> None:
         raise UserError(where, f"there is no '{given}'", nearest(str(given), known))
 
 
+def check_least(where: str, given: int | None, least: int) -> None:
+    """Refuse a number that is too small.
+
+    Args:
+        where: the name of the parameter.
+        given: its value; None if it was not given, which is never refused.
+        least: the least allowed number.
+
+    Raises:
+        UserError: the value is below the least allowed number.
+    """
+    if given is not None and given < least:
+        raise UserError(where, f"must be at least {least}, got {given}")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint for an unknown name: the closest known one, and all known ones.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.api.run import Found, Run
-from fedsim.errors import UserError, at
+from fedsim.errors import UserError, at, check_least
 from fedsim.interrupts import INTERRUPTED, kept_handlers
 from fedsim.plugins.registry import (
     check_importable,
@@ -96,6 +96,7 @@ def bench(
         raise UserError(
             "in_process", "a cluster needs several processes", "leave out `address` or `in_process`"
         )
+    check_least("max_parallel", max_parallel, 1)
     from fedsim.grid.models import MANY_CELLS
     from fedsim.grid.read import load_grid
     from fedsim.results.store import ResultStore
@@ -544,8 +545,7 @@ def embed(
         )
     out = Path(out)
     check_target(out)
-    if batch < 1:
-        raise UserError("batch", f"must be at least 1, got {batch}")
+    check_least("batch", batch, 1)
     dataset_spec = parse_option(DatasetSpec, "dataset", dataset).within(Path.cwd())
     encoder_spec = parse_option(EncoderSpec, "encoder", encoder)
     with at("dataset"):

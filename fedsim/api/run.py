@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from fedsim.errors import UserError, check_choice
+from fedsim.errors import UserError, check_choice, check_least
 from fedsim.interrupts import kept_handlers
 from fedsim.results.store import RunFolder
 from fedsim.words import Printed, plain_console, print_line, wide_console
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fedsim.results.stats import SeedGroups, Spread
 
 Order = Literal["given", "best", "name"]
+SynthFormat = Literal["npz", "hf"]
 TableName = Literal["results", "differences", "private", "sites", "verdict"]
 
 
@@ -140,7 +141,7 @@ class Run(Printed):
         from fedsim.results.join import published_in
         from fedsim.results.stats import SeedGroups
 
-        rows = pooled([self.folder, *beside], where)
+        rows = pooled(_results_of([self.folder, *beside]), where)
         if over == "epsilon":
             published = published_in(self.folder, *beside)
             figure = utility(SeedGroups.of(rows, spread, published), measure, width)
@@ -189,12 +190,14 @@ class Run(Printed):
         """
         check_choice("table", table, get_args(TableName))
         check_choice("order", order, get_args(Order))
+        check_least("digits", digits, 0)
         from fedsim.report.tables import results_table
         from fedsim.results.join import published_in
         from fedsim.results.stats import SeedGroups
 
         folders = [self.folder, *beside]
-        settings = SeedGroups.of(pooled(folders, where), spread, published_in(*folders))
+        rows = pooled(_results_of(folders), where)
+        settings = SeedGroups.of(rows, spread, published_in(*folders))
         if table == "sites":
             return _table_of_sites(settings, folders, digits)
         if table == "verdict" or subject:
@@ -357,7 +360,7 @@ class Run(Printed):
         self,
         out: Path,
         *,
-        format: Literal["npz", "hf"] = "npz",
+        format: SynthFormat = "npz",
         cell: str | None = None,
         synthesis: str | None = None,
         per_class: int = 200,
@@ -384,8 +387,9 @@ class Run(Printed):
         Raises:
             UserError: there is no such generator, or its file has changed since it was saved.
         """
-        if per_class < 1:
-            raise UserError("per_class", f"must be at least 1, got {per_class}")
+        check_choice("format", format, get_args(SynthFormat))
+        check_least("per_class", per_class, 1)
+        check_least("seed", seed, 0)
         from fedsim.results.columns import large_deltas
         from fedsim.results.generators import SCALE
 
@@ -500,6 +504,7 @@ class Run(Printed):
             UserError: no cell can be repeated, the grid is not that of its cells, or the folders
                 share nothing.
         """
+        check_least("rerun", rerun, 0)
         from fedsim.evidence.prove import Proofs, proofs_of
         from fedsim.report.compare import compare_folders
 
@@ -551,10 +556,21 @@ class Run(Printed):
     @property
     def _results(self) -> RunResults:
         """The results of the folder, read now."""
-        from fedsim.results.join import read_results
+        (results,) = _results_of([self.folder])
+        return results
 
-        RunFolder(self.folder).check()
-        return read_results(self.folder)
+
+def _results_of(folders: Sequence[Path | str]) -> list[RunResults]:
+    """Return the results of several run folders, read now.
+
+    Raises:
+        UserError: a folder has no results.
+    """
+    from fedsim.results.join import read_results
+
+    for folder in folders:
+        RunFolder(Path(folder)).check()
+    return [read_results(folder) for folder in folders]
 
 
 def _table_of_sites(settings: SeedGroups, folders: Sequence[Path | str], digits: int) -> Table:
@@ -621,24 +637,25 @@ def _table_of_differences(
     return differences
 
 
-def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Row]:
-    """Return the results of several run folders; a cell that several of them have counts once.
+def pooled(runs: Sequence[RunResults], where: str | None = None) -> list[Row]:
+    """Return the results of several runs in one list; a cell that several of them have counts once.
 
     Args:
-        folders: the run folders.
+        runs: the results of each run folder.
         where: which results to return, in the syntax of pandas' ``query``; default: all.
 
     Raises:
-        UserError: a folder has no results, the query is wrong, or results that one mean would
-            average have different evaluations or data.
+        UserError: the query is wrong, or results that one mean would average have different
+            evaluations or data.
     """
     from fedsim.results.columns import frame_of
     from fedsim.results.stats import PLACE
 
     rows: dict[str, Row] = {}
-    first_of_setting: dict[tuple[object, ...], tuple[Path | str, Row]] = {}
-    for folder in folders:
-        for row in Run(Path(folder))._results.rows:
+    first_of_setting: dict[tuple[object, ...], tuple[Path, Row]] = {}
+    for results in runs:
+        folder = results.folder.path
+        for row in results.rows:
             rows.setdefault(row.cell_id, row)
             # One mean averages the results of a method that have the same place and ε.
             setting = tuple(row.values[name] for name in (*PLACE, "label", "epsilon_target"))
@@ -687,7 +704,6 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
     from fedsim.evidence.prove import prove
     from fedsim.files import replaced
     from fedsim.report.board import EXACT, Board
-    from fedsim.results.join import read_results
 
     if out is not None and Path(out).suffix not in (".md", ".html", ".csv"):
         raise UserError(
@@ -695,11 +711,14 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
             "the ending of the file does not say its format",
             "give a file that ends in .md, .html or .csv",
         )
+    every_run = _results_of(runs)
     trained: dict[str, TrainingRecord] = {}
-    for run in runs:
+    for results in every_run:
         # If several folders have a cell, the first folder counts, as in `pooled`.
-        trained = read_results(run).trained | trained
-    proofs = [prove(row, trained[row.cell_id], trust_plugin=trust_plugin) for row in pooled(runs)]
+        trained = results.trained | trained
+    proofs = [
+        prove(row, trained[row.cell_id], trust_plugin=trust_plugin) for row in pooled(every_run)
+    ]
     board = Board.of(proofs)
     if out is not None:
         format_: Any = Path(out).suffix[1:]

@@ -87,7 +87,7 @@ _POINTS = 100
 
 
 def caption_of(settings: SeedGroups) -> str:
-    """Return the caption of a figure: the spread, the budget, and the meaning of marks.
+    """Return the caption of a figure: the spread, the budget, and the meaning of crosses.
 
     Args:
         settings: The results that are drawn.
@@ -100,9 +100,21 @@ def caption_of(settings: SeedGroups) -> str:
         sentences.append(f"Privacy: unit {unit}, trust {trust}, δ = {number(delta)}.")
     if (facts["yields"] == "classifier").any():
         sentences.append("Thin lines with crosses: classifiers, which generate no data.")
-    if settings.averaged["audit_epsilon_lower"].notna().any():
-        sentences.append("Ticks: an audit refutes any smaller ε with a confidence of 95 %.")
     return " ".join(sentences)
+
+
+def utility_caption(settings: SeedGroups) -> str:
+    """Return the caption of :func:`utility`, which also explains the ticks of audits, if any."""
+    caption = caption_of(settings)
+    if _audit_ticks(settings).notna().any():
+        caption += " Ticks: an audit refutes any smaller ε with a confidence of 95 %."
+    return caption
+
+
+def _audit_ticks(settings: SeedGroups) -> pd.Series[float]:
+    """Return where the tick of each setting's audit is, by setting; NaN if none is drawn."""
+    audits = settings.averaged.groupby("setting")["audit_epsilon_lower"].max().astype("float64")
+    return audits.where(audits > LEAST_BOUND).apply(np.log10)
 
 
 def _points(
@@ -169,9 +181,7 @@ def utility(
     if points.empty:
         return None
     title = _title(points)
-    audits = settings.averaged.groupby("setting")["audit_epsilon_lower"].max().astype("float64")
-    bounds = points["setting"].map(audits)
-    points["bound"] = np.log10(bounds.where(bounds > LEAST_BOUND))
+    points["bound"] = points["setting"].map(_audit_ticks(settings))
     partitions_but_alpha = points.groupby(
         ["dataset", "scheme", "clients"],
         dropna=False,

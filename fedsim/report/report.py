@@ -486,13 +486,14 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     results.write()
     pictures = {}
     for file, title, caption, figure in _figures(settings, clients, rounds, matrices):
-        if figure is not None:
-            path = run.curves / file
-            pictures[path.stem] = Picture(
-                title,
-                caption,
-                save_figure(figure, path),
-            )
+        path = run.curves / file
+        if figure is None:
+            # An earlier report may have drawn it.
+            path.unlink(missing_ok=True)
+            path.with_suffix(".svg").unlink(missing_ok=True)
+        else:
+            svg = save_figure(figure, path)
+            pictures[path.stem] = Picture(title, caption, svg)
     # The bench draws the map, because only the bench has the data.
     map_path = run.curves / "map.svg"
     if map_path.exists():
@@ -538,12 +539,11 @@ def _figures(
         rounds: The rounds, see :func:`fedsim.report.findings.round_frame`.
         matrices: The label-by-client matrices of the partitions.
     """
-    caption = figures.caption_of(settings)
     return [
         (
             "privacy_utility.png",
             "Balanced accuracy against the privacy budget",
-            caption,
+            figures.utility_caption(settings),
             figures.utility(settings),
         ),
         (
@@ -567,7 +567,7 @@ def _figures(
         (
             "communication.svg",
             "Balanced accuracy against communication",
-            caption,
+            figures.caption_of(settings),
             figures.communication(settings),
         ),
         (

@@ -160,11 +160,10 @@ def results_table(
     means = settings.means([known_measure(measure)]).set_index("setting")
     if means.empty and measure != "balanced_accuracy":
         found = dict.fromkeys(settings.means(list(MEASURES))["measure"])
-        raise UserError(
-            "measure",
-            f"no finished cell has a value of {measure}",
-            f"give a measure that finished cells have: {', '.join(found)}",
-        )
+        hint = "look at the status of the cells in results.jsonl"
+        if found:
+            hint = f"give a measure that finished cells have: {', '.join(found)}"
+        raise UserError("measure", f"no finished cell has a value of {measure}", hint)
     facts = settings.facts
     common, places = placed(facts)
     ranks = facts["label"].map(ordered(settings, measure, order).index)
@@ -542,7 +541,7 @@ def site_table(settings: SeedGroups, clients: pd.DataFrame, digits: int = 3) -> 
         ["where", "method", "seed"],
         sort=False,
     )["score"]
-    over_sites = by_seed.mean().reset_index().assign(name="mean")
+    over_sites = by_seed.mean().reset_index().assign(name=_name_of_mean(scores["name"]))
     by_site = pd.concat([scores, over_sites]).groupby(
         ["where", "method", "name"],
         sort=False,
@@ -560,6 +559,14 @@ def site_table(settings: SeedGroups, clients: pd.DataFrame, digits: int = 3) -> 
         numbers.rename(columns={"name": "site"}).drop(columns=["low", "high"]),
         [f"Scores are {examples}.", *caption_words(facts), spread],
     )
+
+
+def _name_of_mean(sites: pd.Series[str]) -> str:
+    """Return the head of the column with the mean over sites; a site may be called "mean", too."""
+    name = "mean"
+    while name in sites.to_numpy():
+        name += " over sites"
+    return name
 
 
 def _site_scores(settings: SeedGroups, clients: pd.DataFrame) -> tuple[str, pd.DataFrame]:

@@ -150,7 +150,9 @@ class Row:
             return f"failed, {self.error['type']}: {first_line}"
         if self.status == "refuted":
             return self._refutation()
-        words = f"balanced accuracy {self.balanced_accuracy:.3f}"
+        words = "not evaluated"
+        if self.balanced_accuracy is not None:
+            words = f"balanced accuracy {self.balanced_accuracy:.3f}"
         if self.epsilon_spent is not None:
             words += f", ε spent {number(self.epsilon_spent, 3)}"
         if self.status == "overspent":

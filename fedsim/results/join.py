@@ -322,6 +322,13 @@ _RefusedKey = Literal["algorithm", "error"]
 _MethodKey = Literal["label", "text", "source"]
 
 
+class _Origin(BaseModel):
+    """Which fedsim wrote a manifest, and in which format; other keys depend on the format."""
+
+    format: Any = None
+    versions: dict[str, Any] | None = None
+
+
 class _Manifest(BaseModel):
     """The keys of a manifest that are read, with the types that they must have."""
 
@@ -345,17 +352,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return {}
     try:
         content = path.read_bytes()
+        origin = _Origin.model_validate_json(content)
+        if origin.versions is not None and origin.format != FORMAT:
+            raise UserError(
+                str(folder),
+                f"is of fedsim {origin.versions.get('fedsim')}, whose run folders have another "
+                "format",
+                "read it with the version that wrote it, or run its grid again in a new folder",
+            )
         _Manifest.model_validate_json(content, strict=True)
         manifest: dict[str, Any] = load(content)
     except (OSError, ValueError) as error:
         raise unreadable(str(path), error) from error
-    if "versions" in manifest and manifest.get("format") != FORMAT:
-        version = manifest["versions"].get("fedsim")
-        raise UserError(
-            str(folder),
-            f"is of fedsim {version}, and this version reads run folders from 0.3 on",
-            "read it with the version that wrote it, or run its grid again in a new folder",
-        )
     return manifest
 
 
