@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fedsim.device import normal
 from fedsim.methods.one_shot import places
-from fedsim.privacy.statistics.moments import Products, in_unit_ball, sums_and_counts
-from fedsim.privacy.statistics.outer_products import OuterProduct
+from fedsim.privacy.statistics.moments import in_unit_ball, sums_and_counts
+from fedsim.privacy.statistics.outer_products import OuterProduct, Products
 from fedsim.privacy.statistics.spectral import (
     batches,
     inverse_square_root,

@@ -36,6 +36,7 @@ from fedsim.models.cvae import gaussian_nll, gaussian_nll_root, kl_normal, sampl
 from fedsim.models.kernel import batch_mmd, kernel_features, kernel_frequencies, kernel_score
 from fedsim.models.layers import initial_model
 from fedsim.plugins.registry import register
+from fedsim.privacy.noise import Deviations
 from fedsim.privacy.plan import Claim, Release
 from fedsim.seeds import Purpose, Seeds
 
@@ -273,7 +274,7 @@ class FedHypeVAE(DPSGD):
     def step_shares(
         self,
         mean: Tensors,
-        noise: Mapping[str, float],
+        noise: Deviations,
         state: Tensors,
         *,
         by_client: bool,

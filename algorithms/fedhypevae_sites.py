@@ -20,8 +20,10 @@ from algorithms.fedhypevae_warm import SENT_TO_CLIENTS, FedHypeVAEWarm, FedHypeV
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic
 from fedsim.plugins.registry import register
+from fedsim.privacy.noise import Deviations
 from fedsim.privacy.plan import Unit
 from fedsim.privacy.statistics import moments, shrinkage
+from fedsim.privacy.statistics.outer_products import Products
 
 SHARES = {
     "coordinates": 0.18,
@@ -88,7 +90,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
     def mean_statistic(self, share: float) -> Statistic:
         """Return the statistic of the mean of all rows and of the mean of every site."""
 
-        def products(rows: Rows, broadcast: Tensors) -> moments.Products:
+        def products(rows: Rows, broadcast: Tensors) -> Products:
             of_sites = moments.sums_and_counts(
                 rows.x,
                 rows.client,
@@ -107,7 +109,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
         self,
         server: Server,
         sums: Tensors,
-        std: Mapping[str, float],
+        std: Deviations,
     ) -> None:
         """Store one centre for all sites, or the centre of each if their means are far apart.
 
@@ -146,7 +148,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
         self,
         rows: Rows,
         broadcast: Tensors,
-    ) -> moments.Products:
+    ) -> Products:
         """Return the statistics of residuals in the block, by site and by class of a site."""
         u = self.block_residuals(rows, broadcast, broadcast["prior_means"])
         classes = self.task.classes
@@ -162,7 +164,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
         self,
         server: Server,
         sums: Tensors,
-        std: Mapping[str, float],
+        std: Deviations,
     ) -> None:
         """Store shifts of the prior's means ``[K, C, k]`` and covariances of sites ``[K, k, k]``.
 
@@ -255,7 +257,7 @@ def shrunk_mean(
 
 def site_covariances(
     sums: Tensors,
-    std: Mapping[str, float],
+    std: Deviations,
     shifts: Tensor,
     class_covariances: Tensor,
 ) -> Tensor:

@@ -32,8 +32,9 @@ from fedsim.methods.coordinates import (
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic, overall_mean
 from fedsim.plugins.registry import register
+from fedsim.privacy.noise import Deviations
 from fedsim.privacy.statistics import moments, shrinkage
-from fedsim.privacy.statistics.outer_products import unit_weights
+from fedsim.privacy.statistics.outer_products import Products, unit_weights
 from fedsim.privacy.statistics.spectral import descending
 
 SHARES = {
@@ -184,7 +185,7 @@ class FedHypeVAEWarm(OneShot):
         self,
         server: Server,
         sums: Tensors,
-        std: Mapping[str, float],
+        std: Deviations,
     ) -> None:
         """Store the centre, the rows' mean squared distance from it, and the emphasis.
 
@@ -240,7 +241,7 @@ class FedHypeVAEWarm(OneShot):
         self,
         rows: Rows,
         broadcast: Tensors,
-    ) -> moments.Products:
+    ) -> Products:
         """Return class sums and counts of the clipped rows."""
         r = moments.in_unit_ball(self.in_coordinates(rows, broadcast) / TUNED.clip)
         return moments.class_mean_products(r, rows.y, self.task.classes)
@@ -249,7 +250,7 @@ class FedHypeVAEWarm(OneShot):
         self,
         server: Server,
         sums: Tensors,
-        std: Mapping[str, float],
+        std: Deviations,
     ) -> None:
         """Store class means with their noise, and the centres of the moments.
 
@@ -298,7 +299,7 @@ class FedHypeVAEWarm(OneShot):
         self,
         rows: Rows,
         broadcast: Tensors,
-    ) -> moments.Products:
+    ) -> Products:
         """Return the moments of the clipped rows about their classes' centres.
 
         They are class sums, class counts and one second moment, each times its emphasis.
@@ -316,7 +317,7 @@ class FedHypeVAEWarm(OneShot):
         self,
         server: Server,
         sums: Tensors,
-        std: Mapping[str, float],
+        std: Deviations,
     ) -> None:
         """Store the decoder and the block that follow from class means and the covariance."""
         tensors = server.tensors
@@ -455,7 +456,7 @@ class FedHypeVAEWarm(OneShot):
         self,
         rows: Rows,
         broadcast: Tensors,
-    ) -> moments.Products:
+    ) -> Products:
         """Return sums and second moments of every class's residuals in the block."""
         u = self.block_residuals(rows, broadcast, broadcast["coordinates"])
         return class_block.class_products(u, rows.y, self.task.classes)
@@ -464,7 +465,7 @@ class FedHypeVAEWarm(OneShot):
         self,
         server: Server,
         sums: Tensors,
-        std: Mapping[str, float],
+        std: Deviations,
     ) -> None:
         """Store the prior's mean and covariance for every class."""
         counts = server.tensors["counts"]

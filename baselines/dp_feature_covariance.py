@@ -13,7 +13,6 @@ a ridge. Four things differ from the paper:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import ClassVar, Self
 
 import torch
@@ -24,10 +23,12 @@ from baselines.fedavg_linear import SoftmaxRegression
 from fedsim.methods import (
     DPSGD,
     Coordinates,
+    Deviations,
     DPSGDParams,
     LinearClassifier,
     OuterProduct,
     Phase,
+    Products,
     Round,
     Rows,
     Server,
@@ -141,7 +142,7 @@ class DPFeatureCovariance(SoftmaxRegression, DPSGD):
         self,
         rows: Rows,
         released: Tensors,
-    ) -> Mapping[str, OuterProduct]:
+    ) -> Products:
         """Return the second moment of the clipped rows in released coordinates."""
         clipped = Coordinates(released).in_ball(rows.x, self.params.radius)
         return {"second": OuterProduct(clipped, clipped)}
@@ -150,7 +151,7 @@ class DPFeatureCovariance(SoftmaxRegression, DPSGD):
         self,
         server: Server,
         sums: Tensors,
-        std: Mapping[str, float],
+        std: Deviations,
     ) -> None:
         """Store the preconditioner ``[d, d]``: the inverse of the second moment plus a ridge.
 

@@ -7,7 +7,6 @@ and DP prototypes are classifiers. Gaussian mechanisms make all releases.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -19,11 +18,12 @@ from fedsim.methods import (
     COORDINATE_NAMES,
     Classifier,
     Coordinates,
+    Deviations,
     Generator,
     LinearClassifier,
     OneShot,
     OneShotParams,
-    OuterProduct,
+    Products,
     Purpose,
     Rows,
     Server,
@@ -98,7 +98,7 @@ class DPGaussian(OneShot):
         self,
         rows: Rows,
         broadcast: Tensors,
-    ) -> Mapping[str, OuterProduct]:
+    ) -> Products:
         """Return the moments of the clipped rows."""
         return moments.moment_products(
             self.clipped(rows, broadcast),
@@ -114,7 +114,7 @@ class DPGaussian(OneShot):
         self,
         server: Server,
         sums: Tensors,
-        std: Mapping[str, float],
+        std: Deviations,
     ) -> None:
         """Store class means, class counts, the covariance within classes and its noise.
 
@@ -229,7 +229,7 @@ class DPLeastSquares(DPGaussian):
         self,
         server: Server,
         sums: Tensors,
-        std: Mapping[str, float],
+        std: Deviations,
     ) -> None:
         """Store weights ``W^-1 m_c`` and biases ``-m_c^T W^-1 m_c / 2`` for clipped rows.
 
@@ -288,7 +288,7 @@ class DPPrototypes(OneShot):
         )
         return (*coordinate_statistics(share), last)
 
-    def class_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
+    def class_products(self, rows: Rows, broadcast: Tensors) -> Products:
         """Return class sums and counts of the clipped rows."""
         clipped = Coordinates(broadcast).in_ball(rows.x, self.params.radius)
         return moments.class_mean_products(clipped, rows.y, self.task.classes)
@@ -297,7 +297,7 @@ class DPPrototypes(OneShot):
         self,
         server: Server,
         sums: Tensors,
-        std: Mapping[str, float],
+        std: Deviations,
     ) -> None:
         """Store every class mean, divided by the length that it would have without noise.
 
@@ -404,7 +404,7 @@ class DPGMM(DPGaussian):
         self,
         rows: Rows,
         broadcast: Tensors,
-    ) -> Mapping[str, OuterProduct]:
+    ) -> Products:
         """Return the E step: component sums and counts of the rows' residuals."""
         clipped = self.clipped(rows, broadcast)
         residuals = mixture.residuals(
@@ -424,7 +424,7 @@ class DPGMM(DPGaussian):
         self,
         server: Server,
         sums: Tensors,
-        std: Mapping[str, float],
+        std: Deviations,
     ) -> None:
         """Store DP-Gaussian's tensors, and the starting points of the components."""
         super().receive_moments(server, sums, std)
@@ -444,7 +444,7 @@ class DPGMM(DPGaussian):
         self,
         server: Server,
         sums: Tensors,
-        std: Mapping[str, float],
+        std: Deviations,
     ) -> None:
         """Store the result of the M step."""
         server.tensors |= mixture.maximise(

@@ -8,7 +8,6 @@ by nearest neighbours. Coverage and the Fréchet distance do not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from baselines.fedavg_linear import SoftmaxRegression
 from fedsim.methods import (
     DPSGD,
+    Deviations,
     DPSGDParams,
     Generator,
     LinearClassifier,
@@ -141,7 +141,7 @@ class DPLinear(SoftmaxRegression, DPSGD):
 def receive_mean(
     server: Server,
     sums: Tensors,
-    std: Mapping[str, float],
+    std: Deviations,
 ) -> None:
     """Store the released mean in the model, whose parameters are in every later broadcast."""
     load_parameters(server.model, {"mean": moments.released_mean(sums, std).mean})

@@ -13,8 +13,6 @@ paper:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -25,8 +23,10 @@ from fedsim.methods import (
     ConditionalGenerator,
     ConditionalSampler,
     Coordinates,
+    Deviations,
     Generator,
     OneShot,
+    Products,
     Purpose,
     Rows,
     Seeds,
@@ -127,7 +127,7 @@ class DPMERF(OneShot):
         server.tensors["frequencies"] = self.params.scale * frequencies
         return server
 
-    def embedding_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
+    def embedding_products(self, rows: Rows, broadcast: Tensors) -> Products:
         """Return class sums of features and class counts."""
         scaled = Coordinates(broadcast).of_rows(rows.x) / self.params.radius
         features = kernel_features(scaled, broadcast["frequencies"])
@@ -137,7 +137,7 @@ class DPMERF(OneShot):
         self,
         server: Server,
         sums: Tensors,
-        std: Mapping[str, float],
+        std: Deviations,
     ) -> None:
         """Train the generator to match the classes' mean features, and store the class counts.
 

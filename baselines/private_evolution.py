@@ -21,7 +21,6 @@ Constants were tuned on test rows of OrganAMNIST and HAM10000 (1,000 training ro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -31,10 +30,12 @@ from torch import Tensor
 
 from fedsim.methods import (
     Coordinates,
+    Deviations,
     Generator,
     OneShot,
     OneShotParams,
     OuterProduct,
+    Products,
     Purpose,
     Rows,
     Server,
@@ -120,7 +121,7 @@ class PrivateEvolution(OneShot):
         self,
         server: Server,
         sums: Tensors,
-        std: Mapping[str, float],
+        std: Deviations,
     ) -> None:
         """Store the coordinates, and the candidates of the first round."""
         receive_spread(server, sums, std)
@@ -180,7 +181,7 @@ class PrivateEvolution(OneShot):
         self,
         rows: Rows,
         broadcast: Tensors,
-    ) -> Mapping[str, OuterProduct]:
+    ) -> Products:
         """Return the votes of every row for candidates of its class, of joint norm 1.
 
         Of several equal candidates only the first one gets votes.
@@ -211,7 +212,7 @@ class PrivateEvolution(OneShot):
         self,
         server: Server,
         sums: Tensors,
-        std: Mapping[str, float],
+        std: Deviations,
     ) -> None:
         """Store the weights of the candidates ``[C, K]`` and, before the last round, offspring."""
         votes = sums["votes"]

@@ -74,11 +74,13 @@ from fedsim.models.linear import (
 from fedsim.models.probe import fit_probe
 from fedsim.plugins.registry import register
 from fedsim.privacy.clipping import Norms, functional_loss
+from fedsim.privacy.noise import Deviations
 from fedsim.privacy.plan import Claim, Release, Trust, Unit
 from fedsim.privacy.statistics import mixture, moments
 from fedsim.privacy.statistics.outer_products import (
     BLOCK,
     OuterProduct,
+    Products,
     clipped_statistics,
     exact_products,
     unit_weights,

@@ -19,13 +19,13 @@ from torch.nn.functional import pad
 
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic, overall_mean
+from fedsim.privacy.noise import Deviations
 from fedsim.privacy.statistics.moments import (
-    Products,
     distance_products,
     in_unit_ball,
     released_distances,
 )
-from fedsim.privacy.statistics.outer_products import OuterProduct
+from fedsim.privacy.statistics.outer_products import OuterProduct, Products
 from fedsim.privacy.statistics.spectral import GAP, group_means, leading, steady, ties
 
 PREFIX = "coordinates."
@@ -98,7 +98,7 @@ def coordinate_statistics(
     return mean or overall_mean(MEAN_SHARE * share), spread
 
 
-def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+def receive_spread(server: Server, sums: Tensors, std: Deviations) -> None:
     """Compute the coordinates from the noisy sums, and store them in ``server.tensors``.
 
     They are scaled to a mean squared norm of 1. Directions whose variance stands out of the noise

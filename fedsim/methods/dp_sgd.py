@@ -49,6 +49,7 @@ from fedsim.methods.parameters import (
 from fedsim.methods.products import Product, for_embeddings
 from fedsim.methods.returned import loss_parts
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
+from fedsim.privacy.noise import Deviations
 from fedsim.privacy.plan import Claim, Release, Unit
 from fedsim.seeds import Purpose
 
@@ -154,7 +155,7 @@ class DPSGD(Algorithm):
     def step_shares(
         self,
         mean: Tensors,
-        noise: Mapping[str, float],
+        noise: Deviations,
         state: Tensors,
         *,
         by_client: bool,
@@ -230,7 +231,7 @@ class DPSGD(Algorithm):
             return (training,)
         mean, spread = coordinate_statistics(share)
 
-        def receive(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+        def receive(server: Server, sums: Tensors, std: Deviations) -> None:
             spread.receive(server, sums, std)
             self.start_in(Coordinates(server.tensors), server)
 
@@ -398,7 +399,8 @@ class DPSGD(Algorithm):
         }
         diagnostics |= self.diagnostics(clients, parts, round_)
         diagnostics["gradient_norm"] = Diagnostic(result.norms, "quantiles")
-        diagnostics["clipped_fraction"] = (result.norms > norms.clip).float()
+        # A norm that is not a number counts as clipped, because its gradient is left out.
+        diagnostics["clipped_fraction"] = (~(result.norms <= norms.clip)).float()
         return clients.send(noised.sent, diagnostics)
 
     def _local_step(
@@ -406,7 +408,7 @@ class DPSGD(Algorithm):
         clients: Clients,
         round_: Round,
         mean: Tensors,
-        noise: Mapping[str, float],
+        noise: Deviations,
     ) -> None:
         """Take an Adam step on the per-client parameters, and update their running mean.
 

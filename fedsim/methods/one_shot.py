@@ -26,11 +26,13 @@ from fedsim.methods.contract import Crowd, crowds
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors, Values
 from fedsim.methods.products import CoordinateClassifier, Product, is_classifier, mapped
 from fedsim.privacy.clipping import Norms
+from fedsim.privacy.noise import Deviations
 from fedsim.privacy.plan import Release, Unit
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import (
     BLOCK,
     OuterProduct,
+    Products,
     clipped_statistics,
     exact_products,
     exact_squares,
@@ -71,9 +73,9 @@ class Rows:
 
     def by_label(
         self,
-        products: Mapping[str, OuterProduct],
+        products: Products,
         classes: int,
-    ) -> dict[str, OuterProduct]:
+    ) -> Products:
         """Return the products, each divided by the size of its client and label.
 
         The size is the number of the client's examples that have this label. So the products of a
@@ -117,8 +119,8 @@ class Statistic:
     name: str
     share: float
     weights: Mapping[str, float]
-    products: Callable[[Rows, Tensors], Mapping[str, OuterProduct]]
-    receive: Callable[[Server, Tensors, Mapping[str, float]], None]
+    products: Callable[[Rows, Tensors], Products]
+    receive: Callable[[Server, Tensors, Deviations], None]
     steps: int = 1
     block: int = BLOCK
 
@@ -183,7 +185,7 @@ class _StatisticRounds:
         for start in range(0, max(count, 1), block):
             yield slice(start, start + block), None
 
-    def _products(self, rows: Rows, received: Tensors) -> Mapping[str, OuterProduct]:
+    def _products(self, rows: Rows, received: Tensors) -> Products:
         """Return the products of some rows, by the names of the weights.
 
         Raises:
@@ -347,7 +349,7 @@ class OneShot(Algorithm):
         if not self.projects:
             return statistic
 
-        def products(rows: Rows, received: Tensors) -> Mapping[str, OuterProduct]:
+        def products(rows: Rows, received: Tensors) -> Products:
             x = PublicSubspace(received).of_rows(rows.x)
             return statistic.products(replace(rows, x=x), received)
 
@@ -427,7 +429,7 @@ class OneShot(Algorithm):
 def _check_products(statistic: Statistic, crowd: Crowd, broadcast: Tensors) -> None:
     """Compare the products of parts of a crowd with those of the whole crowd."""
 
-    def products(part: slice) -> Mapping[str, OuterProduct]:
+    def products(part: slice) -> Products:
         y = crowd.y[part]
         return statistic.products(
             Rows(crowd.x[part], y, torch.zeros_like(y)),
@@ -459,7 +461,7 @@ def overall_mean(share: float) -> Statistic:
         share: the statistic's share of the budget in units of 1 / sigma^2.
     """
 
-    def receive(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive(server: Server, sums: Tensors, std: Deviations) -> None:
         released = moments.released_mean(sums, std)
         square = (1 - released.mean.square().sum()).clamp_min(moments.LEAST_SQUARE)
         server.tensors |= {"mean": released.mean, "rows": released.rows, "square": square}

@@ -17,6 +17,7 @@ from torch.optim.adam import adam
 from fedsim.device import FUSED
 from fedsim.methods.messages import Tensors
 from fedsim.models.layers import ClientCode, ClientLinear
+from fedsim.privacy.noise import Deviations
 
 ADAM_EPSILON = 1e-8
 """Adam's constant below the fraction line, as in the paper."""
@@ -195,7 +196,7 @@ def adam_step(
 
 def signal_shares(
     gradients: Mapping[str, Tensor],
-    noise: Mapping[str, float],
+    noise: Deviations,
     state: dict[str, Tensor],
     *,
     by_client: bool,

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from fedsim.seeds import Keystream
 
+Deviations = Mapping[str, float]
+"""The standard deviation of the noise of every tensor of a release, by name."""
 CHUNK = 2**14
 """The number of coordinates in a row of words: first the words of all radii, then of all angles."""
 BLOCK = 8 * CHUNK

@@ -11,13 +11,12 @@ components.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from fedsim.privacy.statistics.moments import Products, counts_above_noise, in_unit_ball
-from fedsim.privacy.statistics.outer_products import OuterProduct
+from fedsim.privacy.noise import Deviations
+from fedsim.privacy.statistics.moments import counts_above_noise, in_unit_ball
+from fedsim.privacy.statistics.outer_products import OuterProduct, Products
 from fedsim.privacy.statistics.spectral import (
     inverse_square_root,
     spectral_function,
@@ -126,7 +125,7 @@ def maximise(
     sums: Tensor,
     counts: Tensor,
     components: int,
-    std: Mapping[str, float],
+    std: Deviations,
 ) -> dict[str, Tensor]:
     """Return the M step: ``offsets`` ``[C, K, k]`` and ``shares`` ``[C, K]``.
 

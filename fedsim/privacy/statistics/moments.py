@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from fedsim.models.layers import one_hot
+from fedsim.privacy.noise import Deviations
 from fedsim.privacy.statistics import spectral
-from fedsim.privacy.statistics.outer_products import OuterProduct, exact_squares
+from fedsim.privacy.statistics.outer_products import OuterProduct, Products, exact_squares
 
-Products = dict[str, OuterProduct]
-"""The statistics of one release, by name."""
 MEAN_WEIGHTS = {"sum": 1.0, "count": 0.3}
 """Weights of :func:`mean_products` in a row's joint norm."""
 CLASS_MEAN_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15}
@@ -61,7 +60,7 @@ class ReleasedMean:
 
 def released_mean(
     sums: Mapping[str, Tensor],
-    std: Mapping[str, float],
+    std: Deviations,
 ) -> ReleasedMean:
     """Estimate the mean from the released sums of :func:`mean_products`.
 
@@ -141,7 +140,7 @@ def counts_above_noise(counts: Tensor, std: float) -> Tensor:
 def client_means(
     sums: Tensor,
     counts: Tensor,
-    std: Mapping[str, float],
+    std: Deviations,
 ) -> Tensor:
     """Return every client's mean ``[K, d]``, shrunk towards the mean that the clients share.
 
@@ -206,7 +205,7 @@ class Gaussians:
 
 def gaussians(
     sums: Mapping[str, Tensor],
-    std: Mapping[str, float],
+    std: Deviations,
     squared_norm: Tensor | None = None,
 ) -> Gaussians:
     """Estimate class means and the second moment from the sums of :func:`moment_products`.

@@ -81,6 +81,10 @@ class OuterProduct:
         return (self.cells * self.left.shape[1], self.right.shape[1])
 
 
+Products = dict[str, OuterProduct]
+"""The statistics of one release, by name."""
+
+
 def unit_weights(weights: Mapping[str, float]) -> dict[str, float]:
     """Return the weights scaled so that statistics of norm at most 1 have a joint norm <= 1."""
     norm = math.sqrt(sum(weight**2 for weight in weights.values()))
@@ -88,7 +92,7 @@ def unit_weights(weights: Mapping[str, float]) -> dict[str, float]:
 
 
 def clipped_statistics(
-    products: Mapping[str, OuterProduct],
+    products: Products,
     norms: Norms,
     groups: Layout | None = None,
     totals: dict[str, Tensor] | None = None,
@@ -134,7 +138,7 @@ def clipped_statistics(
 
 
 def _joint_squared_norms(
-    products: Mapping[str, OuterProduct],
+    products: Products,
     norms: Norms,
     groups: Layout | None,
 ) -> Tensor:
