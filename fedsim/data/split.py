@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedsim.errors import UserError
 
 Integers = NDArray[np.int64]
-"""Labels, values of a split, or numbers of rows."""
+"""Labels, values of a split, numbers of rows, or counts."""
 Columns = Mapping[str, NDArray[Any]]
 """Further values of every row by column name, ``[n]`` each."""
 TRAIN = 0

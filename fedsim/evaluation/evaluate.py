@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.data.split import Integers
 from fedsim.device import CPU, to_device
 from fedsim.evaluation.evaluators import EVALUATORS, Labelled
 from fedsim.evaluation.measures import HELD_OUT, LabelShares, Predictions
@@ -80,7 +81,7 @@ def synthesise(
     client: int = SERVER,
     draw: int = 0,
     device: torch.device = CPU,
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+) -> tuple[NDArray[np.float32], Integers]:
     """Return synthetic embeddings with equally frequent labels, which cost no privacy.
 
     A generator that holds a finite number of embeddings gives each of them at most once, so that
@@ -313,7 +314,7 @@ class CellEvaluator:
     def _score_on(
         self,
         classifier: Classifier | None,
-        rows: NDArray[np.int64],
+        rows: Integers,
     ) -> Scores | None:
         """Return the scores of a classifier on a client's test rows; None if either is missing."""
         if classifier is None or not len(rows):
@@ -523,7 +524,7 @@ class CellEvaluator:
         return Labelled(self.data.x_test[rows], self.data.y_test[rows])
 
     @property
-    def _client_test_rows(self) -> NDArray[np.int64]:
+    def _client_test_rows(self) -> Integers:
         """The numbers of the test rows on which clients are scored one by one."""
         most = most_per_client(self.cell.clients, self.data.classes)
         return balanced_rows(self.data.y_test, most)

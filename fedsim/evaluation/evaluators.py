@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.data.split import Integers
 from fedsim.evaluation.measures import balanced_accuracy_of
 from fedsim.evaluation.scores import Scores
 from fedsim.evaluation.subset import MOST_TEST_ROWS, balanced_rows
@@ -60,7 +61,7 @@ class Labelled:
     """
 
     x: NDArray[np.float32]
-    y: NDArray[np.int64]
+    y: Integers
 
 
 def nearest_neighbours(
@@ -308,16 +309,16 @@ def two_sample_accuracy(
 
 
 def _first_rows(
-    y: NDArray[np.int64],
-    counts: NDArray[np.int64],
-) -> NDArray[np.int64]:
+    y: Integers,
+    counts: Integers,
+) -> Integers:
     """Return the positions of the first ``counts[c]`` rows of every class c, class by class."""
     return np.concatenate(
         [np.flatnonzero(y == label)[:count] for label, count in enumerate(counts)]
     )
 
 
-def _pair_numbers(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+def _pair_numbers(counts: Integers) -> Integers:
     """Return the number of the pair that each row belongs to, class by class.
 
     Two consecutive rows of a class form a pair. If a class has an odd number of rows, its last row

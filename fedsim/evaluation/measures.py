@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.split import Integers
+
 LabelShares = Literal["released", "uniform"]
 """The source of the label frequencies to which plain accuracy adapts the predicted labels.
 
@@ -33,13 +35,13 @@ class Predictions:
             predictor does not belong to a single client.
     """
 
-    y: NDArray[np.int64]
-    predicted: NDArray[np.int64]
+    y: Integers
+    predicted: Integers
     probabilities: NDArray[np.floating]
     shares: NDArray[np.float64] | None = None
 
     @property
-    def held(self) -> NDArray[np.int64]:
+    def held(self) -> Integers:
         """The held classes, ascending: those with a test row and a training row of the client.
 
         Without a client they are all classes with a test row.
@@ -99,7 +101,7 @@ def balanced_accuracy(of: Predictions) -> float:
     return float(recalls(of).mean())
 
 
-def balanced_accuracy_of(y: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+def balanced_accuracy_of(y: Integers, predicted: Integers) -> float:
     """Return the balanced accuracy of predicted labels ``[m]`` that are no single client's."""
     return balanced_accuracy(Predictions(y, predicted, np.empty((len(y), 0))))
 

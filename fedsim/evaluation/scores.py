@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.data.split import Integers
 from fedsim.device import CPU, to_device
 from fedsim.evaluation.measures import (
     MEASURES,
@@ -182,7 +183,7 @@ def personal_scores(clients: Sequence[Predictions]) -> Scores:
 def probe_predictions(
     probe: Probe,
     x_test: NDArray[np.float32],
-    y_test: NDArray[np.int64],
+    y_test: Integers,
     classes: int,
 ) -> Predictions:
     """Return a probe's predictions for test rows.
@@ -201,7 +202,7 @@ def probe_predictions(
 
 
 def predictions_of(
-    probabilities: Tensor, y: NDArray[np.int64], shares: NDArray[np.float64] | None = None
+    probabilities: Tensor, y: Integers, shares: NDArray[np.float64] | None = None
 ) -> Predictions:
     """Return the predictions of a classifier from its probabilities.
 
@@ -218,7 +219,7 @@ def predictions_of(
 def score_classifier(
     classifier: Classifier,
     x_test: NDArray[np.float32],
-    y_test: NDArray[np.int64],
+    y_test: Integers,
     device: torch.device = CPU,
     shares: NDArray[np.float64] | None = None,
 ) -> Scores:
@@ -393,10 +394,10 @@ def _is_past_best(number: int, *tables: NDArray[np.float64]) -> bool:
 
 def _predictions_of_clients(
     data: Embeddings,
-    rows: Sequence[NDArray[np.int64]],
+    rows: Sequence[Integers],
     x_test: NDArray[np.float32],
     tried: Sequence[float],
-) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+) -> Iterator[tuple[int, int, Integers]]:
     """Yield the predictions of each client's probe at each penalty.
 
     Each item is the number of the penalty, the position of the client in ``rows``, and the

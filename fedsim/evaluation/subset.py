@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.data.split import Integers
 from fedsim.partition import Partition, PartitionSpec, own_rows
 from fedsim.partition.partition import OwnRows
 
@@ -43,7 +43,7 @@ def is_large(data: Embeddings) -> bool:
     return rows > MOST_TRAIN_ROWS or rows * data.classes > LARGE
 
 
-def balanced_rows(group: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+def balanced_rows(group: Integers, most: int) -> Integers:
     """Return at most ``most`` row numbers, ascending, with groups as equally large as possible.
 
     Every group keeps at least one row, even if there are more groups than ``most``.
@@ -81,7 +81,7 @@ def probed_clients(partition: Partition) -> range:
     return range(0, len(partition.rows), client_step(partition))
 
 
-def client_rows(data: Embeddings, partition: Partition) -> list[NDArray[np.int64]]:
+def client_rows(data: Embeddings, partition: Partition) -> list[Integers]:
     """Return the training rows of each of the :func:`probed_clients`, in their order.
 
     These clients have at most :data:`MOST_TRAIN_ROWS` together, but each keeps at least one row of
@@ -103,7 +103,7 @@ def most_per_client(clients: int, classes: int) -> int:
 
 
 def own_rows_among(
-    chosen: NDArray[np.int64],
+    chosen: Integers,
     data: Embeddings,
     partition: Partition,
     spec: PartitionSpec,

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.data.split import Integers
 from fedsim.device import CPU, to_device
 from fedsim.evaluation.evaluate import cell_evaluator, synthesise
 from fedsim.evaluation.measures import balanced_accuracy
@@ -314,8 +315,8 @@ class HeldOut:
             divided by the size of its group where a group is the unit of privacy.
     """
 
-    rows: NDArray[np.int64]
-    clients: NDArray[np.int64]
+    rows: Integers
+    clients: Integers
     weights: NDArray[np.float64]
 
     def noisy(

@@ -88,7 +88,7 @@ def bound(
     # The test says that a training had the unit if its ratio is 0 or more.
     _, false_positives = interval(sum(score >= 0 for score in absent), len(absent))
     true_positives, _ = interval(sum(score >= 0 for score in present), len(present))
-    return refuted_epsilon(mechanisms, delta, false_positives, true_positives)[0]
+    return refuted_epsilon(mechanisms, delta, false_positives, true_positives)
 
 
 @dataclass(frozen=True)
@@ -130,25 +130,6 @@ class Audit:
             f"ε ≥ {number(self.epsilon, 3)}; the canary adds {self.ratio:.2f} of the claimed "
             f"sensitivity{exceeded}"
         )
-
-
-def outcome_of(setting: Setting, seen: Sequence[TrainingPair]) -> Audit:
-    """Return the outcome of an audit from its pairs of trainings."""
-    plan = setting.plan
-    absent = [line["absent"] for line in seen]
-    present = [line["present"] for line in seen]
-    epsilon = bound(absent, present, plan.mechanisms, plan.delta)
-    # One step above the sensitivity is enough to refute a proof, so it decides the ratio.
-    added = max(line["most"] for line in seen)
-    if added <= MOST_ADDED:
-        added = math.sqrt(float(np.mean([line["ratio"] ** 2 for line in seen])))
-    return Audit(
-        plan.epsilon_target,
-        epsilon,
-        len(seen),
-        added,
-        plan.claim == "heuristic",
-    )
 
 
 def key_of(setting: Setting) -> str:
@@ -203,7 +184,16 @@ class AuditRun:
 
     def outcome(self, pairs: Sequence[TrainingPair]) -> Audit:
         """Return the outcome of all recorded pairs, also of those beyond ``count``."""
-        return outcome_of(self.setting, pairs)
+        plan = self.setting.plan
+        absent = [line["absent"] for line in pairs]
+        present = [line["present"] for line in pairs]
+        epsilon = bound(absent, present, plan.mechanisms, plan.delta)
+        # One step above the sensitivity is enough to refute a proof, so it decides the ratio.
+        added = max(line["most"] for line in pairs)
+        if added <= MOST_ADDED:
+            added = math.sqrt(float(np.mean([line["ratio"] ** 2 for line in pairs])))
+        is_heuristic = plan.claim == "heuristic"
+        return Audit(plan.epsilon_target, epsilon, len(pairs), added, is_heuristic)
 
 
 @dataclass(frozen=True)

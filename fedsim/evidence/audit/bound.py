@@ -67,12 +67,12 @@ def refuted_epsilon(
     delta: float,
     false_positives: float,
     true_positives: float,
-) -> tuple[float, float]:
-    """Return the largest ε that a test with these rates refutes, and its factor of noise.
+) -> float:
+    """Return the largest ε that a test with these rates refutes.
 
-    A factor s stands for the claimed mechanisms with all noise multipliers times s. It is refuted
-    if the test has a lower false-negative rate than the trade-off curve of these mechanisms allows.
-    More noise is easier to refute, so the least factor that is refuted has the largest ε.
+    Every ε stands for the claimed mechanisms with all noise multipliers times a factor. A factor is
+    refuted if the test has a lower false-negative rate than the trade-off curve of these mechanisms
+    allows. More noise is easier to refute, so the least factor that is refuted has the largest ε.
 
     Args:
         mechanisms: the mechanisms that are claimed to have run.
@@ -82,7 +82,7 @@ def refuted_epsilon(
         true_positives: the lower confidence limit of that rate for a training with the unit.
 
     Returns:
-        ε and its factor; 0 and infinity if no factor up to ``MOST_NOISE`` is refuted.
+        ε; 0 if no factor up to ``MOST_NOISE`` is refuted.
     """
 
     def scaled(log_factor: float) -> list[Mechanism]:
@@ -98,14 +98,14 @@ def refuted_epsilon(
         return least_possible - (1 - true_positives)
 
     if true_positives <= false_positives or excess(math.log(MOST_NOISE)) <= 0:
-        return 0.0, math.inf
+        return 0.0
     low, high = _bracket(excess)
     if low < high:
         high = brentq(excess, low, high, xtol=PRECISION / 2)
         # The root is approximate, and may lie on the side that is not refuted.
         while excess(high) <= 0:
             high += PRECISION / 2
-    return epsilon_of(scaled(high), delta), math.exp(high)
+    return epsilon_of(scaled(high), delta)
 
 
 def least_false_negatives(mechanisms: Sequence[Mechanism], false_positives: float) -> float:

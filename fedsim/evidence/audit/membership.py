@@ -18,6 +18,7 @@ from scipy.stats import multivariate_normal
 from sklearn.metrics import auc
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.data.split import Integers
 from fedsim.errors import UserError
 from fedsim.evaluation.evaluate import synthesise
 from fedsim.methods.products import is_classifier
@@ -86,8 +87,8 @@ def membership(scores: Floats, inside: Bools) -> tuple[Estimate, ...]:
 
 def _rates(
     inside: Bools,
-    repeats: NDArray[np.int64],
-    thresholds: NDArray[np.int64],
+    repeats: Integers,
+    thresholds: Integers,
 ) -> list[float]:
     """Return the area under the ROC curve and the rates of true positives, without intervals.
 
@@ -109,9 +110,9 @@ def _rates(
 
 def scores_of(
     synthetic: NDArray[np.float32],
-    labels: NDArray[np.int64],
+    labels: Integers,
     x: NDArray[np.float32],
-    y: NDArray[np.int64],
+    y: Integers,
 ) -> dict[str, Floats]:
     """Return two scores of each example against the synthetic embeddings of its label.
 
@@ -243,7 +244,7 @@ def _attack_generator(
 def rows_of(
     trial: Trial,
     data_sets: Mapping[str, Embeddings],
-) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools]:
+) -> tuple[NDArray[np.float32], Integers, Bools]:
     """Return the data set of a cell, and which of its examples the cell trained on.
 
     Args:

@@ -419,7 +419,7 @@ def _outputs_of_clients(
     Those of a client without the canary count only where the canary changes them.
 
     Raises:
-        Divergence: the number of queries depends on the canary.
+        Divergence: the number or the tensors of the queries depend on the canary.
     """
     trust = setting.task.trust
     outputs: defaultdict[int, Step] = defaultdict(list)
@@ -462,7 +462,18 @@ def _noisy_output(
         noised: the noisy tensors of the live world.
         absent: the same tensors of the world without the canary, before the noise.
         always: the same tensors of the world whose samples all hold the canary, before the noise.
+
+    Raises:
+        Divergence: the names or the shapes of the tensors depend on the canary.
     """
+    live_shapes, *other_shapes = [
+        {name: value.shape for name, value in tensors.items()}
+        for tensors in (noised, absent, always)
+    ]
+    if any(shapes != live_shapes for shapes in other_shapes):
+        raise Divergence(
+            f"round {round_.number}: names or shapes of tensors that are sent depend on the unit"
+        )
     base = flat(absent[name] for name in noised)
     residual = flat(noised.values()) - base
     shift = flat(always[name] for name in noised) - base
