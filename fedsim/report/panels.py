@@ -394,26 +394,11 @@ def facet(
             for axes, key in zip(axes_row, keys, strict=False):
                 axes.set_title(textwrap.fill(key[1], letters))
                 points = panels[key]
-                is_far = far[points.index]
-                _draw_panel(
-                    axes,
-                    points[is_far == 0],
-                    (x, y, line),
-                    look,
-                )
-                for side in (-1, 1):
-                    _write_references(
-                        axes,
-                        points[is_far == side],
-                        y,
-                        line,
-                        side,
-                    )
+                side = far[points.index]
+                _draw_panel(axes, points[side == 0], (x, y, line), look)
+                _write_references(axes, points, side, y, line)
                 if logarithmic:
-                    axes.set_xscale("log")
-                    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                    axes.xaxis.set_major_formatter("{x:g}")
-                    axes.xaxis.set_minor_formatter(NullFormatter())
+                    _make_logarithmic(axes)
                 if ticks:
                     axes.set_xticks([*ticks], [*ticks.values()])
                     _break_axis(axes, ticks)
@@ -443,27 +428,42 @@ def _far_references(frame: pd.DataFrame, y: str, look: pd.Series[Any]) -> pd.Ser
     return (above - below).where(is_reference, 0)
 
 
-def _write_references(axes: Axes, far: pd.DataFrame, y: str, line: str, side: int) -> None:
-    """Write the names and values of references at the upper (1) or lower (-1) edge of a panel."""
-    edge = 0
-    arrow = "↓"
-    alignment = "bottom"
-    if side > 0:
-        edge = 1
-        arrow = "↑"
-        alignment = "top"
-    lines = [f"{arrow} {name} {level:.3f}" for name, level in zip(far[line], far[y], strict=True)]
-    axes.annotate(
-        "\n".join(lines),
-        (1, edge),
-        xytext=(0, -2 * side),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        ha="right",
-        va=alignment,
-        fontsize=7.5,
-        color=MUTED,
-    )
+def _make_logarithmic(axes: Axes) -> None:
+    """Make the x axis of a panel logarithmic, with ticks at 1, 2 and 5 times a power of ten."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _write_references(
+    axes: Axes, points: pd.DataFrame, side: pd.Series[int], y: str, line: str
+) -> None:
+    """Write the names and values of far references at the lower and upper edge of a panel.
+
+    Args:
+        axes: The panel.
+        points: The panel's points, see :func:`facet`.
+        side: On which side of the data each point is, see :func:`_far_references`.
+        y: The column on the y axis.
+        line: The column with the names.
+    """
+    for this_side, edge, arrow, alignment in ((-1, 0, "↓", "bottom"), (1, 1, "↑", "top")):
+        far = points[side == this_side]
+        lines = [
+            f"{arrow} {name} {level:.3f}" for name, level in zip(far[line], far[y], strict=True)
+        ]
+        axes.annotate(
+            "\n".join(lines),
+            (1, edge),
+            xytext=(0, -2 * this_side),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="right",
+            va=alignment,
+            fontsize=7.5,
+            color=MUTED,
+        )
 
 
 def _make_room(axes: Axes, far: pd.Series[int], panel: pd.Series[str]) -> None:
