@@ -208,11 +208,8 @@ def run_tuned(
     for number in range(len(search.runs), len(drawn)):
         candidate = trial.candidates[drawn[number]]
         plan = _without_score(candidate.plan)
-        training = replace(
-            trial.of(candidate.params, plan),
-            partition=partition,
-            candidates=(),
-        )
+        of_candidate = trial.of(candidate.params, plan)
+        training = replace(of_candidate, partition=partition, candidates=())
         run_seeds = seeds if tuning.free else seeds.run(number)
         stored = None
         if checkpoints is not None:
@@ -221,33 +218,18 @@ def run_tuned(
             if isinstance(step, RoundRecord):
                 values = {**step.values, "training": number + 1}
                 # Rounds are numbered through all trainings of the cell.
-                yield RoundRecord(
-                    sum(rounds[:number]) + step.round,
-                    sum(rounds),
-                    values,
-                )
+                round_of_cell = sum(rounds[:number]) + step.round
+                yield RoundRecord(round_of_cell, sum(rounds), values)
                 continue
-            state = step.state
             if held is None:
-                # A search that no budget pays for may look at the test rows.
-                score = _score_on_test_rows(training, state, data, device)
+                score = _score_on_test_rows(training, step.state, data, device)
                 multiplier = 0.0
             else:
                 score, multiplier = held.noisy(
-                    training,
-                    state,
-                    data,
-                    candidate.plan,
-                    run_seeds,
-                    device,
+                    training, step.state, data, candidate.plan, run_seeds, device
                 )
-            scored = ScoredRun(
-                drawn[number],
-                score,
-                multiplier,
-                replace(step, state={}),
-            )
-            search = search.after(scored, state)
+            scored = ScoredRun(drawn[number], score, multiplier, replace(step, state={}))
+            search = search.after(scored, step.state)
         progress = None
     yield _outcome(trial, search, time.perf_counter() - started)
 
@@ -272,7 +254,8 @@ def _score_on_test_rows(
 ) -> float:
     """Return the balanced accuracy of a training on the test rows.
 
-    If every client has its own classifier, it is the mean over these classifiers.
+    If every client has its own classifier, it is the mean over these classifiers. Only a free
+    search, which no budget pays for, looks at these rows.
     """
     predicted = cell_evaluator(trial, state, data, device).predictions()
     return float(np.mean([balanced_accuracy(predictions) for predictions in predicted]))
