@@ -45,16 +45,8 @@ def paper_round(
     model: Any = clients.model
     load_parameters(model, broadcast)
     parameters = dict(model.named_parameters())
-    takes_part = members_that_take_part(clients, round_, algorithm.params.client_rate)
-    chosen = [
-        position
-        for position, (takes, y) in enumerate(zip(takes_part, clients.y, strict=True))
-        if takes and len(y)
-    ]
-    positions = to_device(
-        torch.tensor(chosen, dtype=torch.long),
-        clients.device,
-    )
+    chosen = _participants_with_rows(algorithm, clients, round_)
+    positions = to_device(torch.tensor(chosen, dtype=torch.long), clients.device)
     # Each value has the shape [n, 1, ...] for n clients that take part: a slice is a parameter of a
     # model of one client.
     local = {name: parameters[name].detach()[positions].unsqueeze(1) for name in local_names(model)}
@@ -65,27 +57,14 @@ def paper_round(
     gradients = shared
     losses: Tensors = {}
     if chosen:
-        gradients, losses = _both_levels(
-            algorithm,
-            clients.only(chosen),
-            round_,
-            shared,
-            local,
-        )
+        gradients, losses = _both_levels(algorithm, clients.only(chosen), round_, shared, local)
     code_changes = {name: local[name] - before[name] for name in codes}
-    clipped, norms = clip_updates(
-        gradients | code_changes,
-        algorithm.clip(),
-    )
+    clipped, norms = clip_updates(gradients | code_changes, algorithm.clip())
     # The code of a client that does not take part changes by its noise alone.
     kept = {}
     for name in codes:
-        zeros = torch.zeros_like(parameters[name])
-        kept[name] = zeros.index_copy_(
-            0,
-            positions,
-            clipped[name].squeeze(1),
-        )
+        kept[name] = torch.zeros_like(parameters[name])
+        kept[name][positions] = clipped[name].squeeze(1)
     ones = torch.ones(len(chosen), device=clients.device)
     sums = {name: weighted_sum(ones, clipped[name]) for name in shared}
     noised = clients.add_noise(round_.release, round_.stream, sums, kept)
@@ -105,6 +84,17 @@ def paper_round(
             "clipped_fraction": (~(norms <= algorithm.clip())).float(),
         },
     )
+
+
+def _participants_with_rows(
+    algorithm: DPSGD,
+    clients: Clients,
+    round_: Round,
+) -> list[int]:
+    """Return the positions of the clients that take part in a round and have rows."""
+    takes_part = members_that_take_part(clients, round_, algorithm.params.client_rate)
+    pairs = zip(takes_part, clients.y, strict=True)
+    return [position for position, (takes, y) in enumerate(pairs) if takes and len(y)]
 
 
 def _both_levels(
