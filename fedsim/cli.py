@@ -70,7 +70,12 @@ def run(arguments: list[str]) -> int:
         if not interruption.args:  # With arguments, the code that raised it printed a message.
             print_line(plain_console(), "interrupted; run the same command again")
         return INTERRUPTED
-    return _print(result)
+    try:
+        return _print(result)
+    except BrokenPipeError:
+        # What reads the output, such as `head`, wants no more. Python flushes once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _version() -> str:
@@ -130,6 +135,7 @@ def _print(result: Any) -> int:
         result.show(console)
     elif isinstance(result, str):
         print(result)
+    sys.stdout.flush()
     return int(getattr(result, "code", 0))
 
 

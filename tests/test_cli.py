@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from benches import Done, assert_refused, interruptible, run_process
+from processes import FEDSIM
 
 import fedsim
 from fedsim import __version__
@@ -149,3 +150,7 @@ def test_help_loads_no_large_package(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HELP]
     done = run_process(command, tmp_path)
     assert done.stdout.endswith("set()\n")
+
+
+def test_closed_pipe_ends_a_command_without_a_traceback(tmp_path: Path) -> None:
+    assert not run_process(["bash", "-c", f"{FEDSIM} new mine | true"], tmp_path).stderr

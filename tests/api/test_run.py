@@ -147,19 +147,21 @@ def test_wrong_choice_for_a_table_names_the_right_ones(
     [
         ("table", {"digits": -1}, "digits: must be at least 0, got -1"),
         ("verify", {"rerun": -1}, "rerun: must be at least 0, got -1"),
-        ("synth", {"per_class": 0}, "per_class: must be at least 1, got 0"),
-        ("synth", {"seed": -1}, "seed: must be at least 0, got -1"),
-        ("synth", {"format": "zip"}, "format: there is no 'zip'; known: hf, npz"),
+        ("synth", {"out": "s.npz", "per_class": 0}, "per_class: must be at least 1, got 0"),
+        ("synth", {"out": "s.npz", "seed": -1}, "seed: must be at least 0, got -1"),
+        (
+            "synth",
+            {"out": "s.npz", "format": "zip"},
+            "format: there is no 'zip'; known: hf, npz",
+        ),
     ],
 )
 def test_value_out_of_range_is_refused_and_nothing_is_written(
-    run: fedsim.Run, tmp_path: Path, method: str, options: dict[str, Any], message: str
+    run: fedsim.Run, folder: Path, method: str, options: dict[str, Any], message: str
 ) -> None:
-    if method == "synth":
-        options = {"out": tmp_path / "synth.npz", **options}
     with pytest.raises(fedsim.UserError, match=f"^{message}$"):
         getattr(run, method)(**options)
-    assert list(tmp_path.iterdir()) == []
+    assert not list(folder.iterdir())
 
 
 def test_wrong_format_of_a_table_names_the_right_ones(run: fedsim.Run) -> None:
