@@ -252,19 +252,16 @@ class _Transformer:
         from transformers import AutoImageProcessor, AutoModel
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
         folder = files.paths[0].parent
         try:
             self.processor: Any = AutoImageProcessor.from_pretrained(
                 folder, trust_remote_code=False
-            )  # type: ignore[no-untyped-call]
-            options = {
-                "use_safetensors": True,
-                "output_loading_info": True,
-                "trust_remote_code": False,
-            }
-            model, report = AutoModel.from_pretrained(folder, **options)
+            )
+            model, report = AutoModel.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+            )
             missing = sorted(name for name in report["missing_keys"] if not _UNUSED.search(name))
             if missing:
                 raise UserError(
