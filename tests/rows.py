@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.evaluate import EvaluationResult, evaluate_cell
 from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.grid.models import Published
@@ -316,11 +317,17 @@ def lines_of(
     )
 
 
+def outcome_of(trial: Trial, data: Embeddings) -> Outcome:
+    """Train a cell in this process and return the outcome."""
+    *_, outcome = run_trial(trial, data)
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
 def ran(prepared: Prepared, trial: Trial) -> tuple[Outcome, EvaluationResult]:
     """Train and evaluate a cell in this process."""
     data = prepared.data[trial.data_key]
-    *_, outcome = run_trial(trial, data)
-    assert isinstance(outcome, Outcome)
+    outcome = outcome_of(trial, data)
     return outcome, evaluate_cell(trial, outcome.state, data)
 
 

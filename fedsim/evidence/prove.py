@@ -129,7 +129,7 @@ class _Comparison:
     rebuilt: bool = False
 
 
-def prove(row: Row, line: TrainingRecord, *, trust_plugin: bool = False) -> Proof:
+def prove(row: Row, line: TrainingRecord, *, trust_plugin: bool) -> Proof:
     """Verify the ε of a result by its ledger, its plan, its algorithm and dp-accounting.
 
     dp-accounting computes ε again from privacy loss distributions. It uses a pessimistic
@@ -491,7 +491,7 @@ def _table_line(proof: Proof) -> tuple[str, ...]:
     )
 
 
-def together(rows: Sequence[Row], trainings: Mapping[str, str] | None = None) -> Iterator[str]:
+def together(rows: Sequence[Row], trainings: Mapping[str, str]) -> Iterator[str]:
     """Yield one sentence for each data set and unit on what releasing all its generators costs.
 
     Data sets and units with fewer than two generators that may be released are left out. Each
@@ -505,7 +505,6 @@ def together(rows: Sequence[Row], trainings: Mapping[str, str] | None = None) ->
         trainings: maps the id of a cell to the id of the training that ran for it. A cell that is
             not named has a training of its own.
     """
-    trainings = trainings or {}
     by_units: defaultdict[tuple[Any, ...], dict[str, Row]] = defaultdict(dict)
     for row in rows:
         if _may_be_released(row):

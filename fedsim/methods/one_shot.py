@@ -159,7 +159,8 @@ class _StatisticRounds:
             del products  # before those of the next block are computed
         joint_norms = torch.cat(norms_of_blocks)
         noised = clients.add_noise(round_.release, round_.stream, sums)
-        clipped = joint_norms > self.norms.clip * (1 + 1e-6)
+        # A norm that is not a number counts as clipped.
+        clipped = ~(joint_norms <= self.norms.clip * (1 + 1e-6))
         return clients.send(
             noised.sent,
             {

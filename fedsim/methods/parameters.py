@@ -127,7 +127,7 @@ def l2_norm(tensors: Tensors) -> float:
 def adam_step(
     parameters: Mapping[str, Tensor],
     gradients: Mapping[str, Tensor],
-    state: dict[str, Tensor],
+    state: Tensors,
     learning_rate: float,
     betas: tuple[float, float] = (0.9, 0.999),
     shares: Mapping[str, Tensor] | None = None,
@@ -197,10 +197,10 @@ def adam_step(
 def signal_shares(
     gradients: Mapping[str, Tensor],
     noise: Deviations,
-    state: dict[str, Tensor],
+    state: Tensors,
     *,
     by_client: bool,
-) -> dict[str, Tensor]:
+) -> Tensors:
     """Return the factor on each gradient's Adam step that removes the part due to noise, by name.
 
     The factor is
@@ -246,7 +246,7 @@ def signal_shares(
     return shares
 
 
-def average_step(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
+def average_step(parameters: Mapping[str, Tensor], state: Tensors) -> None:
     """Update the running mean of the parameters over iterates (Polyak and Juditsky 1992).
 
     ``state`` gains the means, ``average.*``, and ``average_count``. The count is moved back to the

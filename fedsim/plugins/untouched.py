@@ -4,8 +4,12 @@ Every loaded module is compared with its source. A function must have the code t
 from the source, and so must the functions of a class. A name that is imported must be the same
 object that the other module holds. A name that the source does not mention may only be one that
 Python or a library gives to every module or class. So whatever a notebook assigned to a module or a
-class in place of a function is found. Constants, the defaults of arguments and the contents of
-installed packages are not compared.
+class in place of a function is found.
+
+Not found are changes of what the source computes when it is imported: constants of modules and
+classes, the contents of dictionaries and of other objects (also if these are functions), defaults
+of arguments, and variables that a function closes over. To compare these, the module would have to
+run a second time. The contents of installed packages are not compared either.
 """
 
 from __future__ import annotations
@@ -58,6 +62,10 @@ class _Source:
     imported: dict[str, tuple[str, str]]
 
 
+_Owner = tuple[ModuleType | type, dict[str, Any]]
+"""A module or a class, with its values by name."""
+
+
 @dataclass(frozen=True)
 class _Snapshot:
     """The content of a module when it was last compared with its source and found equal.
@@ -67,7 +75,7 @@ class _Snapshot:
         functions: all functions within these values, each with its code.
     """
 
-    owners: list[tuple[ModuleType | type, dict[str, Any]]]
+    owners: list[_Owner]
     functions: list[tuple[FunctionType, CodeType]]
 
     def is_held_by(self, module: ModuleType) -> bool:
@@ -285,12 +293,10 @@ def _functions_of(value: Any) -> list[FunctionType]:
     if isinstance(value, property):
         accessors = (value.fget, value.fset, value.fdel)
         return [function for accessor in accessors for function in _functions_of(accessor)]
-    if isinstance(value, staticmethod | classmethod):
-        return _functions_of(value.__func__)
+    if isinstance(value, staticmethod | classmethod | functools._lru_cache_wrapper):
+        return _functions_of(value.__wrapped__)
     if isinstance(value, functools.cached_property | functools.partial):
         return _functions_of(value.func)
-    if isinstance(value, functools._lru_cache_wrapper):
-        return _functions_of(value.__wrapped__)
     if not isinstance(value, FunctionType):
         return []
     wrapped = getattr(value, "__wrapped__", None)
@@ -302,7 +308,7 @@ def _functions_of(value: Any) -> list[FunctionType]:
 def _snapshot_of(module: ModuleType) -> _Snapshot:
     """Return what a module holds now."""
     values = dict(vars(module))
-    owners: list[tuple[ModuleType | type, dict[str, Any]]] = [(module, values)]
+    owners: list[_Owner] = [(module, values)]
     owners += [(cls, dict(vars(cls))) for cls in _classes_of(values, module)]
     functions = []
     for _, held_values in owners:

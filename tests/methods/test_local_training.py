@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from baselines.fedavg_linear import SoftmaxRegression
 from fedsim.methods.local_training import clip_updates
-from fedsim.methods.messages import Task, Tensors
+from fedsim.methods.messages import Diagnostic, Task, Tensors
 from fedsim.privacy.plan import Unit
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, build_algorithm
@@ -83,9 +83,10 @@ def test_client_sampling_amplifies_only_for_unit_client(
     assert algorithm.sensitivity() == sensitivity
 
 
-def test_diverged_client_sends_what_an_absent_one_sends() -> None:
-    diverged, algorithm = cohort_of("weight-noise")
-    absent, _ = cohort_of("weight-noise")
+@pytest.mark.parametrize("name", ["weight-noise", "dp-linear", "dp-prototypes"])
+def test_diverged_client_counts_as_clipped_and_sends_what_an_absent_one_sends(name: str) -> None:
+    diverged, algorithm = cohort_of(name)
+    absent, _ = cohort_of(name)
     diverged_x = list(diverged.clients.x)
     diverged_x[2] = torch.full_like(diverged_x[2], math.nan)
     diverged.clients.x = tuple(diverged_x)
@@ -97,7 +98,9 @@ def test_diverged_client_sends_what_an_absent_one_sends() -> None:
     absent.clients.y = tuple(absent_y)
     broadcast = first_broadcast(algorithm)
     first_round = next(algorithm.schedule())
-    sums = diverged.round(first_round, broadcast).sums
+    message = diverged.round(first_round, broadcast)
+    sums = message.sums
+    assert Diagnostic.of(message.diagnostics["clipped_fraction"]).values[2] == 1
     expected = absent.round(first_round, broadcast).sums
     for name, value in sums.items():
         assert value.isfinite().all()

@@ -58,7 +58,6 @@ def claim() -> str:
         (outer_products, "clipped_statistics", partial(outer_products.clipped_statistics)),
         (outer_products, "clipped_statistics", lru_cache(mine)),
         (fedsim.privacy.noise, "_box_muller", mine),
-        (fedsim.privacy.plan, "solved", mine),
         (fedsim.privacy.plan, "Mechanism", Mine),
         (fedsim.privacy.plan, "PrivacyPlan", Mine),
         (Ledger, "record", mine),

@@ -7,17 +7,16 @@ import pytest
 import torch
 from broken.tiny import Spelled, Tiny
 from cells import one_cell, quick
-from rows import joined
+from rows import joined, outcome_of
 
-from fedsim.data.embeddings import Embeddings
 from fedsim.methods.clients import Clients, Noised
-from fedsim.methods.messages import Message, Round, RoundTrace, Server, Tensors, Values
+from fedsim.methods.messages import Message, Round, RoundTrace, Server, Step, Tensors, Values
 from fedsim.methods.parameters import add_in_order
 from fedsim.plugins.registry import register
 from fedsim.seeds import Seeds
 from fedsim.training import rounds as training_rounds
 from fedsim.training.rounds import server_noise, train
-from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
+from fedsim.training.trial import Outcome, local_pool
 
 
 @register("test-forgets-the-noise")
@@ -58,23 +57,14 @@ class ClaimsAnotherRate(Tiny):
 
 @register("test-forges-its-message")
 class ForgesItsMessage(ForgetsTheNoise):
-    """As if the planned steps had run: copies them from a round that does noise."""
+    """Says that the planned step ran, with its noise."""
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        honest = Clients(
-            clients.members,
-            clients.x,
-            clients.y,
-            clients.seeds,
-            clients.plan,
-            clients.model,
-        )
-        honest.add_noise(round_.release, round_.stream, {}, {})
-        steps = []
-        for step in honest.ran.steps:
-            steps.append(replace(step, mechanism=step.mechanism.scaled(99.0)))
+        assert clients.plan is not None
+        mechanism = clients.plan.mechanism(round_.release.name).times(1)
+        step = Step(mechanism, round_.stream, clients.members, False)
         message = super().client_round(clients, round_, broadcast)
-        return replace(message, ran=RoundTrace(steps))
+        return replace(message, ran=RoundTrace([step]))
 
 
 @register("test-records-as-the-harness")
@@ -85,15 +75,9 @@ class RecordsAsTheHarness(Tiny):
         return {**super().server_step(server, round_, total), "noise_norm": 1.0}
 
 
-def ended(trial: Trial, data: Embeddings) -> Outcome:
-    *_, outcome = run_trial(trial, data)
-    assert isinstance(outcome, Outcome)
-    return outcome
-
-
 def outcome(name: str) -> Outcome:
     trial, data, _ = one_cell(quick(name), epsilon=1.0)
-    return ended(trial, data)
+    return outcome_of(trial, data)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +98,7 @@ def test_plan_that_its_budget_does_not_pay_for_is_overspent() -> None:
     assert trial.plan is not None
     plan = replace(trial.plan, sigma=0.9 * trial.plan.sigma)
     trial = replace(trial, plan=plan)
-    outcome = ended(trial, data)
+    outcome = outcome_of(trial, data)
     assert outcome.unaccounted == ""
     assert outcome.epsilon_spent is not None
     assert outcome.epsilon_spent > 1.1

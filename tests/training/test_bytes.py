@@ -3,8 +3,9 @@
 from typing import Any
 
 from cells import one_cell, quick
+from rows import outcome_of
 
-from fedsim.training.trial import Outcome, run_trial
+from fedsim.training.trial import Outcome
 
 CLIENTS = 4
 
@@ -15,9 +16,7 @@ def ended(name: str, keys: Any = None, **params: Any) -> Outcome:
         epsilon=4.0,
         **keys or {},
     )
-    *_, outcome = run_trial(trial, data)
-    assert isinstance(outcome, Outcome)
-    return outcome
+    return outcome_of(trial, data)
 
 
 def test_linear_classifier_travels_both_ways_in_each_round() -> None:

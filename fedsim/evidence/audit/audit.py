@@ -219,10 +219,11 @@ class ClaimAudit:
     def line(self, audit: Audit) -> AuditRecord:
         """Return the line of the run folder; its ``params`` are those that the audit changed."""
         cell = self.trials[0].cell
-        changed = dict(self.run.setting.params)
-        for name, value in cell.params.items():
-            if changed.get(name) == value:
-                del changed[name]
+        changed = {
+            name: value
+            for name, value in self.run.setting.params.items()
+            if cell.params.get(name) != value
+        }
         return {
             "audit": self.run.key,
             "claim": claim_of(cell.model_dump(mode="json")),

@@ -379,6 +379,10 @@ def observed(
     """Return the adversary's view of one training, with or without the canary.
 
     It trains in the live world, and in each of the other two worlds that differs from it.
+
+    Raises:
+        PluginError: which tensors are sent depends on the canary.
+        Divergence: which noise is added depends on it.
     """
     is_sampled = any(mechanism.sample_rate < 1 for mechanism in setting.plan.mechanisms)
     live = _train_world(setting, seeds, canary if present else None)
@@ -391,6 +395,9 @@ def observed(
     at_clients = setting.build().noise_at_clients()
     steps: list[Step] = []
     for round_, noisy in live.noisy:
+        absent_sums = absent.sums(round_)
+        always_sums = always.sums(round_)
+        _check_same_tensors(setting, round_, absent_sums, always_sums)
         outputs = _outputs_of_clients(setting, round_, live, absent, always)
         if not at_clients:
             # The server's sum is compared with what all clients sent in the two other worlds.
@@ -399,12 +406,26 @@ def observed(
                 round_,
                 round_.release,
                 noisy,
-                absent.sums(round_),
-                always.sums(round_),
+                absent_sums,
+                always_sums,
             )
             outputs[0].append(output)
         steps += [outputs[step] for step in sorted(outputs)]
     return steps
+
+
+def _check_same_tensors(setting: Setting, round_: Round, absent: Tensors, always: Tensors) -> None:
+    """Raise PluginError if the names or shapes of what is sent differ between two worlds."""
+    absent_shapes = {(name, value.shape) for name, value in absent.items()}
+    differing = absent_shapes ^ {(name, value.shape) for name, value in always.items()}
+    if differing:
+        name, _ = min(differing)
+        raise PluginError(
+            f"algorithm {setting.algorithm}",
+            f"whether '{name}' is sent in round {round_.number}, or its shape, depends on the "
+            "unit, so it tells whether the unit takes part",
+            "send tensors of the same names and shapes, whatever the data are",
+        )
 
 
 def _outputs_of_clients(
@@ -419,7 +440,7 @@ def _outputs_of_clients(
     Those of a client without the canary count only where the canary changes them.
 
     Raises:
-        Divergence: the number or the tensors of the queries depend on the canary.
+        Divergence: the number of queries depends on the canary.
     """
     trust = setting.task.trust
     outputs: defaultdict[int, Step] = defaultdict(list)
@@ -462,18 +483,7 @@ def _noisy_output(
         noised: the noisy tensors of the live world.
         absent: the same tensors of the world without the canary, before the noise.
         always: the same tensors of the world whose samples all hold the canary, before the noise.
-
-    Raises:
-        Divergence: the names or the shapes of the tensors depend on the canary.
     """
-    live_shapes, *other_shapes = [
-        {name: value.shape for name, value in tensors.items()}
-        for tensors in (noised, absent, always)
-    ]
-    if any(shapes != live_shapes for shapes in other_shapes):
-        raise Divergence(
-            f"round {round_.number}: names or shapes of tensors that are sent depend on the unit"
-        )
     base = flat(absent[name] for name in noised)
     residual = flat(noised.values()) - base
     shift = flat(always[name] for name in noised) - base

@@ -44,8 +44,7 @@ class OuterProduct:
         cell: the cell of every row, int64 ``[N]``; None if there is only one cell.
         cells: the number of cells M. The statistic is ``[M p, q]``.
         symmetric: whether every row's product is symmetric, so that :func:`upper_triangle` of each
-            cell's sum is enough. The statistic is then ``[M, p (p + 1) / 2]``, and ``cell`` must be
-            given.
+            cell's sum is enough. The statistic is then ``[M, p (p + 1) / 2]``.
     """
 
     left: Tensor
@@ -173,16 +172,17 @@ def _add_weighted_sum(
     # 0 times a nan is a nan. So a row of a broken unit is filled with 0, not multiplied by it.
     left = product.left.masked_fill(is_broken, 0)
     right = product.right.masked_fill(is_broken, 0)
-    if product.cell is None:
+    if product.cell is None and not product.symmetric:
         _add_products(total, left, right, factor, weight)
         return
     if not len(left):
         return  # The clients of a cohort may have no rows, and segment_reduce needs one.
-    order = torch.argsort(product.cell, stable=True)
+    cell_of_rows = product.cell_of_rows
+    order = torch.argsort(cell_of_rows, stable=True)
     left = left[order]
     right = right[order]
     factor = factor[order]
-    cells, sizes = torch.unique_consecutive(product.cell[order], return_counts=True)
+    cells, sizes = torch.unique_consecutive(cell_of_rows[order], return_counts=True)
     width = left.shape[1]
     if width == 1:
         values = left.double() * factor[:, None] * right.double()
@@ -191,14 +191,14 @@ def _add_weighted_sum(
     start = 0
     for cell, size in zip(cells.tolist(), sizes.tolist(), strict=True):
         rows = slice(start, start + size)
-        if product.symmetric:
-            of_cell = total.new_zeros(width, width)
-        else:
-            of_cell = total[cell * width : (cell + 1) * width]
-        _add_products(of_cell, left[rows], right[rows], factor[rows], weight)
-        if product.symmetric:
-            total[cell] += upper_triangle(of_cell)
         start += size
+        of_rows = (left[rows], right[rows], factor[rows], weight)
+        if product.symmetric:
+            matrix = total.new_zeros(width, width)
+            _add_products(matrix, *of_rows)
+            total[cell] += upper_triangle(matrix)
+        else:
+            _add_products(total[cell * width : (cell + 1) * width], *of_rows)
 
 
 def upper_triangle(matrix: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -26,8 +26,6 @@ from fedsim.evidence.audit.audit import (
     key_of,
 )
 from fedsim.evidence.audit.white_box import (
-    ROW_DIM,
-    Canary,
     Setting,
     evidence,
     observed,
@@ -35,7 +33,6 @@ from fedsim.evidence.audit.white_box import (
     saturating,
     setting_of,
 )
-from fedsim.evidence.worlds import Divergence
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.seeds import Seeds
@@ -79,13 +76,13 @@ def test_bound_or_exceeded_sensitivity_refutes_a_claim(
     assert Audit(4.0, lower, 100, ratio, heuristic).refuted == refuted
 
 
-def tiny(path: str = "tiny:Tiny", rounds: int = 3) -> Setting:
+def tiny(path: str = "tiny:Tiny", rounds: int = 3, trust: Trust = "aggregate") -> Setting:
     params = {"rounds": rounds, "sample_rate": 1.0}
     return setting_of(
         f"broken.{path}",
         params,
         "example",
-        "aggregate",
+        trust,
         4.0,
         1e-4,
     )
@@ -163,12 +160,11 @@ def test_clip_norm_that_a_method_refuses_is_not_tried() -> None:
     assert setting.params["clip"] == 80.0
 
 
-def test_tensor_that_is_sent_only_with_the_canary_is_a_mistake() -> None:
-    setting = tiny("leaks:FurtherTensorOfManyRows")
-    canary = Canary(np.eye(1, ROW_DIM, dtype=np.float32), np.zeros(1, int))
-    for present in (True, False):
-        with pytest.raises(Divergence, match="round 0: names or shapes of tensors that are sent"):
-            observed(setting, canary, Seeds(0), present=present)
+@pytest.mark.parametrize("trust", get_args(Trust))
+def test_tensor_that_is_sent_only_with_the_canary_is_a_mistake(trust: Trust) -> None:
+    setting = tiny("leaks:FurtherTensorOfManyRows", trust=trust)
+    with pytest.raises(PluginError, match="whether 'many' is sent in round 0, or its shape"):
+        saturating(setting)
 
 
 def test_numbers_that_are_not_finite_are_a_mistake() -> None:
@@ -177,19 +173,20 @@ def test_numbers_that_are_not_finite_are_a_mistake() -> None:
 
 
 @pytest.mark.parametrize(
-    "task",
-    [{"dim": 8}, {"classes": 3}, {"clients": 9}, {"unit": "client"}, {"trust": "silo"}],
+    ("part", "change"),
+    [
+        ("task", {"dim": 8}),
+        ("task", {"classes": 3}),
+        ("task", {"clients": 9}),
+        ("task", {"unit": "client"}),
+        ("task", {"trust": "silo"}),
+        ("plan", {"epsilon_target": 2.0}),
+        ("plan", {"delta": 1e-6}),
+    ],
 )
-def test_other_task_is_another_audit(task: dict[str, Any]) -> None:
+def test_other_task_or_claim_is_another_audit(part: str, change: dict[str, Any]) -> None:
     setting = tiny()
-    other = replace(setting, task=replace(setting.task, **task))
-    assert key_of(other) != key_of(setting)
-
-
-@pytest.mark.parametrize("claim", [{"epsilon_target": 2.0}, {"delta": 1e-6}])
-def test_other_claim_is_another_audit(claim: dict[str, float]) -> None:
-    setting = tiny()
-    other = replace(setting, plan=replace(setting.plan, **claim))
+    other = replace(setting, **{part: replace(getattr(setting, part), **change)})
     assert key_of(other) != key_of(setting)
 
 

@@ -277,24 +277,28 @@ def test_bases_of_broken_algorithms_are_sound(cls: type[Algorithm]) -> None:
     assert result_of_draws(cell, *draws[:3], draws[-1]).passed
 
 
+def check_few_draws(cell: Subject) -> None:
+    """Assert that four pairs of neighbouring data sets show no fault."""
+    unit = cell.task.unit
+    draws = [Draw(), Draw(way="replaced"), draw_of(0, unit, 10), draw_of(1, unit, 10)]
+    result = result_of_draws(cell, *draws)
+    assert result.passed, result.reason
+
+
 @pytest.mark.parametrize("name", [name for name in SHIPPED if lookup(name).private])
 def test_few_draws_do_not_break_a_shipped_method(name: str) -> None:
     cls = lookup(name)
     turn = SHIPPED.index(name)
     unit = cls.units[turn % len(cls.units)]
     trust = cls.trusts[turn // 2 % len(cls.trusts)]
-    draws = [Draw(), Draw(way="replaced"), draw_of(0, unit, 10), draw_of(1, unit, 10)]
-    result = result_of_draws(subject(name, [], unit, trust), *draws)
-    assert result.passed, result.reason
+    check_few_draws(subject(name, [], unit, trust))
 
 
 def test_draws_do_not_break_a_bounded_batch_of_fedhypevae() -> None:
     cell = subject("fedhypevae", ["most_sampled=8"], "example", "aggregate")
     rate = 8 / cell.task.public_size
     assert cell.algorithm.releases()[-1].sample_rate == rate < 0.2
-    draws = [Draw(), Draw(way="replaced"), draw_of(0, "example", 10), draw_of(1, "example", 10)]
-    result = result_of_draws(cell, *draws)
-    assert result.passed, result.reason
+    check_few_draws(cell)
 
 
 @slow

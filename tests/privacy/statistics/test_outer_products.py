@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,16 +135,19 @@ def test_one_of_many_alike_rows_changes_the_sums_by_at_most_the_clip() -> None:
     assert float((whole.float() - rest.float()).norm()) > 1 + 1e-4
 
 
-def test_symmetric_product_is_the_upper_triangle_of_each_cell() -> None:
+@pytest.mark.parametrize(("cell", "cells"), [(torch.arange(50) % 3, 3), (None, 1)])
+def test_symmetric_product_is_the_upper_triangle_of_each_cell(
+    cell: Tensor | None,
+    cells: int,
+) -> None:
     rows = torch.randn(50, 4, generator=seeded(0))
-    cell = torch.arange(50) % 3
     norms = Norms(2.0)
-    whole, norm = clipped_statistics({"second": OuterProduct(rows, rows, cell, 3)}, norms)
-    half = OuterProduct(rows, rows, cell, 3, symmetric=True)
+    whole, norm = clipped_statistics({"second": OuterProduct(rows, rows, cell, cells)}, norms)
+    half = OuterProduct(rows, rows, cell, cells, symmetric=True)
     triangles, same_norm = clipped_statistics({"second": half}, norms)
-    assert triangles["second"].shape == half.shape == (3, 10)
+    assert triangles["second"].shape == half.shape == (cells, 10)
     assert_close(
-        from_upper_triangles(triangles["second"], 4).view(12, 4),
+        from_upper_triangles(triangles["second"], 4).view(4 * cells, 4),
         whole["second"],
     )
     assert torch.equal(norm, same_norm)
