@@ -52,6 +52,11 @@ MEASURES = {
     "frechet_distance": "Fréchet distance (0 is best)",
     "membership_auc": "membership AUC (0.5 is best)",
 }
+CLIENT_MEASURES = {
+    "client_balanced_accuracy": "balanced accuracy of clients' own generators",
+    "client_shared_balanced_accuracy": "balanced accuracy of the shared generator at clients",
+}
+"""The measures on each client's own test examples, which only some runs have."""
 SEARCHES = ("search.yaml", "search_sites.yaml", "search_personal.yaml")
 """The grids of the searches, in ``benchmarks``."""
 BUDGET = "epsilon_target"
@@ -64,12 +69,14 @@ UNRANKED = {
     "fedhypevae, scope hypernetwork": " (heuristic ε)",
     "fedhypevae, form: per-example": " (heuristic ε)",
     "fedavg-cvae": " (not private)",
+    "fedpft": " (not private)",
     "local-only": " (classifier, not private)",
-    "weight-noise, no clip": "",
-    "fedhypevae, no clip": "",
-    "dp-flow, no clip": "",
 }
 """The labels that are never bold, because they have no proved ε, and the note behind each."""
+CONTROL = ", no clip"
+"""The end of the labels of controls without noise and without clipping, which are never bold."""
+MOST_P = 0.05
+"""A critical difference is shown if the p-value of Friedman's test is at most this."""
 Entries = Iterator[tuple[str, str, str]]
 """The texts of a table, each with the names of its line and of its column."""
 
@@ -131,6 +138,18 @@ def paired(frame: pd.DataFrame, first: str, second: str, column: str) -> pd.Seri
     return (by_seed[first] - by_seed[second]).dropna()
 
 
+def difference(values: pd.Series[float]) -> str:
+    """Return a mean difference with its interval, bold if the interval excludes 0."""
+    mean, half = mean_and_half(values)
+    text = f"{signed(mean)} ± {half:.3f}"
+    return f"**{text}**" if abs(mean) > half else text
+
+
+def is_unranked(label: str) -> bool:
+    """Return whether a method is never bold, because it has no proved ε."""
+    return label in UNRANKED or label.endswith(CONTROL)
+
+
 def head(value: Any) -> str:
     """Return the head of a column: a budget, or a text without the limit of a data set."""
     if isinstance(value, str):
@@ -144,13 +163,14 @@ def scores(runs: str, columns: str, query: str = "seed >= 0", over: str = BUDGET
     for suffix, named in product(("", " (classifier)"), columns.split(",")):
         column, _, title = named.partition("=")
         kind = frame[frame["frechet_distance"].isna() == bool(suffix)].dropna(subset=[column])
-        ranked = kind[~kind["label"].isin(UNRANKED)]
+        is_ranked = ~kind["label"].map(is_unranked).astype(bool)
+        ranked = kind[is_ranked]
         means = ranked.groupby([over, "label"])[column].mean().round(3).groupby(level=0)
         best = means.min() if column in LESS_IS_BETTER else means.max()
         for (label, value), group in kind.groupby(["label", over], sort=False, dropna=False):
             text = score(group[column])
             is_best = best.get(value) == round(group[column].mean(), 3)
-            if is_best and label not in UNRANKED:
+            if is_best and not is_unranked(str(label)):
                 text = f"**{text}**"
             yield f"{label}{UNRANKED.get(str(label), suffix)}", title or head(value), text
     if columns == "balanced_accuracy":
@@ -200,7 +220,10 @@ def outcomes(runs: str, *pairs: str) -> Entries:
 
 
 def mean_ranks(runs: str) -> Entries:
-    """Yield the mean rank of every generator in each measure, and the critical difference."""
+    """Yield the mean rank of every generator in each measure, and the two tests of ranks.
+
+    The critical difference has a dash if Friedman's test finds no difference between generators.
+    """
     frame = generators(runs)
     for column, title in MEASURES.items():
         losses = frame.pivot_table(column, ["dataset", BUDGET], "label")
@@ -210,7 +233,10 @@ def mean_ranks(runs: str) -> Entries:
         by_label = ranks.set_index("label")["mean_rank"].sort_index()
         for label, rank in by_label.items():
             yield title, str(label), f"{rank:.2f}"
-        yield title, "critical difference", f"{ranks['critical_difference'].iloc[0]:.2f}"
+        friedman_p, critical_difference = ranks.loc[0, ["friedman_p", "critical_difference"]]
+        yield title, "Friedman's p", f"{friedman_p:.1g}"
+        is_shown = friedman_p <= MOST_P
+        yield title, "critical difference", f"{critical_difference:.2f}" if is_shown else "–"
 
 
 def ranks_by_generator(runs: str) -> Entries:
@@ -242,9 +268,19 @@ def differences(runs: str, column: str, *pairs: str) -> Entries:
             both = pd.concat([group, without])
             if both["label"].nunique() < 2:
                 continue
-            mean, half = mean_and_half(paired(both, first, second, column))
             line = f"{dataset}: {first} − {second}"
-            yield line, head(epsilon), f"{signed(mean)} ± {half:.3f}"
+            yield line, head(epsilon), difference(paired(both, first, second, column))
+
+
+def by_measure(runs: str, *pairs: str) -> Entries:
+    """Yield the paired differences of methods by every measure, in runs with one data set."""
+    measures = MEASURES | CLIENT_MEASURES
+    frame = results(runs, "seed >= 0")
+    for (column, title), pair in product(measures.items(), pairs):
+        first, second = pair.split(" − ")
+        for epsilon, group in frame.dropna(subset=[column]).groupby(BUDGET, sort=False):
+            line = f"{title}: {pair}" if len(pairs) > 1 else title
+            yield line, head(epsilon), difference(paired(group, first, second, column))
 
 
 def noise_costs(runs: str, column: str) -> Entries:
@@ -254,8 +290,8 @@ def noise_costs(runs: str, column: str) -> Entries:
         if math.inf not in by_budget:
             continue
         for budget in by_budget.columns.drop([math.inf]):
-            mean, half = mean_and_half(by_budget[math.inf] - by_budget[budget])
-            yield str(label), head(budget), f"{signed(mean)} ± {half:.3f}"
+            cost = difference(by_budget[math.inf] - by_budget[budget])
+            yield str(label), head(budget), cost
 
 
 def personal(dataset: str, column: str) -> Entries:
@@ -354,6 +390,7 @@ FUNCTIONS: list[Callable[..., Entries]] = [
     ranks_by_generator,
     rivals,
     differences,
+    by_measure,
     noise_costs,
     personal,
     pivot,

@@ -3,7 +3,7 @@
     python benchmarks/record.py FOLDER... --run NAME --json benchmarks/results/paper.json
 
 The file holds one line per result: the name of its run and some columns. The results of the same
-run and method that were in the file are replaced; all others stay.
+run, data set, method and budget that were in the file are replaced; all others stay.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ COLUMNS = (
     "local_only_balanced_accuracy",
 )
 """The columns of a result that are recorded, if they have a value."""
+REPLACED = ("run", "dataset", "label", "epsilon_target")
+"""Results that are equal in these columns are replaced together."""
 # Numbers are rounded to this many digits after the point.
 DIGITS = 5
 
@@ -84,6 +86,11 @@ def recorded(folder: Path, run: str) -> list[dict[str, Any]]:
     return records
 
 
+def replaced_together(record: dict[str, Any]) -> tuple[Any, ...]:
+    """Return the values of a record that decide with which other records it is replaced."""
+    return tuple(record.get(column) for column in REPLACED)
+
+
 def main() -> None:
     """Replace the results of a run in a file."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -92,11 +99,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     new = [record for folder in options.folders for record in recorded(folder, options.run)]
-    replaced = {(record["run"], record["label"]) for record in new}
+    replaced = {replaced_together(record) for record in new}
     old = []
     if options.json.exists():
         old = json.loads(options.json.read_text(encoding="utf-8"))
-    others = [record for record in old if (record["run"], record["label"]) not in replaced]
+    others = [record for record in old if replaced_together(record) not in replaced]
     lines = [json.dumps(record, ensure_ascii=False) for record in [*others, *new]]
     options.json.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
     print(f"{len(new)} results of {options.run} are in {options.json}; {len(others)} others stay")

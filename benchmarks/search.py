@@ -1,15 +1,16 @@
-"""The same search for every method: equally many settings, scored on rows that no table shows.
+"""The same search for every method: equally many settings, scored on rows of the training part.
 
     python benchmarks/search.py --data FOLDER [--grid FILE] [--methods NAME ...] [--settings N]
         [--out FOLDER] [--json FILE]
 
 The grid (``search.yaml``) declares the space of every method under ``tune``. The script draws the
-same number of settings from each space; the first is the default. It trains them on the training
-rows of the tuning sets, without a fifth that it keeps as validation rows, and reads no test row.
-The score of a setting is the mean, over sets and ε, of balanced accuracy as a share of the
-ceiling. It is that of the shared model, or the mean over clients' own models if the grid evaluates
-these (``per_client`` or ``personal``). Every setting is trained with the two seeds of the grid. The
-best one by the mean of both seeds wins if it is better than the default by more than 0.005.
+same number of settings from each space; the first is the default that the method had before. It
+trains them on the training rows of the tuning sets, without a fifth that it keeps as validation
+rows, and reads no test row. The score of a setting is the mean, over sets and ε, of balanced
+accuracy as a share of the ceiling. It is that of the shared model, or the mean over clients' own
+models if the grid evaluates these (``per_client`` or ``personal``). Every setting is trained with
+the two seeds of the grid. The best one by the mean of both seeds wins if it is better than the
+first by more than 0.005.
 
 The run folder is kept, so a search that was stopped goes on where it was.
 """
@@ -41,6 +42,33 @@ VALIDATION_FOLDS = 5
 """The number of folds of the training rows; the first fold has the validation rows."""
 GROUPS = {"chestxray_dinov2s.npz": "patient"}
 """By file, the column whose equal values stay in one fold."""
+STARTS: dict[str, dict[str, Any]] = {
+    "fedavg-cvae": {
+        "rounds": 10,
+        "local_steps": 50,
+        "learning_rate": 0.02,
+        "latent": 8,
+        "beta": 1.0,
+    },
+    "weight-noise": {
+        "rounds": 5,
+        "learning_rate": 0.02,
+        "latent": 8,
+        "encoder_hidden": [64],
+        "clip": 3.0,
+    },
+    "dp-cvae": {"learning_rate": 0.001, "clip": 1.5, "latent": 100, "beta": 0.002},
+    "dp-scaffold": {"clip": 0.3},
+    "dp-fedavg-linear": {"rounds": 30, "local_steps": 5, "clip": 1.0},
+    "fedavg-linear": {"rounds": 100, "learning_rate": 0.002},
+    "private-evolution": {"candidates": 400, "votes": 40, "variation": 0.5, "noise": 1.0},
+    "fedpft": {"components": 10},
+    "ditto": {"learning_rate": 0.001, "own_proximal": 0.1},
+}
+"""The defaults before the search, of the methods whose defaults it replaced.
+
+A search starts from them, so it tries the same settings as the recorded one.
+"""
 
 
 @dataclass(frozen=True)
@@ -269,7 +297,8 @@ def main() -> None:
     settings = {}
     for method in methods:
         entry = entries[method]
-        settings[method] = settings_of(method, entry.get("params", {}), entry["tune"], count)
+        params = entry.get("params", {}) | STARTS.get(method, {})
+        settings[method] = settings_of(method, params, entry["tune"], count)
     rows = trained(keys, settings, out / "run")
     results = []
     for method, of_method in settings.items():

@@ -1,7 +1,7 @@
 """How long a private training round takes, and how long three commands of fedsim take.
 
-    python benchmarks/speed.py [step] [start] [report] [account] [--against TREE] [--grid FILE]
-        [--run FOLDER] [--repeats 3] [--json FILE]
+    python benchmarks/speed.py [step] [kernel] [start] [report] [account] [--against TREE]
+        [--grid FILE] [--run FOLDER] [--repeats 3] [--json FILE]
 
 `step` times one training round of three training problems on one thread, in three variants:
 
@@ -14,6 +14,10 @@
 
 The result is the median of the processor seconds of many rounds (100 rounds with `--repeats 3`),
 and its ratio to `bare`.
+
+`kernel` times twenty rounds of `fedhypevae` as `fedsim bench` runs them: without the MMD, with the
+MMD in one of the twenty, which is the default, and with the MMD in every round. The result is the
+median of the processor seconds, and its ratio to the rounds without the MMD.
 
 The other three time a command in a new process. `start` benches one small cell, or the grid of
 `--grid`. `report` draws the report of the run folder `--run`. `account` asks for the noise of a
@@ -37,7 +41,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Any, cast
@@ -68,7 +72,7 @@ from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorith
 from fedsim.training.rounds import train
 
 ROOT = Path(__file__).resolve().parents[1]
-KINDS = ("step", "start", "report", "account")
+KINDS = ("step", "kernel", "start", "report", "account")
 """The kinds of measurements that can be asked for."""
 DIM = 768
 CLASSES = 11
@@ -91,6 +95,16 @@ PROBLEMS = {
     "fedhypevae on digits": "fedhypevae",
 }
 """The algorithm of every training problem, by the problem's name."""
+KERNELS: dict[str, dict[str, Any]] = {
+    "without the MMD": {"kernel": 0},
+    "the MMD in one round": {},
+    "the MMD in every round": {"kernel_every": 1},
+}
+"""The parameters of `fedhypevae` in every variant of `kernel`."""
+PERIOD = 20
+"""The number of rounds of which one has the MMD by default."""
+PAPER_DIM = 384
+"""The dimension of the embeddings of `kernel`, as in the paper's setting."""
 ONE_CELL = (
     "{name: one, dataset: digits, algorithms: [{name: weight-noise, params: {rounds: 3}}], "
     "clients: [4], epsilon: [4]}"
@@ -217,12 +231,14 @@ class Problem:
         x: the training examples of all clients, ``[n, d]``.
         y: their labels, ``[n]``.
         sampled: the expected number of examples in a round.
+        variant: parameters of the algorithm that differ from its defaults.
     """
 
     algorithm: str
     x: NDArray[np.float32]
     y: NDArray[np.int64]
     sampled: int
+    variant: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -231,6 +247,7 @@ class Problem:
             "rounds": 100_000,
             "sample_rate": self.sampled / len(self.x),
             "expected_batch": self.sampled,
+            **self.variant,
         }
 
     def new_algorithm(self) -> DPSGD:
@@ -373,6 +390,38 @@ def measure_rounds(repeats: int) -> list[Measurement]:
     return measurements
 
 
+def measure_kernel(repeats: int) -> list[Measurement]:
+    """Return the cost of :data:`PERIOD` rounds of `fedhypevae` in every variant of the MMD.
+
+    The sizes are those of the paper's setting; a fifth of the examples is sampled in every round.
+    """
+    settle(1)
+    problem = problem_of("fedhypevae")
+    problem = replace(problem, x=problem.x[:, :PAPER_DIM].copy(), sampled=EXAMPLES // 5)
+    run_round = {}
+    times: dict[str, list[float]] = {}
+    for variant, params in KERNELS.items():
+        run_round[variant] = replace(problem, variant=params).fedsim_round(private=True)
+        times[variant] = []
+    for number in range(1 + repeats):
+        for variant, values in times.items():
+            seconds = sum(processor_seconds(run_round[variant]) for _ in range(PERIOD))
+            # The first rounds warm up.
+            if number > 0:
+                values.append(seconds)
+    medians = {variant: statistics.median(values) for variant, values in times.items()}
+    return [
+        Measurement(
+            name=f"{PERIOD} rounds of fedhypevae",
+            variant=variant,
+            seconds=None,
+            cpu_seconds=median,
+            ratio=median / medians["without the MMD"],
+        )
+        for variant, median in medians.items()
+    ]
+
+
 def measure_commands(
     kind: str,
     trees: Mapping[str, Path],
@@ -494,7 +543,7 @@ def main() -> None:
         nargs="*",
         default=["step", "start", "account"],
         metavar="what",
-        help="step, start, report, account; default: step start account",
+        help="step, kernel, start, report, account; default: step start account",
     )
     parser.add_argument("--against", type=Path, metavar="TREE", help="another source tree")
     parser.add_argument("--grid", type=Path, metavar="FILE", help="the grid of start")
@@ -512,6 +561,8 @@ def main() -> None:
     for kind in options.kinds:
         if kind == "step":
             measurements += measure_rounds(options.repeats)
+        elif kind == "kernel":
+            measurements += measure_kernel(options.repeats)
         else:
             measurements += measure_commands(
                 kind, trees, options.repeats, options.grid, options.run
