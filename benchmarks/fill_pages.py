@@ -260,7 +260,7 @@ def differences(runs: str, column: str, *pairs: str) -> Entries:
 
     A method without ε is compared at every budget.
     """
-    frame = results(runs, "seed >= 0")
+    frame = results(runs, "seed >= 0").sort_values(BUDGET, kind="stable")
     for first, second in (pair.split(" − ") for pair in pairs):
         of_pair = frame[frame["label"].isin([first, second])]
         for (dataset, epsilon), group in of_pair.groupby(["dataset", BUDGET], sort=False):

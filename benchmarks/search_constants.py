@@ -6,15 +6,17 @@
 The rules are those of ``search.py``: the same tuning sets, validation rows, seeds, number of
 settings and least gain, and no test row is read. Constants are attributes of modules, so the script
 trains in its own process, where it can change them. The scores are recorded under the name of the
-method and the word ``constants``.
+method and the word ``constants``. A setting takes three to five minutes on one core. The folder of
+the run keeps its scores, so a search that was stopped goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -171,6 +173,38 @@ def trained_here(
     return records
 
 
+def trained_once(
+    keys: Mapping[str, Any],
+    method: str,
+    settings: Sequence[Mapping[str, float]],
+    folder: Path,
+) -> pd.DataFrame:
+    """Return the records of :func:`trained_here` of all settings, and keep them in a file.
+
+    A setting whose records are in the file already is not trained again.
+
+    Args:
+        keys: the keys of the grid that all settings share.
+        method: the method.
+        settings: the values of the constants of every setting.
+        folder: the folder of the file.
+    """
+    file = folder / "settings.jsonl"
+    known = []
+    if file.exists():
+        known = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    records = []
+    for number, values in enumerate(settings):
+        kept = [line["records"] for line in known if line["values"] == values]
+        if not kept:
+            print(f"{method}: setting {number} of {len(settings)}", flush=True)
+            kept = [trained_here(keys, method, number, values)]
+            with file.open("a", encoding="utf-8") as lines:
+                lines.write(json.dumps({"values": values, "records": kept[0]}) + "\n")
+        records += kept[0]
+    return pd.DataFrame(records)
+
+
 def main() -> None:
     """Search the constants of every method, print the winners and write every score."""
     parser = argparse.ArgumentParser(
@@ -198,11 +232,7 @@ def main() -> None:
         print(f"{method}: the values in the code, by fedsim bench")
         by_bench = trained(keys, {method: [{}]}, out / "run")
         settings = settings_of(method)
-        records = []
-        for number, values in enumerate(settings):
-            print(f"{method}: setting {number} of {len(settings)}", flush=True)
-            records += trained_here(keys, method, number, values)
-        rows = pd.DataFrame(records)
+        rows = trained_once(keys, method, settings, out)
         # The ceiling of a point and seed is the score of the code's values divided by their share.
         shares = by_bench.set_index(["point", "seed"])["share"]
         scores = rows[rows["setting"] == 0].set_index(["point", "seed"])["score"]
