@@ -69,6 +69,7 @@ UNRANKED = {
     "fedhypevae, scope hypernetwork": " (heuristic ε)",
     "fedhypevae, form: per-example": " (heuristic ε)",
     "fedavg-cvae": " (not private)",
+    "fedavg-cvae, found on OrganAMNIST": " (not private)",
     "fedpft": " (not private)",
     "local-only": " (classifier, not private)",
 }
