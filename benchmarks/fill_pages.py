@@ -273,15 +273,13 @@ def differences(runs: str, column: str, *pairs: str) -> Entries:
             yield line, head(epsilon), difference(paired(both, first, second, column))
 
 
-def by_measure(runs: str, *pairs: str) -> Entries:
-    """Yield the paired differences of methods by every measure, in runs with one data set."""
-    measures = MEASURES | CLIENT_MEASURES
+def by_measure(runs: str, pair: str) -> Entries:
+    """Yield the paired differences of two methods by every measure, in a run with one data set."""
+    first, second = pair.split(" − ")
     frame = results(runs, "seed >= 0")
-    for (column, title), pair in product(measures.items(), pairs):
-        first, second = pair.split(" − ")
+    for column, title in (MEASURES | CLIENT_MEASURES).items():
         for epsilon, group in frame.dropna(subset=[column]).groupby(BUDGET, sort=False):
-            line = f"{title}: {pair}" if len(pairs) > 1 else title
-            yield line, head(epsilon), difference(paired(group, first, second, column))
+            yield title, head(epsilon), difference(paired(group, first, second, column))
 
 
 def noise_costs(runs: str, column: str) -> Entries:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,43 @@ def validation_set(source: Path, group: str | None, folder: Path) -> Path:
     return target
 
 
+def tuning_keys(grid: Mapping[str, Any], data: Path, folder: Path) -> dict[str, Any]:
+    """Return the keys of a grid that all its methods share, with validation rows in its sets.
+
+    Args:
+        grid: the grid of a search.
+        data: the folder of the tuning sets.
+        folder: the folder of the new files with validation rows.
+    """
+    datasets = []
+    for dataset in grid["dataset"]:
+        name = dataset["npz"]
+        path = validation_set(data / name, GROUPS.get(name), folder)
+        datasets.append({**dataset, "npz": str(path.absolute())})
+    shared = ("epsilon", "partition", "alpha", "clients", "seeds", "delta", "evaluation")
+    keys = {key: grid[key] for key in shared if key in grid}
+    keys["dataset"] = datasets
+    return keys
+
+
+def shuffled_points(space: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Yield all points of a space, each with one value per name, in an order that never changes."""
+    sizes = [len(values) for values in space.values()]
+    order = np.random.Generator(np.random.PCG64(0)).permutation(math.prod(sizes))
+    for number in order:
+        indices = np.unravel_index(number, sizes)
+        point = {}
+        for (name, values), index in zip(space.items(), indices, strict=True):
+            point[name] = values[index]
+        yield point
+
+
+def point_text(dataset: str, epsilon: float) -> str:
+    """Return how the scores name a set and an ε; NaN stands for a method without ε."""
+    budget = f"ε = {epsilon:g}".replace("inf", "∞").replace("ε = nan", "no ε")
+    return f"{dataset}, {budget}"
+
+
 def settings_of(
     method: str,
     params: Mapping[str, Any],
@@ -133,16 +170,10 @@ def settings_of(
         space: the values of each parameter.
         count: the largest number of settings.
     """
-    points = math.prod(len(values) for values in space.values())
-    generator = np.random.Generator(np.random.PCG64(0))
-    order = generator.permutation(points)
     model = lookup(method).Params
     settings = [dict(params)]
-    for number in order:
-        indices = np.unravel_index(number, [len(values) for values in space.values()])
-        setting = dict(params)
-        for (name, values), index in zip(space.items(), indices, strict=True):
-            setting[name] = values[index]
+    for point in shuffled_points(space):
+        setting = {**params, **point}
         # The default is the first setting already.
         if model(**setting) != model(**params) and len(settings) < count:
             settings.append(setting)
@@ -188,8 +219,7 @@ def trained(
     rows = run.rows
     points = []
     for dataset, epsilon in zip(rows["dataset"], rows["epsilon_target"], strict=True):
-        budget = f"ε = {epsilon:g}".replace("inf", "∞").replace("ε = nan", "no ε")
-        points.append(f"{dataset}, {budget}")
+        points.append(point_text(dataset, epsilon))
     share = rows[measure_of(keys["evaluation"])] / rows["ceiling_balanced_accuracy"]
     return pd.DataFrame(
         {
@@ -285,14 +315,7 @@ def main() -> None:
             parser.error(f"{options.grid} has no method {method}; it has {known}")
     out = options.out or Path("runs") / options.grid.stem
     out.mkdir(parents=True, exist_ok=True)
-    datasets = []
-    for dataset in grid["dataset"]:
-        name = dataset["npz"]
-        path = validation_set(options.data / name, GROUPS.get(name), out)
-        datasets.append({**dataset, "npz": str(path.absolute())})
-    shared = ("epsilon", "partition", "alpha", "clients", "seeds", "delta", "evaluation")
-    keys = {key: grid[key] for key in shared if key in grid}
-    keys["dataset"] = datasets
+    keys = tuning_keys(grid, options.data, out)
     count = options.settings or grid["tune"]["trials"]
     settings = {}
     for method in methods:

@@ -6,15 +6,15 @@
 The rules are those of ``search.py``: the same tuning sets, validation rows, seeds, number of
 settings and least gain, and no test row is read. Constants are attributes of modules, so the script
 trains in its own process, where it can change them. The scores are recorded under the name of the
-method and the word ``constants``. A setting takes three to five minutes on one core. The folder of
-the run keeps its scores, so a search that was stopped goes on where it was.
+method and the word ``constants``. A setting of ``fedhypevae-warm`` takes three to five minutes on
+one core. The folder of the run keeps its scores, so a search that was stopped goes on where it was.
+It does not notice that the code has changed; delete the folder then.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,12 +22,20 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import yaml
 from rich.console import Console
-from search import GROUPS, measure_of, scored, shown, trained, validation_set, write
+from search import (
+    measure_of,
+    point_text,
+    scored,
+    shown,
+    shuffled_points,
+    trained,
+    tuning_keys,
+    write,
+)
 from sklearn.exceptions import ConvergenceWarning
 
 from algorithms import class_block, fedhypevae_sites, fedhypevae_warm
@@ -40,21 +48,22 @@ from fedsim.training.trial import Outcome, run_trial
 FOLDER = Path(__file__).parent
 GRIDS = {"fedhypevae-warm": "search.yaml", "fedhypevae-sites": "search_sites.yaml"}
 """By method, the grid with its tuning sets, ε and evaluation."""
+OF_BOTH = {
+    "clip": [0.5, 0.7, 1.0],
+    "reach": [1.0, 1.5, 2.0],
+    "closeness": [0.65, 0.75, 0.9],
+    "overlap": [0.9, 1.8, 3.0],
+}
+"""The constants that are searched for both methods."""
 SPACES: dict[str, dict[str, list[float]]] = {
-    "fedhypevae-warm": {
-        "clip": [0.5, 0.7, 1.0],
+    "fedhypevae-warm": OF_BOTH
+    | {
         "floor": [0.3, 0.6, 0.9],
         "resolution": [0.06, 0.12, 0.24],
-        "reach": [1.0, 1.5, 2.0],
-        "closeness": [0.65, 0.75, 0.9],
-        "overlap": [0.9, 1.8, 3.0],
         "share of class means": [0.25, 0.37, 0.5],
     },
-    "fedhypevae-sites": {
-        "clip": [0.5, 0.7, 1.0],
-        "reach": [1.0, 1.5, 2.0],
-        "closeness": [0.65, 0.75, 0.9],
-        "overlap": [0.9, 1.8, 3.0],
+    "fedhypevae-sites": OF_BOTH
+    | {
         "apart": [0.25, 0.5, 1.0],
         "site_second": [0.2, 0.4, 0.8],
         "share of site moments": [0.07, 0.14, 0.28],
@@ -116,20 +125,9 @@ def constants_changed(method: str, values: Mapping[str, float]) -> Iterator[None
 def settings_of(method: str) -> list[dict[str, float]]:
     """Return the values in the code, as an empty setting, and 23 random points of the space."""
     space = SPACES[method]
-    sizes = [len(values) for values in space.values()]
-    order = np.random.Generator(np.random.PCG64(0)).permutation(math.prod(sizes))
-    settings: list[dict[str, float]] = [{}]
-    for number in order:
-        indices = np.unravel_index(number, sizes)
-        if all(index == 1 for index in indices):
-            continue  # these are the values in the code
-        setting = {}
-        for (name, values), index in zip(space.items(), indices, strict=True):
-            setting[name] = values[index]
-        settings.append(setting)
-        if len(settings) == SETTINGS:
-            break
-    return settings
+    in_code = {name: values[1] for name, values in space.items()}
+    others = [point for point in shuffled_points(space) if point != in_code]
+    return [{}, *others[: SETTINGS - 1]]
 
 
 def trained_here(
@@ -161,11 +159,10 @@ def trained_here(
             *_, outcome = run_trial(trial, data)
             assert isinstance(outcome, Outcome)
             scores = cell_evaluator(trial, outcome.state, data).result().scores
-            budget = f"ε = {trial.cell.epsilon:g}".replace("inf", "∞")
             record = {
                 "method": method,
                 "setting": setting,
-                "point": f"{dataset_name(trial.cell.dataset, None)}, {budget}",
+                "point": point_text(dataset_name(trial.cell.dataset, None), trial.cell.epsilon),
                 "seed": trial.cell.seed,
                 "score": scores[measure],
             }
@@ -222,13 +219,7 @@ def main() -> None:
         grid = yaml.safe_load((FOLDER / GRIDS[method]).read_text(encoding="utf-8"))
         out = options.out / method
         out.mkdir(parents=True, exist_ok=True)
-        datasets = []
-        for dataset in grid["dataset"]:
-            path = validation_set(options.data / dataset["npz"], GROUPS.get(dataset["npz"]), out)
-            datasets.append({**dataset, "npz": str(path.absolute())})
-        shared = ("epsilon", "partition", "alpha", "clients", "seeds", "delta", "evaluation")
-        keys = {key: grid[key] for key in shared if key in grid}
-        keys["dataset"] = datasets
+        keys = tuning_keys(grid, options.data, out)
         print(f"{method}: the values in the code, by fedsim bench")
         by_bench = trained(keys, {method: [{}]}, out / "run")
         settings = settings_of(method)
